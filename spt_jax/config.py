@@ -1,0 +1,308 @@
+"""Every option of a run, as frozen dataclasses: what a YAML file or a dotted flag can set.
+
+The defaults are the training setup of Lester et al. 2021, section 3. Nothing here imports jax, so
+that `--help` and a misspelled option answer at once. Each class checks its own values when it is
+made; what needs a file or a model to be checked is checked where that is read.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Literal, Optional
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptConfig:
+    """The soft prompt: how many vectors, and where they start.
+
+    Args:
+        length: Number of trainable vectors P (paper: 1, 5, 20, 100, 150).
+        init: `class_labels`: row i is the mean embedding of label word i, the rest is sampled from
+            the vocabulary (the paper's default); `sampled_vocab`: embeddings of P of the first
+            5,000 vocabulary entries, without replacement; `uniform_paper`: uniform in [-0.5, 0.5];
+            `uniform_official`: uniform in [0, 0.5), what the released code draws; `text`: the
+            embeddings of `text`, the rest sampled; `file`: the vectors in `file`.
+        text: Words for `init: text`.
+        file: For `init: file`, a prompt.safetensors, an .npy array, or the folder of a run.
+    """
+
+    length: int = 100
+    init: Literal[
+        "class_labels", "sampled_vocab", "uniform_paper", "uniform_official", "text", "file"
+    ] = "class_labels"
+    text: Optional[str] = None
+    file: Optional[str] = None
+
+    def __post_init__(self):
+        _require(
+            self.length >= 1,
+            f"prompt.length is {self.length}, expected 1 or more; "
+            "set 'prompt: null' for a run without a prompt",
+        )
+        for name in ("text", "file"):
+            given = getattr(self, name)
+            _require(
+                (self.init == name) == (given is not None),
+                f"prompt.{name} is {given!r} with prompt.init '{self.init}'; "
+                f"set prompt.{name} exactly when prompt.init is '{name}'",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """The task: a built-in one by name, or a file of your own.
+
+    Args:
+        name: A built-in task (see `spt-jax train --task.name=?`), or a title for your own.
+        source: Training rows: a .jsonl, .csv or .tsv file with a field per column.
+        dev_source: Rows to choose the best step by; taken from `source` by a hash where not given.
+        test_source: Rows for the final score; taken from `source` by a hash where not given.
+        template: Input text of a row, such as '{sentence}' or 'question: {q} context: {c}'.
+        label: The field that holds the label or target text.
+        label_words: The words that the model may answer, or {value in the file: word}. Inferred
+            from the data where not given. Ignored for `free_text`.
+        free_text: The targets are free text: no label words, no rank score.
+    """
+
+    name: Optional[str] = None
+    source: Optional[str] = None
+    dev_source: Optional[str] = None
+    test_source: Optional[str] = None
+    template: Optional[str] = None
+    label: Optional[str] = None
+    label_words: Optional[dict[str, str] | list[str]] = None
+    free_text: bool = False
+
+    def __post_init__(self):
+        if self.source is None:
+            _require(
+                self.name is not None,
+                "no task is given; set task.name to a built-in task, or task.source, "
+                "task.template and task.label to use a file",
+            )
+            for option in ("dev_source", "test_source", "template", "label", "label_words"):
+                _require(
+                    getattr(self, option) is None,
+                    f"task.{option} is set but task.source is not; it describes a file of rows",
+                )
+        else:
+            for option in ("template", "label"):
+                _require(
+                    getattr(self, option) is not None,
+                    f"task.source is '{self.source}' but task.{option} is not set; "
+                    "a file needs task.template and task.label",
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Lengths and batches, in tokens and rows.
+
+    Args:
+        inputs_length: Longest input kept, in tokens with the end marker; the prompt comes on top.
+        targets_length: Longest target kept, in tokens with the end marker.
+        batch_size: Rows of one optimizer step.
+        buckets: Lengths that a batch is padded to: the smallest that holds its longest row. Each
+            is one compilation. `inputs_length` is always added as the last.
+        group_by_length: Draw batches of rows of similar length. Faster, but no longer the paper's
+            sampling.
+    """
+
+    inputs_length: int = 512
+    targets_length: int = 32
+    batch_size: int = 32
+    buckets: tuple[int, ...] = (32, 64, 128, 256)
+    group_by_length: bool = False
+
+    def __post_init__(self):
+        for name in ("inputs_length", "targets_length", "batch_size"):
+            value = getattr(self, name)
+            _require(value >= 1, f"data.{name} is {value}, expected 1 or more")
+        _require(
+            all(b >= 1 for b in self.buckets) and list(self.buckets) == sorted(set(self.buckets)),
+            f"data.buckets is {list(self.buckets)}, expected increasing lengths of 1 or more",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """The optimizer of the trained leaves.
+
+    Args:
+        name: `adafactor`, `adamw`, `adam`, `sgd` or `lion`.
+        preset: For adafactor. `t5x_1100k`: as the official runs behave, which restore the step
+            count 1,100,000 of the pretrained model beside an empty second moment; `fresh`: plain
+            Optax, counting from 0.
+        learning_rate: Peak learning rate.
+        schedule: `constant` (the paper), `linear` (to 0 at the last step), `cosine`, or `rsqrt`
+            (T5's pretraining: learning_rate / sqrt(max(step, warmup_steps) / warmup_steps)).
+        warmup_steps: Steps of linear warm-up from 0.
+        weight_decay: Share of every weight removed per step; for adafactor not multiplied by the
+            learning rate (as in T5X).
+        multiply_by_parameter_scale: Adafactor's relative step sizes: off for prompts, on for
+            pretraining and model tuning as in T5.
+        momentum: First moment decay; none by default. Adam's b1 where the optimizer is Adam.
+        clip_norm: Gradients are scaled down to this global norm; none by default.
+        accumulate: Micro-batches per step; must divide data.batch_size. Same result, less memory.
+    """
+
+    name: Literal["adafactor", "adamw", "adam", "sgd", "lion"] = "adafactor"
+    preset: Literal["t5x_1100k", "fresh"] = "t5x_1100k"
+    learning_rate: float = 0.3
+    schedule: Literal["constant", "linear", "cosine", "rsqrt"] = "constant"
+    warmup_steps: int = 0
+    weight_decay: float = 1e-5
+    multiply_by_parameter_scale: bool = False
+    momentum: Optional[float] = None
+    clip_norm: Optional[float] = None
+    accumulate: int = 1
+
+    def __post_init__(self):
+        _require(
+            self.learning_rate > 0,
+            f"optimizer.learning_rate is {self.learning_rate}, expected more than 0",
+        )
+        _require(
+            self.accumulate >= 1,
+            f"optimizer.accumulate is {self.accumulate}, expected 1 or more",
+        )
+        _require(
+            self.warmup_steps >= (1 if self.schedule == "rsqrt" else 0),
+            f"optimizer.warmup_steps is {self.warmup_steps}, expected 0 or more, "
+            "and 1 or more with optimizer.schedule 'rsqrt'",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Cross-entropy over the target tokens.
+
+    Args:
+        z_loss: Weight of log(Z)^2, which keeps logits near 0 (T5: 1e-4).
+        label_smoothing: Share of the probability spread over the vocabulary.
+        reduction: `sum` over the target tokens of the batch (as T5X), or their `mean`.
+    """
+
+    z_loss: float = 1e-4
+    label_smoothing: float = 0.0
+    reduction: Literal["sum", "mean"] = "sum"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """Evaluation on the dev split while training. May differ when a run is resumed.
+
+    Args:
+        every: Steps between evaluations; the last step is always evaluated.
+        batch_size: Rows of one evaluation batch.
+        max_rows: Use only the first rows of the dev split; all by default.
+        patience: Stop after this many evaluations without a better score; never by default.
+        baselines: Evaluate the frozen model without a prompt too, on the test split.
+    """
+
+    every: int = 1000
+    batch_size: int = 64
+    max_rows: Optional[int] = None
+    patience: Optional[int] = None
+    baselines: bool = True
+
+    def __post_init__(self):
+        for name in ("every", "batch_size"):
+            value = getattr(self, name)
+            _require(value >= 1, f"eval.{name} is {value}, expected 1 or more")
+        for name in ("max_rows", "patience"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"eval.{name} is {value}, expected 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogConfig:
+    """Logging and checkpoints. May differ when a run is resumed.
+
+    Args:
+        every: Steps between lines of the log.
+        checkpoint_every: Steps between checkpoints; one is also written at every evaluation.
+        keep: Checkpoints kept.
+    """
+
+    every: int = 50
+    checkpoint_every: int = 1000
+    keep: int = 3
+
+    def __post_init__(self):
+        for name in ("every", "checkpoint_every", "keep"):
+            value = getattr(self, name)
+            _require(value >= 1, f"log.{name} is {value}, expected 1 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run: a prompt for a frozen T5, or (`tune: model`) the whole T5.
+
+    Args:
+        model: A bundled backbone by name, or the folder of one.
+        task: What to learn.
+        prompt: The soft prompt; null for none (with `tune: model`).
+        tune: `prompt` trains the prompt alone; `model` trains every weight, the paper's baseline.
+        optimizer: How.
+        loss: Of what.
+        data: Lengths and batches.
+        eval: Evaluation while training.
+        log: Logging and checkpoints.
+        steps: Optimizer steps.
+        seed: Of initialisation, batches and dropout.
+        dtype: Of the activations; prompt and optimizer are always float32.
+        dropout_rate: On while training, also over the prompt, as in the official runs.
+        remat: Recompute each layer in the backward pass: less memory, more time.
+    """
+
+    task: TaskConfig
+    model: str = "spt-nano"
+    prompt: Optional[PromptConfig] = field(default_factory=PromptConfig)
+    tune: Literal["prompt", "model"] = "prompt"
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    steps: int = 30_000
+    seed: int = 0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    dropout_rate: float = 0.1
+    remat: bool = False
+
+    def __post_init__(self):
+        _require(self.steps >= 1, f"steps is {self.steps}, expected 1 or more")
+        _require(self.seed >= 0, f"seed is {self.seed}, expected 0 or more")
+        _require(
+            0 <= self.dropout_rate < 1,
+            f"dropout_rate is {self.dropout_rate}, expected at least 0 and less than 1",
+        )
+        _require(
+            self.prompt is not None or self.tune == "model",
+            "prompt is null but tune is 'prompt', so nothing would be trained; "
+            "set a prompt, or 'tune: model'",
+        )
+        _require(
+            self.data.batch_size % self.optimizer.accumulate == 0,
+            f"optimizer.accumulate {self.optimizer.accumulate} does not divide "
+            f"data.batch_size {self.data.batch_size}",
+        )
+
+
+def to_dict(config) -> dict:
+    """A config as nested dicts, lists and scalars, ready for YAML or JSON."""
+    plain = dataclasses.asdict(config)
+
+    def clean(value):
+        if isinstance(value, dict):
+            return {k: clean(v) for k, v in value.items()}
+        if isinstance(value, (tuple, list)):
+            return [clean(v) for v in value]
+        return value
+
+    return clean(plain)
