@@ -6,6 +6,7 @@ made; what needs a file or a model to be checked is checked where that is read.
 """
 
 import dataclasses
+import typing
 from dataclasses import dataclass, field
 from typing import Literal, Optional
 
@@ -141,6 +142,7 @@ class OptimizerConfig:
         schedule: `constant` (the paper), `linear` (to 0 at the last step), `cosine`, or `rsqrt`
             (T5's pretraining: learning_rate / sqrt(max(step, warmup_steps) / warmup_steps)).
         warmup_steps: Steps of linear warm-up from 0.
+        cooldown_steps: Last steps, over which the rate falls linearly to 0 whatever the schedule.
         weight_decay: Share of every weight removed per step; for adafactor not multiplied by the
             learning rate (as in T5X).
         multiply_by_parameter_scale: Adafactor's relative step sizes: off for prompts, on for
@@ -155,6 +157,7 @@ class OptimizerConfig:
     learning_rate: float = 0.3
     schedule: Literal["constant", "linear", "cosine", "rsqrt"] = "constant"
     warmup_steps: int = 0
+    cooldown_steps: int = 0
     weight_decay: float = 1e-5
     multiply_by_parameter_scale: bool = False
     momentum: Optional[float] = None
@@ -169,6 +172,10 @@ class OptimizerConfig:
         _require(
             self.accumulate >= 1,
             f"optimizer.accumulate is {self.accumulate}, expected 1 or more",
+        )
+        _require(
+            self.cooldown_steps >= 0,
+            f"optimizer.cooldown_steps is {self.cooldown_steps}, expected 0 or more",
         )
         _require(
             self.warmup_steps >= (1 if self.schedule == "rsqrt" else 0),
@@ -294,6 +301,128 @@ class TrainConfig:
         )
 
 
+def _mixture_weights() -> dict[str, float]:
+    long = {"span_corruption": 1.0, "lm": 1.0}
+    of_docstrings = {"name": 1.5, "kind": 0.5, "summary": 1.0}
+    of_order = {"next": 1.0, "order": 1.0, "together": 1.0, "scrambled": 0.5}
+    of_words = {"copy": 1.0, "first": 0.5, "last": 0.5, "after": 1.0, "before": 0.5}
+    of_words |= {"contains": 1.0, "count": 0.5, "topic": 1.0, "pick": 1.0, "odd": 1.0}
+    of_gaps = {"gap": 1.5, "choice": 1.5, "mood": 1.0}
+    of_books = {"book": 1.0, "author": 0.5, "same": 0.5}
+    return long | of_docstrings | of_order | of_words | of_gaps | of_books
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureConfig:
+    """The pretraining mixture: what every row asks, and the shapes of its batches.
+
+    Args:
+        inputs_length: Tokens of every input, with the end marker.
+        long_targets_length: Tokens of the targets of span corruption and LM, with the end marker.
+        short_targets_length: Tokens of the targets of all other tasks, with the end marker.
+        batch_size: Rows of one step.
+        short_share: Share of the steps whose rows have short targets.
+        docstring_share: Share of the rows from docstrings, where a task can use both.
+        wording_share: Share of the rows that give the instruction in other words than the usual.
+        relabel_share: Share of the rows with labels whose instruction names other words for them.
+        weights: How often a row is of each task, among the tasks of its length.
+    """
+
+    inputs_length: int = 96
+    long_targets_length: int = 48
+    short_targets_length: int = 12
+    batch_size: int = 64
+    short_share: float = 0.6
+    docstring_share: float = 0.5
+    wording_share: float = 0.5
+    relabel_share: float = 0.25
+    weights: dict[str, float] = field(default_factory=_mixture_weights)
+
+    def __post_init__(self):
+        least = {"inputs_length": 64, "long_targets_length": 8, "short_targets_length": 4}
+        for name, value in (least | {"batch_size": 1}).items():
+            given = getattr(self, name)
+            _require(given >= value, f"mixture.{name} is {given}, expected {value} or more")
+        for name in ("short_share", "docstring_share", "wording_share", "relabel_share"):
+            given = getattr(self, name)
+            _require(0 <= given <= 1, f"mixture.{name} is {given}, expected 0 to 1")
+        for name, weight in self.weights.items():
+            _require(weight >= 0, f"mixture.weights.{name} is {weight}, expected 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArchitectureConfig:
+    """The shape of a T5 1.1 to pretrain; see `spt_jax.t5.T5Config`.
+
+    Args:
+        d_model: Width.
+        d_kv: Width of a head.
+        d_ff: Width of the gated MLP.
+        num_heads: Attention heads.
+        num_layers: Encoder layers.
+        num_decoder_layers: Decoder layers.
+        vocab_size: Entries of the tokenizer, which is trained first, and rows of the embedding.
+    """
+
+    d_model: int = 256
+    d_kv: int = 64
+    d_ff: int = 512
+    num_heads: int = 4
+    num_layers: int = 3
+    num_decoder_layers: int = 2
+    vocab_size: int = 3072
+
+
+def _pretrain_optimizer() -> OptimizerConfig:
+    return OptimizerConfig(
+        preset="fresh",
+        learning_rate=0.02,
+        schedule="rsqrt",
+        warmup_steps=150,
+        weight_decay=0.0,
+        multiply_by_parameter_scale=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Pretraining of a backbone from scratch, tokenizer included.
+
+    Args:
+        name: Of the backbone.
+        architecture: Its shape.
+        mixture: What it learns.
+        text_files: .txt or .txt.xz files, a paragraph a line, beside the docstrings.
+        max_text_characters: Characters taken from the text files, as a random sample.
+        optimizer: T5's Adafactor with relative step sizes by default. Plain Adam lets the decoder
+            of a small model learn to ignore its encoder, which no prompt can then steer.
+        loss: Of what.
+        log: Logging and checkpoints.
+        gap_every: Steps between measurements of the encoder gap on held-out text.
+        steps: Optimizer steps.
+        seed: Of weights, batches and samples.
+        dtype: Of the activations.
+    """
+
+    name: str
+    architecture: ArchitectureConfig = field(default_factory=ArchitectureConfig)
+    mixture: MixtureConfig = field(default_factory=MixtureConfig)
+    text_files: tuple[str, ...] = ()
+    max_text_characters: int = 20_000_000
+    optimizer: OptimizerConfig = field(default_factory=_pretrain_optimizer)
+    loss: LossConfig = field(default_factory=lambda: LossConfig(reduction="mean"))
+    log: LogConfig = field(default_factory=LogConfig)
+    gap_every: int = 200
+    steps: int = 6000
+    seed: int = 0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self):
+        for name in ("steps", "gap_every"):
+            value = getattr(self, name)
+            _require(value >= 1, f"{name} is {value}, expected 1 or more")
+
+
 def to_dict(config) -> dict:
     """A config as nested dicts, lists and scalars, ready for YAML or JSON."""
     plain = dataclasses.asdict(config)
@@ -306,3 +435,22 @@ def to_dict(config) -> dict:
         return value
 
     return clean(plain)
+
+
+def from_dict(cls, values: dict):
+    """The config of class `cls` that `to_dict` wrote.
+
+    Raises:
+        ValueError: A field is unknown or its value not allowed.
+    """
+    fields = {f.name: typing.get_type_hints(cls)[f.name] for f in dataclasses.fields(cls)}
+    if unknown := sorted(set(values) - set(fields)):
+        raise ValueError(f"{cls.__name__} has no field '{unknown[0]}'; it has {', '.join(fields)}")
+
+    def build(kind, value):
+        kinds = [k for k in (kind, *typing.get_args(kind)) if dataclasses.is_dataclass(k)]
+        if kinds and isinstance(value, dict):
+            return from_dict(kinds[0], value)
+        return tuple(value) if typing.get_origin(kind) is tuple else value
+
+    return cls(**{name: build(fields[name], value) for name, value in values.items()})

@@ -1,0 +1,50 @@
+"""The package: dependencies with lower bounds only, extras, bundled weights and configs."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "spt_jax" / "__init__.py").read_text())
+assert VERSION, "spt_jax/__init__.py sets no __version__"
+
+setup(
+    name="spt_jax",
+    version=VERSION[1],
+    description="Soft prompt tuning for a frozen T5, in JAX",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=[*find_packages(include=["spt_jax", "spt_jax.*"]), "spt_jax.configs"],
+    package_dir={"spt_jax.configs": "configs"},  # `--config quickstart` works without a checkout
+    package_data={"spt_jax": ["backbones/**/*"], "spt_jax.configs": ["*.yaml"]},
+    entry_points={"console_scripts": ["spt-jax = spt_jax.cli:main"]},
+    install_requires=[
+        "docstring-parser>=0.17",
+        "flax>=0.12",
+        "grain>=0.2.18",
+        "jax>=0.10",
+        "jaxtyping>=0.3",
+        "jsonargparse>=4.53",
+        "numpy>=2.0",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12",
+        "pyyaml>=6.0",
+        "rich>=14.0",
+        "safetensors>=0.7",
+        "tokenizers>=0.22",
+        # Sources of text: the built-in task reads their docstrings, and nothing imports them.
+        "huggingface-hub>=1.0",
+        "scipy>=1.14",
+        "tensorflow-datasets>=4.9",
+        "transformers>=5.0",
+    ],
+    extras_require={
+        "test": ["pyright>=1.1.400", "pytest>=8.4", "ruff>=0.12"],
+        "parity": ["peft>=0.18", "torch>=2.9"],
+        "tpu": ["jax[tpu]"],
+        "cuda": ["jax[cuda12]"],
+    },
+)

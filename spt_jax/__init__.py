@@ -1,0 +1,67 @@
+"""Soft prompt tuning for a frozen T5, in JAX.
+
+The public names are imported when they are first used, so `import spt_jax` itself is free.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from spt_jax.backbone import Backbone, describe, load_backbone, save_backbone
+    from spt_jax.checkpoint import load_prompt, save_prompt
+    from spt_jax.config import (
+        ArchitectureConfig,
+        DataConfig,
+        EvalConfig,
+        LogConfig,
+        LossConfig,
+        MixtureConfig,
+        OptimizerConfig,
+        PretrainConfig,
+        PromptConfig,
+        TaskConfig,
+        TrainConfig,
+    )
+    from spt_jax.data.tasks import Example, Task, load_task, task_names
+    from spt_jax.errors import RunError
+    from spt_jax.evaluate import evaluate_run, predict_run
+    from spt_jax.interpret import nearest_words
+    from spt_jax.tokenizer import Tokenizer, train_tokenizer
+    from spt_jax.train import fit
+
+__version__ = "0.1.0"
+
+_NAMES = {  # the imports above, by module
+    "backbone": ("Backbone", "describe", "load_backbone", "save_backbone"),
+    "checkpoint": ("load_prompt", "save_prompt"),
+    "config": (
+        "ArchitectureConfig",
+        "DataConfig",
+        "EvalConfig",
+        "LogConfig",
+        "LossConfig",
+        "MixtureConfig",
+        "OptimizerConfig",
+        "PretrainConfig",
+        "PromptConfig",
+        "TaskConfig",
+        "TrainConfig",
+    ),
+    "data.tasks": ("Example", "Task", "load_task", "task_names"),
+    "errors": ("RunError",),
+    "evaluate": ("evaluate_run", "predict_run"),
+    "interpret": ("nearest_words",),
+    "tokenizer": ("Tokenizer", "train_tokenizer"),
+    "train": ("fit",),
+}
+_MODULES = {name: f"spt_jax.{module}" for module, names in _NAMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'spt_jax' has no attribute '{name}'")
+    return getattr(importlib.import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_MODULES])

@@ -1,0 +1,85 @@
+"""Config files: where they are found, and YAML as a tree of text.
+
+A scalar stays the text that was written: `no` is not false, `1.10` keeps its zero, and `1e-5` is a
+number where an option wants one. The type of the option alone decides, as for a flag.
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def bundled_configs() -> dict[str, Path]:
+    """The configs that come with the package, by name."""
+    installed, checkout = _PACKAGE / "configs", _PACKAGE.parent / "configs"
+    folder = installed if installed.is_dir() else checkout
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def find_config(name: str) -> Path:
+    """The path of a config: that of a file, which wins, or of a bundled one by its name.
+
+    Raises:
+        FileNotFoundError: If there is neither.
+    """
+    bundled = bundled_configs()
+    if Path(name).is_file():
+        return Path(name)
+    if name in bundled:
+        return bundled[name]
+    raise FileNotFoundError(
+        f"config '{name}' is neither a file nor bundled; "
+        f"bundled configs: {', '.join(bundled)}{suggest(name, bundled)}"
+    )
+
+
+def load_text(text: str, where: str) -> Any:
+    """YAML as text, None, and lists and mappings of them.
+
+    Raises:
+        ValueError: If it is not YAML, or sets a key twice; `where` opens the message.
+    """
+    try:
+        return yaml.load(text, Loader=_TextLoader)
+    except yaml.YAMLError as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        line = f"line {mark.line + 1}, " if mark is not None else ""
+        raise ValueError(f"{where}{line}not valid YAML: {problem or error}") from error
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """` (did you mean 'x'?)` with the closest known name, or nothing."""
+    close = difflib.get_close_matches(name, sorted(known), n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def show(value: Any) -> str:
+    """A tree of text as an error message quotes it."""
+    return f"'{value}'" if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+class _TextLoader(yaml.SafeLoader):
+    """YAML in which plain scalars are text or null, and a key that is set twice is an error."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [("tag:yaml.org,2002:null", re.compile(r"(~|null|Null|NULL|)$"))]
+        for first in ("~", "n", "N", "")
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        mapping = {}
+        for key, value in node.value:
+            if not isinstance(key.value, str) or key.value in mapping:
+                problem = "is set twice" if isinstance(key.value, str) else "is not a name"
+                raise yaml.MarkedYAMLError(
+                    problem=f"{show(key.value)} {problem}", problem_mark=key.start_mark
+                )
+            mapping[key.value] = self.construct_object(value, deep=True)
+        return mapping

@@ -1,0 +1,251 @@
+"""Tasks: pairs of text, split into train, dev and test, and the words that may be answered.
+
+A task is the built-in one (`docstrings.py`) or a user's file: a template makes the input text of a
+row, a field its target. Where rows have to be split here, the split is a function of the row's
+input text alone: a row that occurs twice never stands in both train and test, and adding rows to a
+file moves no other row.
+"""
+
+import hashlib
+import string
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from spt_jax.config import TaskConfig
+from spt_jax.data.docstrings import LIBRARIES, library_rows
+from spt_jax.data.sources import Row, read_rows, shorten, suggest
+
+SPLITS = ("train", "dev", "test")
+DEV_SHARE = TEST_SHARE = 0.1
+MAX_INFERRED = 50  # label words that are inferred without asking, if they are many of the rows
+
+
+@dataclass(frozen=True)
+class Example:
+    """What T5 reads and what it should write."""
+
+    inputs: str
+    targets: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task, ready to be tokenized.
+
+    Args:
+        name: Its name.
+        splits: "train", "dev" and "test", none of them empty.
+        label_words: The answers that count, or None where targets are free text.
+        notes: Lines to print: rows per split, label words, balance, rows in common.
+    """
+
+    name: str
+    splits: dict[str, list[Example]]
+    label_words: tuple[str, ...] | None
+    notes: tuple[str, ...]
+
+
+class _Located(NamedTuple):
+    example: Example
+    place: str  # path:line
+
+
+def task_names() -> list[str]:
+    """Names of the built-in tasks."""
+    return ["library"]
+
+
+def load_task(config: TaskConfig) -> Task:
+    """Reads the task that a config describes.
+
+    Raises:
+        FileNotFoundError: A file of rows does not exist.
+        ValueError: The task is unknown, or a file, the template or a label is not as expected; the
+            message names path:line where one line is at fault.
+    """
+    if config.source is not None:
+        return _load_files(config, config.source, config.template or "", config.label or "")
+    if config.name not in task_names():
+        raise ValueError(
+            f"unknown task '{config.name}'; built-in tasks: {', '.join(task_names())}"
+            f"{suggest(str(config.name), task_names())}, or set task.source to a file of rows"
+        )
+    rows = library_rows()
+    splits = {name: [Example(row.text, row.label) for row in rows[name]] for name in SPLITS}
+    label_words = None if config.free_text else tuple(LIBRARIES)
+    return Task("library", splits, label_words, _describe(splits, label_words))
+
+
+def majority_score(task: Task) -> float:
+    """Accuracy on test, 0 to 100, of always answering the most frequent target of train."""
+    answer = Counter(e.targets for e in task.splits["train"]).most_common(1)[0][0]
+    test = task.splits["test"]
+    return 100 * sum(e.targets == answer for e in test) / len(test)
+
+
+def _load_files(config: TaskConfig, source: str, template: str, label: str) -> Task:
+    fields = _template_fields(template)
+    paths = {"train": source, "dev": config.dev_source, "test": config.test_source}
+    rows = {
+        name: [_locate(path, row, fields, label) for row in read_rows(path)]
+        for name, path in paths.items()
+        if path is not None
+    }
+    notes = []
+    label_words = None
+    if not config.free_text:
+        if config.label_words is None:
+            mapping, origin = _infer(source, label, rows["train"]), f"inferred from {source}"
+            notes.append(f"label words, {origin}: {', '.join(mapping)}")
+        else:
+            mapping, origin = _given(config.label_words), "given as task.label_words"
+        rows = {name: [_to_word(row, mapping, origin) for row in rows[name]] for name in rows}
+        label_words = tuple(dict.fromkeys(mapping.values()))
+    splits = {name: [row.example for row in rows[name]] for name in rows}
+    missing = [name for name in SPLITS if name not in splits]
+    if missing:
+        splits |= _split(splits["train"], missing)
+        options = " and ".join(f"task.{name}_source" for name in missing)
+        notes.append(
+            f"{' and '.join(missing)} taken from {source} by a hash of the input text; "
+            f"set {options} to use files"
+        )
+        for name in SPLITS:
+            if not splits[name]:
+                raise ValueError(
+                    f"file '{source}' has {len(rows['train'])} rows and none falls into {name}; "
+                    f"give more rows, or set {options}"
+                )
+    splits = {name: splits[name] for name in SPLITS}
+    name = config.name or Path(source).stem
+    return Task(name, splits, label_words, (*notes, *_describe(splits, label_words)))
+
+
+def _template_fields(template: str) -> list[tuple[str, str | None]]:
+    """A template as (text, field to put after it or None) pairs."""
+    try:
+        parsed = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise ValueError(
+            f"task.template {template!r} is broken ({error}); expected fields in braces, such as "
+            "'{sentence}', and '{{' for a brace"
+        ) from None
+    for _, field, form, conversion in parsed:
+        if field is not None and (not field or form or conversion):
+            raise ValueError(
+                f"task.template {template!r} has a field without a name or with a format; "
+                "expected the name of a field alone in braces, such as '{sentence}'"
+            )
+    if all(field is None for _, field, _, _ in parsed):
+        raise ValueError(
+            f"task.template {template!r} has no field, so every input would be the same; "
+            "expected fields in braces, such as '{sentence}'"
+        )
+    return [(text, field) for text, field, _, _ in parsed]
+
+
+def _locate(path: str, row: Row, template: list[tuple[str, str | None]], label: str) -> _Located:
+    place = f"{path}:{row.line}"
+
+    def value(field: str, option: str) -> str:
+        if field not in row.fields:
+            known = list(row.fields)
+            shown = ", ".join(shorten(name, 30) for name in known[:20]) or "none"
+            raise ValueError(
+                f"{place}: the row has no field '{field}' of {option}; its fields: {shown}"
+                f"{suggest(field, known)}"
+            )
+        return row.fields[field].strip()
+
+    parts = [
+        text + (value(field, "task.template") if field is not None else "")
+        for text, field in template
+    ]
+    target = " ".join(value(label, "task.label").split())
+    if not target:
+        raise ValueError(f"{place}: field '{label}' of task.label is empty; expected a target text")
+    return _Located(Example("".join(parts).strip(), target), place)
+
+
+def _infer(source: str, label: str, train: Sequence[_Located]) -> dict[str, str]:
+    """{value in the file: word}, the same here."""
+    values = sorted({row.example.targets for row in train})
+    if len(values) > MAX_INFERRED and len(values) > len(train) / 10:
+        raise ValueError(
+            f"field '{label}' of {source} has {len(values):,} different values in {len(train):,} "
+            "rows, too many for label words; set task.free_text=true, or list them in "
+            "task.label_words"
+        )
+    return {value: value for value in values}
+
+
+def _given(label_words: dict[str, str] | list[str]) -> dict[str, str]:
+    """{value in the file: word} from either form of the option."""
+    if isinstance(label_words, dict):
+        pairs = list(label_words.items())
+    else:
+        pairs = [(word, word) for word in label_words]
+    pairs = [(" ".join(str(value).split()), " ".join(str(word).split())) for value, word in pairs]
+    mapping = dict(pairs)
+    if not mapping or len(mapping) < len(pairs) or not all(mapping.values()):
+        raise ValueError(
+            f"task.label_words is {label_words!r}, expected one or more different words, none empty"
+        )
+    return mapping
+
+
+def _to_word(located: _Located, mapping: dict[str, str], origin: str) -> _Located:
+    example, place = located
+    if example.targets not in mapping:
+        shown = ", ".join(shorten(value, 30) for value in list(mapping)[:20])
+        raise ValueError(
+            f"{place}: label '{shorten(example.targets)}' is not among those {origin}: {shown}"
+            f"{suggest(example.targets, list(mapping))}"
+        )
+    return _Located(Example(example.inputs, mapping[example.targets]), place)
+
+
+def _split(examples: Sequence[Example], missing: Sequence[str]) -> dict[str, list[Example]]:
+    """Rows of one file as train and the missing splits, 10% each; the latter in shuffled order."""
+    parts: dict[str, list[tuple[float, Example]]] = {name: [] for name in ("train", *missing)}
+    for example in examples:
+        digest = hashlib.sha256(" ".join(example.inputs.split()).encode()).digest()
+        share = int.from_bytes(digest[:8], "big") / 2**64
+        if "test" in missing and share < TEST_SHARE:
+            name = "test"
+        elif "dev" in missing and TEST_SHARE <= share < TEST_SHARE + DEV_SHARE:
+            name = "dev"
+        else:
+            name = "train"
+        parts[name].append((share, example))
+    for name in missing:  # so that the first rows are a sample even of a file sorted by label
+        parts[name].sort(key=lambda pair: pair[0])
+    return {name: [example for _, example in part] for name, part in parts.items()}
+
+
+def _describe(
+    splits: dict[str, list[Example]], label_words: tuple[str, ...] | None
+) -> tuple[str, ...]:
+    notes = ["rows: " + ", ".join(f"{len(splits[name]):,} {name}" for name in SPLITS)]
+    if label_words is not None:
+        counts = {name: Counter(e.targets for e in splits[name]) for name in SPLITS}
+        rows = [
+            f"{shorten(word, 20)} {'/'.join(f'{counts[name][word]:,}' for name in SPLITS)}"
+            for word in label_words[:20]
+        ]
+        more = f" and {len(label_words) - 20} more" if len(label_words) > 20 else ""
+        majority = counts["train"].most_common(1)[0][0]
+        score = 100 * counts["test"][majority] / len(splits["test"])
+        notes.append(f"rows per label ({'/'.join(SPLITS)}): {', '.join(rows)}{more}")
+        notes.append(f"always answering '{shorten(majority, 20)}' scores {score:.1f} on test")
+    seen = {example.inputs for example in splits["train"]}
+    for name in ("dev", "test"):
+        common = sum(example.inputs in seen for example in splits[name])
+        if common:
+            notes.append(
+                f"{common:,} of {len(splits[name]):,} {name} rows have the input of a train row"
+            )
+    return tuple(notes)

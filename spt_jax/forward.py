@@ -1,0 +1,114 @@
+"""Where a prompt meets T5: prepend, mask, run.
+
+    encoder input   [p_1 ... p_P, e_1 ... e_T]        positions 0 .. P + T - 1
+
+All prompt vectors are attended to, by each other and by the text; the decoder is untouched
+(Lester et al. 2021, section 2). There is no other place in the project that knows how.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from spt_jax.t5 import T5
+from spt_jax.typing import Array, Bool, Float, Int, Key, Params
+
+START_ID = 0
+"""T5 starts decoding from its padding id."""
+
+
+def shift_right(targets: Int[Array, "B U"]) -> Int[Array, "B U"]:
+    """What the decoder reads in order to predict `targets`."""
+    return jnp.pad(targets, ((0, 0), (1, 0)), constant_values=START_ID)[:, :-1]
+
+
+def prepend(
+    prompt: Float[Array, "*b P D"],
+    prompt_mask: Bool[Array, "B P"] | None,
+    embedded: Float[Array, "B T D"],
+    mask: Bool[Array, "B T"],
+) -> tuple[Float[Array, "B S D"], Bool[Array, "B S"]]:
+    """The embedded input with a prompt in front, and its mask.
+
+    Args:
+        prompt: One prompt [P, D] for all rows, or one per row [B, P, D].
+        prompt_mask: Which vectors of each row's prompt are real; all by default. A prompt shorter
+            than P belongs at the right end of its row, next to the text, so that distances are
+            those that it was trained with.
+        embedded: The embedded text.
+        mask: Which of its positions are text.
+
+    Raises:
+        ValueError: The prompt's width is not the model's.
+    """
+    if prompt.shape[-1] != embedded.shape[-1]:
+        raise ValueError(
+            f"prompt has d_model {prompt.shape[-1]} but the model has {embedded.shape[-1]}; "
+            "load the model that the prompt was trained on"
+        )
+    batch, length = embedded.shape[0], prompt.shape[-2]
+    prompt = jnp.broadcast_to(prompt, (batch, *prompt.shape[-2:])).astype(embedded.dtype)
+    if prompt_mask is None:
+        prompt_mask = jnp.ones((batch, length), bool)
+    return jnp.concatenate([prompt, embedded], 1), jnp.concatenate([prompt_mask, mask], 1)
+
+
+def encode(
+    model: T5,
+    params: Params,
+    inputs: Int[Array, "B T"],
+    *,
+    prompt_mask: Bool[Array, "B P"] | None = None,
+    dropout_key: Key | None = None,
+) -> tuple[Float[Array, "B S D"], Bool[Array, "B S"]]:
+    """The encoder's output and its mask, with the prompt of `params` if it has one.
+
+    Args:
+        model: The T5.
+        params: `{"t5": ...}` and, for a prompt, `"prompt"`: [P, D] or one per row, [B, P, D].
+        inputs: Token ids, 0 where padded.
+        prompt_mask: See `prepend`.
+        dropout_key: Dropout is on where one is given.
+    """
+    t5 = {"params": params["t5"]}
+    embedded, mask = model.apply(t5, inputs, method="embed"), inputs > 0
+    if "prompt" in params:
+        embedded, mask = prepend(params["prompt"], prompt_mask, embedded, mask)
+    train = dropout_key is not None
+    rngs = {"dropout": dropout_key} if train else None
+    return model.apply(t5, embedded, mask, train=train, rngs=rngs, method="encode"), mask
+
+
+def decode(
+    model: T5,
+    params: Params,
+    encoded: Float[Array, "B S D"],
+    mask: Bool[Array, "B S"],
+    targets: Int[Array, "B U"],
+    *,
+    dropout_key: Key | None = None,
+) -> Float[Array, "B U V"]:
+    """Logits of every target, each given those before it."""
+    t5 = {"params": params["t5"]}
+    embedded = model.apply(t5, shift_right(targets), method="embed")
+    train = dropout_key is not None
+    rngs = {"dropout": dropout_key} if train else None
+    return model.apply(t5, embedded, encoded, mask, train=train, rngs=rngs, method="decode")
+
+
+def forward(
+    model: T5,
+    params: Params,
+    inputs: Int[Array, "B T"],
+    targets: Int[Array, "B U"],
+    *,
+    prompt_mask: Bool[Array, "B P"] | None = None,
+    dropout_key: Key | None = None,
+) -> Float[Array, "B U V"]:
+    """Logits of every target, in float32 or wider: `encode`, then `decode`."""
+    encode_key = decode_key = None
+    if dropout_key is not None:
+        encode_key, decode_key = jax.random.split(dropout_key)
+    encoded, mask = encode(
+        model, params, inputs, prompt_mask=prompt_mask, dropout_key=encode_key
+    )
+    return decode(model, params, encoded, mask, targets, dropout_key=decode_key)

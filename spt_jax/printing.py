@@ -1,0 +1,70 @@
+"""What a command prints on stdout: one JSON object, aligned `name  value` lines, or a table.
+
+The JSON is strict: a value that is not finite is null, so that every JSON reader takes the line.
+"""
+
+import json
+import math
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+
+def print_json(result: Mapping[str, Any]) -> None:
+    """Prints `result` as one line of JSON; paths as text, scalars of numpy as numbers."""
+    print(json.dumps(_plain(result), ensure_ascii=False, allow_nan=False))
+
+
+def print_result(result: Mapping[str, Any], as_json: bool) -> None:
+    """Prints `result` as JSON, or as one aligned line per value, `outer.inner` where nested."""
+    if as_json:
+        return print_json(result)
+    rows = list(_rows("", _plain(result)))
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, text in rows:
+        print(f"{name:<{width}}  {text}")
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Prints aligned columns, folded to the width of a terminal and never in a pipe or file."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*header, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console(width=None if sys.stdout.isatty() else 10_000).print(table)
+
+
+def _rows(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _rows(f"{name}.{key}" if name else key, inner)
+    elif isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
+        for number, inner in enumerate(value):
+            yield from _rows(f"{name}[{number}]", inner)
+    else:
+        yield name, _text(value)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float):
+        return f"{value:,.2f}" if abs(value) >= 1 else f"{value:.3g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, (bool, int, float)) else str(value)

@@ -1,0 +1,81 @@
+"""What a person sees of a long run: a bar on a terminal, a line now and then elsewhere."""
+
+import sys
+import time
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+PLAIN_SECONDS = 10.0
+"""Least time between two lines where there is no terminal."""
+
+
+class Bar:
+    """Progress of a known number of steps, on stderr. A context manager.
+
+    Args:
+        title: What is running.
+        total: Steps in all.
+        done: Steps done before, of a resumed run.
+    """
+
+    def __init__(self, title: str, total: int, done: int = 0):
+        self._title, self._total, self._done = title, total, done
+        self._started, self._first, self._spoken = time.monotonic(), done, 0.0
+        self._fields = ""
+        console = Console(stderr=True)
+        self._bar = None
+        if console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[shown]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=console,
+            )
+            self._id = self._bar.add_task(title, total=total, completed=done, shown="")
+
+    def __enter__(self) -> "Bar":
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        if self._bar:
+            self._bar.stop()
+        elif self._done > self._first:
+            self._print_line()
+
+    def update(self, done: int, fields: Mapping[str, float] | None = None) -> None:
+        """Shows that `done` steps are done; `fields` replaces the numbers beside the bar."""
+        self._done = done
+        if fields is not None:
+            self._fields = "  ".join(f"{name} {value:.4g}" for name, value in fields.items())
+        if self._bar:
+            self._bar.update(self._id, completed=done, shown=self._fields)
+        elif time.monotonic() - self._spoken >= PLAIN_SECONDS:
+            self._print_line()
+
+    def _print_line(self) -> None:
+        self._spoken = time.monotonic()
+        seconds = self._spoken - self._started
+        rate = (self._done - self._first) / seconds if seconds > 0 else 0.0
+        left = f", {(self._total - self._done) / rate:.0f} s left" if rate else ""
+        line = f"{self._title} {self._done}/{self._total}  {self._fields}  {seconds:.0f} s{left}"
+        print(line, file=sys.stderr, flush=True)
+
+
+def say(line: str) -> None:
+    """One line for the person who started the run, on stderr, above a running bar."""
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,201 @@
+"""The folder of a run: which files there are, and whose run it is.
+
+    config.yaml          the resolved config
+    manifest.json        versions, device, command, and the identity of model and data
+    log.jsonl            one line a step and one an evaluation; no clock, so resuming repeats it
+    timing.jsonl         seconds and examples per second
+    checkpoints/<step>/  see checkpoint.py
+    prompt.safetensors   the best prompt      result.json    what `train --json` prints
+
+A folder belongs to one config, model and dataset: a run resumes in its own folder and in no other.
+"""
+
+import importlib.metadata
+import json
+import platform
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import yaml
+
+from spt_jax import __version__
+from spt_jax.runlog import write_atomic, write_json_atomic
+
+RESUMABLE = ("eval.", "log.")
+"""Settings that may differ when a run is resumed, beside more `steps`."""
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one run.
+
+    Args:
+        path: The folder; it need not exist yet.
+    """
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def manifest_file(self) -> Path:
+        return self.path / "manifest.json"
+
+    @property
+    def log_file(self) -> Path:
+        return self.path / "log.jsonl"
+
+    @property
+    def timing_file(self) -> Path:
+        return self.path / "timing.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def prompt_file(self) -> Path:
+        return self.path / "prompt.safetensors"
+
+    @property
+    def model_folder(self) -> Path:
+        """The tuned or pretrained model, where a run trains one."""
+        return self.path / "model"
+
+    @property
+    def result_file(self) -> Path:
+        return self.path / "result.json"
+
+    def read_config(self) -> dict:
+        """The config that the run was started with.
+
+        Raises:
+            FileNotFoundError: The folder holds no run.
+        """
+        if not self.config_file.is_file():
+            raise FileNotFoundError(
+                f"'{self.path}' is not the folder of a run: it has no config.yaml"
+            )
+        return yaml.safe_load(self.config_file.read_text())
+
+    def read_result(self, config: Mapping[str, Any]) -> dict | None:
+        """The result of a finished run of this config, None if it is not finished."""
+        if not self.result_file.is_file() or self.read_config()["steps"] != config["steps"]:
+            return None
+        return json.loads(self.result_file.read_text())
+
+    def check(self, config: Mapping[str, Any]) -> None:
+        """Raises unless the folder is free for a run of `config`, or holds one to resume.
+
+        Raises:
+            NotADirectoryError: A file is in the way.
+            ValueError: It holds a run of another config.
+        """
+        for parent in (self.path, *self.path.parents):
+            if parent.exists():
+                if not parent.is_dir():
+                    raise NotADirectoryError(
+                        f"workdir '{self.path}' cannot be made: '{parent}' is a file; "
+                        "give another --workdir"
+                    )
+                break
+        if not self.config_file.exists():
+            return
+        old, new = _flatten(self.read_config()), _flatten(config)
+        changed = [
+            f"{name} ({_show(old.get(name))} there, {_show(new.get(name))} now)"
+            for name in sorted(old.keys() | new.keys())
+            if old.get(name) != new.get(name)
+            and not name.startswith(RESUMABLE)
+            and not (name == "steps" and new[name] > old[name])
+        ]
+        if changed:
+            raise ValueError(
+                f"workdir '{self.path}' holds a run of another config: {', '.join(changed)}; "
+                "give another --workdir, or --overwrite to delete that run"
+            )
+
+    def check_identity(self, identity: Mapping[str, Any]) -> None:
+        """Raises ValueError where the run there had another model or other data."""
+        if not self.manifest_file.exists():
+            return
+        old = json.loads(self.manifest_file.read_text())["identity"]
+        changed = sorted(name for name in identity if old.get(name) != identity[name])
+        if changed:
+            name = changed[0]
+            raise ValueError(
+                f"workdir '{self.path}' holds a run with another {name.replace('_', ' ')} "
+                f"({_show(old.get(name))} there, {_show(identity[name])} now); "
+                "give another --workdir, or --overwrite to delete that run"
+            )
+
+    def claim(
+        self,
+        config: Mapping[str, Any],
+        identity: Mapping[str, Any],
+        facts: Mapping[str, Any],
+        command: Sequence[str],
+    ) -> None:
+        """Makes the folder the run's, writing its config and, the first time, its manifest.
+
+        Args:
+            config: Resolved.
+            identity: What must be the same when it is resumed.
+            facts: Of the data, for people to read.
+            command: The command line.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.config_file, yaml.safe_dump(dict(config), sort_keys=False).encode())
+        if not self.manifest_file.exists():
+            device = jax.devices()[0]
+            manifest = {
+                "command": list(command),
+                "identity": dict(identity),
+                "data": dict(facts),
+                "python": sys.version.split()[0],
+                "platform": platform.platform(),
+                "device": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
+                "versions": {
+                    "spt_jax": __version__,
+                    **{name: importlib.metadata.version(name) for name in PACKAGES},
+                },
+            }
+            write_json_atomic(self.manifest_file, manifest)
+
+    def clear(self) -> None:
+        """Deletes the run, and nothing that is not a run's."""
+        for folder in (self.checkpoints, self.model_folder):
+            shutil.rmtree(folder, ignore_errors=True)
+        for file in (
+            self.config_file,
+            self.manifest_file,
+            self.log_file,
+            self.timing_file,
+            self.prompt_file,
+            self.result_file,
+        ):
+            file.unlink(missing_ok=True)
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def _show(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 24 else text[:12] + "..."

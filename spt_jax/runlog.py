@@ -1,0 +1,196 @@
+"""The files of a run: JSONL logs, files replaced at once, and the lock of a folder.
+
+A log is a pure function of the run: resuming at step k first drops every record after k, so that
+the lines an interrupted run has written are those of an undisturbed one, byte for byte. Invariant:
+a line reaches the operating system before `write` returns, and a reader never sees half of one.
+"""
+
+import fcntl
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from spt_jax.errors import RunError
+
+
+def write_atomic(path: str | os.PathLike, data: bytes) -> None:
+    """Writes a file so that it holds the old bytes or the new ones, whenever the process dies.
+
+    Args:
+        path: The file; its folder exists.
+        data: All of its bytes.
+
+    Raises:
+        RunError: It could not be written (disk full, no permission); the old file is untouched.
+    """
+    path = Path(path)
+    draft = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(draft, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise _cannot_write(path, error) from error
+
+
+def write_json_atomic(path: str | os.PathLike, obj: Any) -> None:
+    """Writes one JSON document as `write_atomic` does; numbers that are not finite as strings.
+
+    Raises:
+        RunError: It could not be written.
+        TypeError: Something in `obj` has no JSON form.
+    """
+    write_atomic(path, (json.dumps(_plain(obj), indent=2, allow_nan=False) + "\n").encode())
+
+
+def lock_folder(directory: str | os.PathLike) -> IO:
+    """Makes a folder and takes its lock, which ends with the process however that dies.
+
+    Returns:
+        The open lock file; closing it unlocks. File systems without locks grant it to everyone.
+
+    Raises:
+        RunError: Another process holds it, or the folder cannot be written.
+        ValueError: A file is where the folder should be.
+    """
+    directory = Path(directory)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = open(directory / ".lock", "w")
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(
+            f"{directory} cannot be a folder: a file is in its place; choose another --workdir"
+        ) from error
+    except OSError as error:
+        raise _cannot_write(directory, error) from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise RunError(
+            f"another process is using {directory}; wait for it to end or choose another --workdir"
+        ) from error
+    except OSError:  # some network file systems
+        pass
+    return file
+
+
+def read_log(path: str | os.PathLike) -> list[dict]:
+    """The records of a log, without the half line that a killed process may have left at the end.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: A line is not a record.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"log {path} does not exist; expected a .jsonl file of a run")
+    return [record for _, record in _lines(path)]
+
+
+class RunLog:
+    """A log open for writing.
+
+    Args:
+        path: The .jsonl file; its folder exists.
+        resume_at: The step that the run goes on from: records up to it stay as they are, later
+            ones and a half line at the end are dropped. None starts an empty log.
+
+    Raises:
+        RunError: The file cannot be written.
+        ValueError: A line before the last is not a record, so the log is not ours to cut.
+    """
+
+    def __init__(self, path: str | os.PathLike, *, resume_at: int | None = None):
+        self._path = Path(path)
+        kept = []
+        if resume_at is not None and self._path.exists():
+            kept = [line for line, record in _lines(self._path) if record["step"] <= resume_at]
+        write_atomic(self._path, b"".join(kept))
+        self._file = open(self._path, "ab", buffering=0)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Adds one line; a SIGKILL right after this call does not lose it.
+
+        Args:
+            record: JSON values and scalars of numpy or jax; "step" is an int.
+
+        Raises:
+            RunError: The disk is full or the file is gone.
+            ValueError: There is no integer "step", which resuming needs.
+        """
+        plain = _plain(record)
+        if type(plain.get("step")) is not int:
+            raise ValueError(
+                f"log record {plain} has step {plain.get('step')!r}, expected an integer step"
+            )
+        line = (json.dumps(plain, allow_nan=False) + "\n").encode()
+        try:
+            written = self._file.write(line)
+        except OSError as error:
+            raise _cannot_write(self._path, error) from error
+        if written != len(line):
+            raise RunError(
+                f"{self._path} could not be written: {written} of {len(line)} bytes fit on the "
+                "disk; free space there and run the same command again"
+            )
+
+    def close(self) -> None:
+        """Closes the file; harmless when repeated."""
+        self._file.close()
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        self.close()
+
+
+def _lines(path: Path) -> list[tuple[bytes, dict]]:
+    """Each whole line with its record."""
+    *lines, _half = path.read_bytes().split(b"\n")
+    pairs = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            if type(record["step"]) is not int:
+                raise TypeError
+        except (ValueError, TypeError, KeyError):
+            shown = line[:60].decode(errors="replace")
+            raise ValueError(
+                f"{path}:{number} is {shown!r}, expected a JSON object with an integer step; "
+                "the log is damaged: remove that line, or start over with --overwrite"
+            ) from None
+        pairs.append((line + b"\n", record))
+    return pairs
+
+
+def _plain(value: Any) -> Any:
+    """`value` as JSON has it: scalars of numpy and jax as numbers, not finite ones as strings."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def _cannot_write(path: Path, error: OSError) -> RunError:
+    return RunError(
+        f"{path} could not be written ({error.strerror}); "
+        "free space or fix the folder, and run the same command again"
+    )

@@ -1,0 +1,191 @@
+"""One optimizer step: the same for prompt tuning, model tuning and pretraining.
+
+    trained, frozen = split(params, label_params(params, tune))
+
+Gradients are taken with respect to `trained` alone. `frozen` is an argument, so it is neither
+copied into the compiled step nor donated with the state. The dropout key of step n is a function
+of (seed, n), so a resumed run draws what the undisturbed one would have drawn.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from spt_jax.config import LossConfig
+from spt_jax.errors import RunError
+from spt_jax.forward import forward
+from spt_jax.losses import Loss, cross_entropy
+from spt_jax.pytree import merge
+from spt_jax.t5 import T5
+from spt_jax.typing import Array, Batch, Int, Key, PyTree
+
+
+@struct.dataclass
+class Best:
+    """The best evaluation so far.
+
+    Args:
+        step: When, 0 before the first.
+        score: On the dev split, -1 before the first.
+        trained: The trained leaves then.
+    """
+
+    step: Int[Array, ""]
+    score: Array
+    trained: PyTree
+
+
+@struct.dataclass
+class TrainState:
+    """All that a run must remember, and all that a checkpoint holds.
+
+    Args:
+        step: Updates done.
+        trained: The trained leaves of the params tree; None where a leaf is frozen.
+        opt_state: The optimizer's slots, for trained leaves only.
+        best: The best step so far; None in pretraining, which keeps the last.
+        patience_left: Evaluations without improvement until the run stops; -1 for never.
+    """
+
+    step: Int[Array, ""]
+    trained: PyTree
+    opt_state: Any
+    best: Best | None
+    patience_left: Int[Array, ""]
+
+
+def init_state(
+    trained: PyTree, tx: optax.GradientTransformation, *, patience: int | None, keep_best: bool
+) -> TrainState:
+    """The state before the first step."""
+    best = None
+    if keep_best:
+        # A copy: the state is donated leaf by leaf, and a buffer can be donated only once.
+        best = Best(jnp.int32(0), jnp.float32(-1), jax.tree.map(jnp.copy, trained))
+    return TrainState(
+        step=jnp.int32(0),
+        trained=trained,
+        opt_state=tx.init(trained),
+        best=best,
+        patience_left=jnp.int32(-1 if patience is None else patience),
+    )
+
+
+def loss_and_grads(
+    trained: PyTree,
+    frozen: PyTree,
+    batch: Batch,
+    key: Key,
+    *,
+    model: T5,
+    loss: LossConfig,
+    accumulate: int = 1,
+) -> tuple[Loss, PyTree]:
+    """The loss of a batch and its gradient with respect to `trained`.
+
+    Args:
+        trained: The leaves to differentiate.
+        frozen: All other leaves.
+        batch: Rows of `inputs` and `targets`.
+        key: Of dropout, unused where the model has none.
+        model: The T5.
+        loss: What to minimize.
+        accumulate: Micro-batches that the rows are cut into, one after the other in memory. The
+            sums over them are those of the whole batch; only the dropout masks are other ones.
+    """
+
+    def loss_fn(trained, batch, key):
+        sums = cross_entropy(
+            forward(
+                model,
+                merge(trained, frozen),
+                batch["inputs"],
+                batch["targets"],
+                dropout_key=key if model.dropout_rate else None,
+            ),
+            batch["targets"],
+            batch["targets"] > 0,
+            loss,
+        )
+        return sums.total("sum"), sums
+
+    grad_fn = jax.grad(loss_fn, has_aux=True)
+    if accumulate == 1:
+        grads, sums = grad_fn(trained, batch, key)
+    else:
+        micro = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
+        keys = jax.random.split(key, accumulate)
+        shapes = jax.eval_shape(grad_fn, trained, jax.tree.map(lambda x: x[0], micro), key)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+        def add(total, part):
+            return jax.tree.map(jnp.add, total, grad_fn(trained, *part)), None
+
+        (grads, sums), _ = jax.lax.scan(add, zeros, (micro, keys))
+    if loss.reduction == "mean":
+        tokens = jnp.maximum(sums.tokens, 1)
+        grads = jax.tree.map(lambda g: g / tokens.astype(g.dtype), grads)
+    return sums, grads
+
+
+def train_step(
+    state: TrainState,
+    frozen: PyTree,
+    batch: Batch,
+    key: Key,
+    *,
+    model: T5,
+    tx: optax.GradientTransformation,
+    loss: LossConfig,
+    accumulate: int = 1,
+) -> tuple[TrainState, dict[str, Array]]:
+    """One update of the trained leaves. Pure; jitted once, with `state` donated, by its callers.
+
+    Args:
+        state: Of which `step`, `trained` and `opt_state` change.
+        frozen: The leaves that do not.
+        batch: The rows of this step.
+        key: The run's key, the same at every step.
+        model: The T5.
+        tx: From `make_tx`.
+        loss: What to minimize.
+        accumulate: Micro-batches of this step.
+
+    Returns:
+        The next state, and scalars: `loss` (nats per target token), `z_loss`, `token_accuracy`,
+        `grad_norm`, `update_norm`, and `prompt_norm` (mean L2 norm of the prompt's rows) if a
+        prompt is trained.
+    """
+    key = jax.random.fold_in(key, state.step)
+    sums, grads = loss_and_grads(
+        state.trained, frozen, batch, key, model=model, loss=loss, accumulate=accumulate
+    )
+    updates, opt_state = tx.update(grads, state.opt_state, state.trained)
+    trained = optax.apply_updates(state.trained, updates)
+    tokens = jnp.maximum(sums.tokens, 1)
+    metrics = {
+        "loss": sums.cross_entropy / tokens,
+        "z_loss": sums.z_loss / tokens,
+        "token_accuracy": sums.correct / tokens,
+        "grad_norm": optax.global_norm(grads),
+        "update_norm": optax.global_norm(updates),
+    }
+    if trained.get("prompt") is not None:
+        metrics["prompt_norm"] = jnp.mean(jnp.linalg.norm(trained["prompt"], axis=-1))
+    return state.replace(step=state.step + 1, trained=trained, opt_state=opt_state), metrics
+
+
+def require_finite(step: int, metrics: Mapping[str, float]) -> None:
+    """Raises RunError where a fetched metric of `train_step` is not finite, naming the step."""
+    bad = [name for name, value in metrics.items() if not math.isfinite(value)]
+    if bad:
+        shown = ", ".join(f"{name} {float(value):.3g}" for name, value in metrics.items())
+        raise RunError(
+            f"{bad[0]} is {float(metrics[bad[0]])} at step {step} ({shown}); "
+            "lower optimizer.learning_rate or set optimizer.clip_norm, and run again"
+        )

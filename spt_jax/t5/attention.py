@@ -1,0 +1,124 @@
+"""Multi-head attention of T5, and its relative position bias.
+
+T5 does not scale scores by 1/sqrt(H): the scale is folded into the initial query kernel. The bias
+depends on the distance between key and query alone, and one table serves all layers of a stack, so
+it is computed once per stack and handed to each layer.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spt_jax.t5.config import T5Config
+from spt_jax.t5.layers import Dense, DType, dropout, wide
+from spt_jax.typing import Array, Bool, Float, Int
+
+
+def relative_position_bucket(
+    distance: np.ndarray, *, bidirectional: bool, buckets: int, max_distance: int
+) -> np.ndarray:
+    """The bucket of each distance key - query (Raffel et al. 2020, section 2.1).
+
+    Half of the buckets hold one distance each, the others grow logarithmically up to
+    `max_distance`. An encoder gives keys to the right their own half; a decoder puts them in
+    bucket 0, where its causal mask hides them.
+    """
+    offset = np.zeros_like(distance)
+    if bidirectional:
+        buckets //= 2
+        offset = np.where(distance > 0, buckets, 0)
+        distance = np.abs(distance)
+    else:
+        distance = np.maximum(-distance, 0)
+    exact = buckets // 2
+    # float32 as in the original, so that a distance on the edge falls on the same side.
+    ratio = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact))
+    ratio = ratio / np.float32(np.log(max_distance / exact)) * np.float32(buckets - exact)
+    large = np.minimum(exact + ratio.astype(np.int32), buckets - 1)
+    return (offset + np.where(distance < exact, distance, large)).astype(np.int32)
+
+
+class RelativePositionBias(nn.Module):
+    """The bias of every head for every distance; `rel_embedding` is [N, buckets]."""
+
+    config: T5Config
+    bidirectional: bool
+    dtype: DType
+
+    def setup(self):
+        c = self.config
+        init = nn.initializers.normal(c.d_model**-0.5)
+        self.rel_embedding = self.param("rel_embedding", init, (c.num_heads, c.relpos_buckets))
+
+    def by_distance(self, queries: int, keys: int) -> Float[Array, "N R"]:
+        """The bias of the R = queries + keys - 1 distances from 1 - queries to keys - 1."""
+        buckets = relative_position_bucket(
+            np.arange(1 - queries, keys),
+            bidirectional=self.bidirectional,
+            buckets=self.config.relpos_buckets,
+            max_distance=self.config.relpos_max_distance,
+        )
+        return self.rel_embedding[:, buckets].astype(wide(self.dtype))
+
+    def __call__(self, queries: int, keys: int) -> Float[Array, "1 N T S"]:
+        """The bias of each query and key, both numbered from 0."""
+        place = np.arange(keys)[None, :] - np.arange(queries)[:, None] + queries - 1
+        return self.by_distance(queries, keys)[:, place][None]
+
+    def row(self, query: Int[Array, ""], keys: int) -> Float[Array, "1 N 1 S"]:
+        """The bias of the one query at the traced position `query` < `keys`."""
+        bias = self.by_distance(keys, keys)
+        row = jax.lax.dynamic_slice_in_dim(bias, keys - 1 - query, keys, axis=1)
+        return row[None, :, None, :]
+
+
+class Attention(nn.Module):
+    """Queries from one sequence, keys and values from another; all kernels [in, out]."""
+
+    config: T5Config
+    dtype: DType
+    dropout_rate: float
+
+    def setup(self):
+        c = self.config
+        inner = c.num_heads * c.d_kv
+        self.query = Dense(inner, self.dtype, (c.d_model * c.d_kv) ** -0.5)
+        self.key = Dense(inner, self.dtype, c.d_model**-0.5)
+        self.value = Dense(inner, self.dtype, c.d_model**-0.5)
+        self.out = Dense(c.d_model, self.dtype, inner**-0.5)
+
+    def _split_heads(self, x: Float[Array, "B T NH"]) -> Float[Array, "B T N H"]:
+        return x.reshape(*x.shape[:-1], self.config.num_heads, self.config.d_kv)
+
+    def keys_values(
+        self, x: Float[Array, "B S D"]
+    ) -> tuple[Float[Array, "B S N H"], Float[Array, "B S N H"]]:
+        """What a sequence offers to be attended to."""
+        return self._split_heads(self.key(x)), self._split_heads(self.value(x))
+
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        keys_values: tuple[Float[Array, "B S N H"], Float[Array, "B S N H"]],
+        *,
+        mask: Bool[Array, "b 1 t S"],
+        bias: Float[Array, "1 N T S"] | None = None,
+        train: bool = False,
+    ) -> Float[Array, "B T D"]:
+        """Attends from `x`; `mask` broadcasts over batch, heads and queries."""
+        keys, values = keys_values
+        scores = jnp.einsum(
+            "BTNH,BSNH->BNTS",
+            self._split_heads(self.query(x)),
+            keys,
+            preferred_element_type=wide(self.dtype),
+        )
+        if bias is not None:
+            scores = scores + bias
+        # Not -inf: a row of padding alone must give finite weights, which nothing reads.
+        scores = jnp.where(mask, scores, jnp.asarray(-1e9, scores.dtype))
+        weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
+        weights = dropout(self.dropout_rate, weights, broadcast=-2, module=self, train=train)
+        x = jnp.einsum("BNTS,BSNH->BTNH", weights, values)
+        return self.out(x.reshape(*x.shape[:-2], -1))

@@ -1,0 +1,90 @@
+"""The shape of a T5, and the published shapes by name."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class T5Config:
+    """The shape of a T5.
+
+    T5 1.0 has a ReLU MLP and a head tied to the embedding, whose logits are scaled by
+    d_model**-0.5; T5 1.1 has a gated GELU (tanh) and a head of its own, unscaled.
+
+    Args:
+        vocab_size: Rows V of the embedding table.
+        d_model: Width D.
+        d_kv: Head dim H; N * H need not be D.
+        d_ff: Width F of the MLP.
+        num_heads: Heads N.
+        num_layers: Encoder layers.
+        num_decoder_layers: Decoder layers.
+        mlp: `gated_gelu` (1.1) or `relu` (1.0).
+        tied_head: The embedding table is the head (1.0).
+        relpos_buckets: Buckets of the relative position bias.
+        relpos_max_distance: Distances from here on share the last bucket.
+        layer_norm_epsilon: Added to the mean square in the RMS norm.
+    """
+
+    vocab_size: int
+    d_model: int
+    d_kv: int
+    d_ff: int
+    num_heads: int
+    num_layers: int
+    num_decoder_layers: int
+    mlp: Literal["gated_gelu", "relu"] = "gated_gelu"
+    tied_head: bool = False
+    relpos_buckets: int = 32
+    relpos_max_distance: int = 128
+    layer_norm_epsilon: float = 1e-6
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type is int and value < 1:
+                raise ValueError(f"T5Config.{field.name} is {value}, expected 1 or more")
+        if self.mlp not in ("gated_gelu", "relu"):
+            raise ValueError(f"T5Config.mlp is {self.mlp!r}, expected 'gated_gelu' or 'relu'")
+
+
+def _v1_1(d_model: int, d_ff: int, num_heads: int, layers: int) -> T5Config:
+    return T5Config(
+        vocab_size=32128,
+        d_model=d_model,
+        d_kv=64,
+        d_ff=d_ff,
+        num_heads=num_heads,
+        num_layers=layers,
+        num_decoder_layers=layers,
+    )
+
+
+def _v1_0(d_model: int, d_ff: int, num_heads: int, layers: int, d_kv: int) -> T5Config:
+    return T5Config(
+        vocab_size=32128,
+        d_model=d_model,
+        d_kv=d_kv,
+        d_ff=d_ff,
+        num_heads=num_heads,
+        num_layers=layers,
+        num_decoder_layers=layers,
+        mlp="relu",
+        tied_head=True,
+    )
+
+
+PRESETS: dict[str, T5Config] = {
+    "t5-v1_1-small": _v1_1(512, 1024, 6, 8),
+    "t5-v1_1-base": _v1_1(768, 2048, 12, 12),
+    "t5-v1_1-large": _v1_1(1024, 2816, 16, 24),
+    "t5-v1_1-xl": _v1_1(2048, 5120, 32, 24),
+    "t5-v1_1-xxl": _v1_1(4096, 10240, 64, 24),
+    "t5-small": _v1_0(512, 2048, 8, 6, 64),
+    "t5-base": _v1_0(768, 3072, 12, 12, 64),
+    "t5-large": _v1_0(1024, 4096, 16, 24, 64),
+    "t5-3b": _v1_0(1024, 16384, 32, 24, 128),
+    "t5-11b": _v1_0(1024, 65536, 128, 24, 128),
+}
+"""The published models by name (Raffel et al. 2020; T5 1.1 release notes)."""

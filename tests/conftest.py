@@ -1,0 +1,38 @@
+"""Strict surroundings for every test: CPU with 8 devices, no silent broadcasts, no network."""
+
+import os
+import socket
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch):
+    """A connection to anywhere but this machine fails at once, with the address."""
+    connect = socket.socket.connect
+
+    def connect_locally(self, address):
+        local = self.family == socket.AF_UNIX or address[0] in ("127.0.0.1", "::1", "localhost")
+        if not local:
+            raise PermissionError(f"tests have no network: connection to {address} refused")
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", connect_locally)
+
+
+@pytest.fixture
+def data_dir() -> Path:
+    """The folder of the paper's datasets (sst2/, trec/, agnews/, subj/), named by SPT_JAX_DATA."""
+    folder = os.environ.get("SPT_JAX_DATA")
+    if not folder:
+        pytest.skip("SPT_JAX_DATA is not set; it names the folder that holds sst2/, trec/, ...")
+    assert Path(folder).is_dir(), f"SPT_JAX_DATA is '{folder}', which is not a folder"
+    return Path(folder)

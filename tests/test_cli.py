@@ -1,0 +1,476 @@
+"""The command line: what reaches the library, what is printed, and one line for every error.
+
+Library functions are stand-ins here, put in the place of their modules: a command imports them only
+when it runs.
+"""
+
+import dataclasses
+import errno
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import yaml
+
+from spt_jax import cli
+from spt_jax.argparsing import Parser
+from spt_jax.config import PretrainConfig, TrainConfig, to_dict
+from spt_jax.configfile import bundled_configs, find_config
+from spt_jax.errors import RunError
+
+RESULT = {"task": "library", "score": 61.5, "rank_score": np.float32(70.25), "gap": float("nan")}
+
+
+@pytest.fixture
+def library(monkeypatch):
+    """Puts a stand-in module in place: `library("train", fit=...)`."""
+
+    def put(module, **functions):
+        monkeypatch.setitem(sys.modules, f"spt_jax.{module}", SimpleNamespace(**functions))
+
+    return put
+
+
+@pytest.fixture
+def calls(library):
+    """The calls that reach `fit`, which prints while it runs and returns a score per seed."""
+    calls = []
+
+    def fit(config, workdir, *, overwrite, command):
+        print("training")
+        calls.append(SimpleNamespace(config=config, workdir=str(workdir), overwrite=overwrite))
+        calls[-1].command = command
+        return {**RESULT, "score": 60.0 + 2 * config.seed, "seed": config.seed}
+
+    library("train", fit=fit)
+    return calls
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Runs a command line in an empty folder: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*argv):
+        code = cli.main(argv)
+        return (code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def train_config(tmp_path):
+    """Reads options as `spt-jax train` does; `yaml` is the text of a config file a.yaml."""
+
+    def read(*argv, yaml=None):
+        if yaml is not None:
+            (tmp_path / "a.yaml").write_text(yaml)
+        return Parser("train", "", TrainConfig).read(argv)[1]
+
+    return read
+
+
+# What flags and files mean.
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_flags_beat_the_file_wherever_they_stand(train_config, tmp_path, first):
+    file = ["--config", str(tmp_path / "a.yaml")]
+    flags = ["--prompt.length=20", "--optimizer.learning_rate", "0.1"]
+    config = train_config(
+        *(file + flags if first else flags + file),
+        yaml="task: {name: library}\nprompt: {length: 7, init: uniform_paper}\nsteps: 12",
+    )
+    assert (config.prompt.length, config.prompt.init, config.steps) == (20, "uniform_paper", 12)
+    assert config.optimizer.learning_rate == 0.1
+
+
+def test_a_later_file_beats_an_earlier_one_option_by_option(train_config, tmp_path):
+    (tmp_path / "b.yaml").write_text("steps: 3")
+    config = train_config(
+        f"--config={tmp_path}/a.yaml",
+        f"--config={tmp_path}/b.yaml",
+        yaml="task: {name: library}\nsteps: 12\nseed: 5",
+    )
+    assert (config.steps, config.seed) == (3, 5)
+
+
+def test_values_have_the_types_of_their_fields(train_config, tmp_path):
+    config = train_config(
+        "--data.buckets=[8, 16]",
+        "--optimizer.momentum=0.9",
+        "--remat",
+        "--task.template=question: {q} context: {c}",
+        f"--config={tmp_path}/a.yaml",
+        yaml="""
+            task: {source: rows.tsv, template: '{s}', label: l, label_words: {0: no, 1: yes}}
+            optimizer: {weight_decay: 1e-5, clip_norm: 1}
+            model: 1.10
+        """,
+    )
+    assert config.data.buckets == (8, 16)
+    assert (config.optimizer.momentum, config.optimizer.clip_norm) == (0.9, 1.0)
+    assert config.remat is True
+    assert config.task.template == "question: {q} context: {c}"
+    assert config.task.label_words == {"0": "no", "1": "yes"}  # not False and True
+    assert config.optimizer.weight_decay == 1e-5  # not the text "1e-5"
+    assert config.model == "1.10"
+
+
+def test_null_prompt_and_options_of_the_prompt_replace_each_other(train_config, tmp_path):
+    model_tuning = "task: {name: library}\ntune: model\nprompt: null"
+    file = f"--config={tmp_path}/a.yaml"
+    assert train_config(file, yaml=model_tuning).prompt is None
+    config = train_config(file, "--prompt.length=20", yaml=model_tuning)
+    assert (config.prompt.length, config.prompt.init) == (20, "class_labels")
+    config = train_config(file, "--prompt=null", "--tune=model", yaml="task: {name: library}")
+    assert config.prompt is None
+
+
+def test_an_option_leaves_the_other_defaults_of_its_section():
+    config = Parser("pretrain", "", PretrainConfig).read(
+        ["--name=x", "--optimizer.learning_rate=0.5"]
+    )[1]
+    default = PretrainConfig(name="x")
+    assert config.optimizer == dataclasses.replace(default.optimizer, learning_rate=0.5)
+    assert config.optimizer.schedule == "rsqrt"  # PretrainConfig's own default
+    assert config.loss == default.loss
+
+
+def test_print_config_reads_back_as_the_same_config(run, train_config, tmp_path):
+    argv = ["--task.source=a", "--task.template={x}", "--task.label=l", "--task.label_words=[no,1]"]
+    code, out, _ = run("train", *argv, "--print-config")
+    assert code == 0
+    config = train_config(f"--config={tmp_path}/a.yaml", yaml=out)
+    assert to_dict(config) == yaml.safe_load(out)
+    assert config == train_config(*argv)
+
+
+@pytest.mark.parametrize("name", bundled_configs())
+def test_every_bundled_config_is_found_by_name_and_valid(run, name):
+    command = "pretrain" if name.startswith("pretrain") else "train"
+    code, out, err = run(command, "--config", name, "--print-config")
+    assert (code, err) == (0, "")
+    assert out.startswith(("name:", "task:"))
+
+
+def test_a_file_wins_over_a_bundled_config_of_the_same_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = next(iter(bundled_configs()))
+    assert find_config(name) == bundled_configs()[name]
+    (tmp_path / name).touch()
+    assert find_config(name).resolve() == tmp_path / name
+
+
+def test_help_explains_every_field(run):
+    for command, config in (("train", TrainConfig), ("pretrain", PretrainConfig)):
+        code, out, err = run(command, "--help")
+        assert (code, err) == (0, "")
+        parser = Parser(command, "", config)
+        flags = {text for action in parser._actions for text in action.option_strings}
+        assert {f"--{name}" for name in parser.hints} <= flags
+        for action in parser._actions:
+            assert len(action.help.strip()) > 3, f"{action.dest} has no help"
+            assert " ".join(action.help.split())[:25] in " ".join(out.split()), action.dest
+    assert "--optimizer.learning_rate" in out
+
+
+# One line for every error.
+
+TASK = "--task.name=library"
+USAGE_ERRORS = {
+    "": "no command is given; commands: train, evaluate, predict, nearest, inspect, pretrain",
+    "trian": r"unknown command 'trian'; commands: train, .* \(did you mean 'train'\?\)",
+    f"train {TASK} --prompt.lenght=3": r"unknown option 'prompt.lenght'; PromptConfig has: file, "
+    r"init, length, text \(did you mean 'prompt.length'\?\)",
+    f"train {TASK} --step=3": r"unknown option 'step'; TrainConfig has: data, .*'steps'",
+    f"train {TASK} --learning_rate=3": r"unknown option 'learning_rate'.*'optimizer.learning_rate'",
+    f"train {TASK} --overwrit": r"unknown option 'overwrit'.*did you mean 'overwrite'",
+    f"train {TASK} --steps=many": "steps is 'many', expected a whole number",
+    f"train {TASK} --steps=1.5": "steps is '1.5', expected a whole number",
+    f"train {TASK} --steps=null": "steps is 'null', expected a whole number",
+    f"train {TASK} --steps": "option 'steps' has no value; write --steps=VALUE",
+    f"train {TASK} --remat=maybe": "remat is 'maybe', expected true or false",
+    f"train {TASK} --dropout_rate=x": "dropout_rate is 'x', expected a number",
+    f"train {TASK} --optimizer.momentum=x": "optimizer.momentum is 'x', expected a number or null",
+    f"train {TASK} --tune=modle": r"tune is 'modle', expected one of prompt, model \(did you mean",
+    f"train {TASK} --data.buckets=[8,x]": r'data.buckets is \["8", "x"\], expected a list, each '
+    "value a whole number",
+    f"train {TASK} --data.buckets=[8": "option 'data.buckets': line 1, not valid YAML: expected",
+    f"train {TASK} --prompt.length=0": "prompt.length is 0, expected 1 or more; set 'prompt: null'",
+    f"train {TASK} --prompt.init=text": "prompt.text is None with prompt.init 'text'",
+    f"train {TASK} --prompt=null": "prompt is null but tune is 'prompt', so nothing would be",
+    f"train {TASK} --optimizer=null": "optimizer is null, expected",
+    f"train {TASK} --config=nowhere.yaml": "config 'nowhere.yaml' is neither a file nor bundled",
+    f"train {TASK} --seeds=0,x": "--seeds is '0,x', expected different whole numbers such as 0,1,2",
+    f"train {TASK} --seeds=1,1": "--seeds is '1,1', expected different whole numbers",
+    f"train {TASK} runs/x": "unrecognized arguments: runs/x",
+    "train": "no task is given; set task.name to a built-in task, or task.source",
+    "train --task=library": "task is 'library', expected a mapping of options; TaskConfig has: dev",
+    "pretrain": "option 'name' is not set, and it has no default",
+    "pretrain --name=x --mixture.weights={lm:": "option 'mixture.weights': line 1, not valid YAML",
+    "pretrain --name=x --mixture.weights=3": "mixture.weights is '3', expected a mapping, each "
+    "value a number",
+    "evaluate": 'Key "run" is required|the following arguments are required: run|run',
+    "evaluate r --split=val": r"split.*val",
+    "evaluate r --splt=dev": r"unknown option 'splt'; spt-jax evaluate has: .*did you mean 'split'",
+    "nearest r --k=0": "k is 0, expected 1 or more",
+    "inspect m --length=0": "length is 0, expected 1 or more",
+}
+
+
+@pytest.mark.parametrize(("line", "message"), USAGE_ERRORS.items(), ids=USAGE_ERRORS)
+def test_usage_error(run, calls, line, message):
+    code, out, err = run(*line.split())
+    assert code == 2
+    assert out == ""
+    assert re.fullmatch(rf"spt-jax: error: (?:{message}).*\n", err), err
+    assert not calls
+
+
+FILE_ERRORS = {
+    "prompt: {lenght: 3}": r"unknown option 'prompt.lenght'; PromptConfig has: file, init, length, "
+    r"text \(did you mean 'prompt.length'\?\)",
+    "optimzer: {name: sgd}": r"unknown option 'optimzer'; .* \(did you mean 'optimizer'\?\)",
+    "steps: many": "steps is 'many', expected a whole number",
+    "steps:": "steps is null, expected a whole number",
+    "steps: [1": "line 1, not valid YAML: expected",
+    "steps: 1\nsteps: 2": "line 2, not valid YAML: 'steps' is set twice",
+    "[1]: 2": "line 1, not valid YAML: .* is not a name",
+    "- steps": r'the file is \["steps"\], expected a mapping of options; TrainConfig has: data',
+    "task: library": "task is 'library', expected a mapping of options; TaskConfig has:",
+    "task: {template: {s}}": r'task.template is {"s": null}, expected text or null',
+    "workdir: x": "unknown option 'workdir'; TrainConfig has:",
+    "\xff": "is not text in UTF-8",
+}
+
+
+@pytest.mark.parametrize(("text", "message"), FILE_ERRORS.items(), ids=range(len(FILE_ERRORS)))
+def test_error_in_a_config_file_names_the_file(run, tmp_path, text, message):
+    (tmp_path / "bad.yaml").write_text(text, "latin-1")
+    code, out, err = run("train", "--config=bad.yaml", TASK)
+    assert (code, out) == (2, "")
+    assert re.fullmatch(rf"spt-jax: error: bad.yaml:? {message}.*\n", err), err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (ValueError("prompt has d_model 512\n  but t5-base has 768"), 2, "prompt has .* but t5"),
+        (TypeError("wrong"), 2, "wrong"),
+        (KeyError("unknown task 'x'"), 2, "unknown task 'x'"),
+        (FileNotFoundError("no such run: runs/x"), 2, "no such run: runs/x"),
+        (FileExistsError(errno.EEXIST, "File exists", "runs/x"), 2, "runs/x: File exists"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "a/b"), 2, "a/b: Not a directory"),
+        (RunError("loss is nan at step 12"), 1, "loss is nan at step 12"),
+        (FloatingPointError("nan"), 1, "FloatingPointError: nan"),
+        (MemoryError(), 1, "MemoryError: no message"),
+        (OSError(errno.ENOSPC, "No space left on device", "x"), 1, "x: No space left on device"),
+        (RuntimeError("RESOURCE_EXHAUSTED:\nout of memory"), 1, "RuntimeError: RESOURCE_.* out of"),
+        (KeyboardInterrupt(), 130, "interrupted; the same command continues it"),
+    ],
+)
+def test_exit_code_and_one_line_for_each_kind_of_failure(run, library, error, code, line):
+    def fit(*_, **__):
+        raise error
+
+    library("train", fit=fit)
+    actual, out, err = run("train", TASK, "--json")
+    assert (actual, out) == (code, "")
+    assert re.fullmatch(rf"spt-jax: (error: )?{line}.*\n", err), err
+
+
+def test_traceback_only_with_debug(run, library):
+    def fit(*_, **__):
+        raise RunError("loss is nan")
+
+    library("train", fit=fit)
+    assert "Traceback" not in run("train", TASK)[2]
+    code, _, err = run("train", TASK, "--debug")
+    assert code == 1
+    assert "Traceback" in err
+    assert err.endswith("\nspt-jax: error: loss is nan\n")
+
+
+# The commands.
+
+
+def test_train_calls_fit_and_prints_one_json_object(run, calls):
+    argv = ("train", TASK, "--steps=7", "--workdir=w", "--overwrite", "--json")
+    code, out, err = run(*argv)
+    assert code == 0
+    assert json.loads(out) == {
+        "task": "library",
+        "score": 60.0,
+        "rank_score": 70.25,
+        "gap": None,
+        "seed": 0,
+    }
+    assert out.count("\n") == 1
+    assert err == "training\n"
+    (call,) = calls
+    assert (call.config.steps, call.workdir, call.overwrite) == (7, "w", True)
+    assert call.command == ["spt-jax", *argv]
+
+
+def test_train_prints_aligned_lines_without_json(run, calls):
+    code, out, _ = run("train", TASK)
+    assert code == 0
+    assert "task        library\nscore       60.00\nrank_score  70.25\n" in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "workdir"),
+    [
+        ([TASK], "runs/library"),
+        (["--task.source=in/my rows.tsv", "--task.template={x}", "--task.label=l"], "runs/my_rows"),
+        (["--config=conf/mine.yaml"], "runs/mine"),
+        (["--config=conf/mine.yaml", "--workdir=/x/y"], "/x/y"),
+        (["--task.name=../../up"], "runs/_.._up"),
+    ],
+)
+def test_default_workdir(run, calls, tmp_path, argv, workdir):
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "mine.yaml").write_text("task: {name: library}")
+    assert run("train", *argv)[0] == 0
+    assert calls[0].workdir == workdir
+
+
+def test_seeds_train_once_each_and_give_mean_and_sample_deviation(run, calls):
+    code, out, _ = run("train", TASK, "--seeds=0,1,3", "--json", "--seed=9")
+    assert code == 0
+    assert [call.config.seed for call in calls] == [0, 1, 3]
+    assert [call.workdir for call in calls] == [f"runs/library/seed_{s}" for s in (0, 1, 3)]
+    result = json.loads(out)
+    assert result["seeds"] == [0, 1, 3]
+    assert [each["score"] for each in result["runs"]] == [60, 62, 66]
+    assert result["score"] == pytest.approx(62.6667, abs=1e-4)
+    assert result["score_deviation"] == pytest.approx(3.0551, abs=1e-4)  # n - 1
+    assert result["rank_score_deviation"] == 0
+    text = run("train", TASK, "--seeds=0,1,3")[1]
+    assert re.search(r"^score +62.67$.*^score_deviation +3.06$.*^runs\[2\].score +66.00$", text, 24)
+
+
+def test_one_seed_has_no_deviation(run, calls):
+    assert json.loads(run("train", TASK, "--seeds=4", "--json")[1])["score_deviation"] is None
+
+
+def test_evaluate(run, library):
+    library("evaluate", evaluate_run=lambda run, split: {"run": run, "split": split})
+    assert json.loads(run("evaluate", "r", "--json")[1]) == {"run": "r", "split": "test"}
+    assert run("evaluate", "r", "--split", "dev")[1] == "run    r\nsplit  dev\n"
+
+
+def test_predict_takes_texts_or_lines(run, library, monkeypatch):
+    library("evaluate", predict_run=lambda run, texts: [text.upper() for text in texts])
+    assert run("predict", "r", "--text", "a b", "--text=c")[1] == "A B\nC\n"
+    monkeypatch.setattr(sys, "stdin", iter(["x\n", "\n", "y\r\n"]))
+    assert run("predict", "r")[1] == "X\n\nY\n"
+    monkeypatch.setattr(sys, "stdin", iter([]))
+    code, _, err = run("predict", "r")
+    assert code == 2
+    assert "no text is given; use --text='...' or lines of standard input" in err
+
+
+def test_nearest_is_an_aligned_table(run, library):
+    def nearest_words(run, k):
+        words = [("▁[bold]", 0.91), ("▁film", 0.5)]
+        return [{"position": p, "cosine": words[:k], "l2": [("x", 1.25)]} for p in (0, 10)]
+
+    library("interpret", nearest_words=nearest_words)
+    lines = run("nearest", "r", "--k=2")[1].splitlines()
+    assert [line.split() for line in lines] == [
+        ["position", "by", "cosine", "by", "L2"],
+        ["0", "▁[bold]", "0.91", "▁film", "0.50", "x", "1.25"],
+        ["10", "▁[bold]", "0.91", "▁film", "0.50", "x", "1.25"],
+    ]
+    assert len({line.index(word) for line, word in zip(lines[1:], ("x", "x"))}) == 1
+    result = json.loads(run("nearest", "r", "--k=1", "--json")[1])
+    assert result["rows"][1] == {"position": 10, "cosine": [["▁[bold]", 0.91]], "l2": [["x", 1.25]]}
+
+
+def test_inspect(run, library):
+    library("backbone", describe=lambda name, length: {"model": name, "prompt": {"length": length}})
+    assert run("inspect", "t5", "--length=20")[1] == "model          t5\nprompt.length  20\n"
+    assert json.loads(run("inspect", "t5", "--json")[1])["prompt"] == {"length": 100}
+
+
+def test_pretrain(run, library):
+    calls = []
+
+    def pretrain(config, workdir, *, overwrite, command):
+        calls.append((config.name, str(workdir), overwrite, command))
+        return {"steps": config.steps}
+
+    library("pretrain", pretrain=pretrain)
+    code, out, _ = run("pretrain", "--name=nano", "--steps=12345", "--json")
+    assert (code, json.loads(out)) == (0, {"steps": 12345})
+    command = ["spt-jax", "pretrain", "--name=nano", "--steps=12345", "--json"]
+    assert calls == [("nano", "runs/pretrain", False, command)]
+
+
+# The process.
+
+WITHOUT_JAX = """
+import sys
+from spt_jax.cli import main
+for line in sys.stdin:
+    print(main(line.split()), "jax" in sys.modules, "numpy" in sys.modules, file=sys.stderr)
+"""
+
+
+def test_help_and_config_errors_never_import_jax():
+    lines = {
+        "--help": 0,
+        "--version": 0,
+        "train --help": 0,
+        "evaluate --help": 0,
+        "train --task.name=library --print-config": 0,
+        "train --task.name=library --prompt.lenght=3": 2,
+        "train --task.name=library --steps=x": 2,
+        "train --config=nowhere": 2,
+        "trian": 2,
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT_JAX], input="\n".join(lines), text=True, capture_output=True
+    )
+    shown = [line for line in result.stderr.splitlines() if not line.startswith("spt-jax: error")]
+    assert shown == [f"{code} False False" for code in lines.values()], result.stderr
+
+
+def test_module_is_the_console_script():
+    result = subprocess.run(
+        [sys.executable, "-m", "spt_jax", "--version"], text=True, capture_output=True
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert re.fullmatch(r"spt-jax \d+\.\d+\.\d+\n", result.stdout)
+
+
+def test_a_closed_pipe_is_silent():
+    reader, writer = os.pipe()
+    os.close(reader)
+    result = subprocess.run(
+        [sys.executable, "-m", "spt_jax", "train", "--help"], stdout=writer, stderr=subprocess.PIPE
+    )
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (141, b"")
+
+
+def test_ctrl_c_is_one_line_and_130():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "spt_jax", "predict", "r"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr.readline().startswith("spt-jax: reading texts")
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (130, "", "spt-jax: interrupted\n")

@@ -1,0 +1,225 @@
+"""Tasks from a user's file: templates, label words, splits by a hash, and their errors."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+
+from spt_jax.config import TaskConfig
+from spt_jax.data import tasks
+from spt_jax.data.docstrings import LIBRARIES, LibraryRow
+from spt_jax.data.tasks import Example, Task, load_task, majority_score, task_names
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(name, rows):
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(path)
+
+    return write
+
+
+def config(source, **options):
+    return TaskConfig(source=source, **({"template": "{text}", "label": "label"} | options))
+
+
+def many(count=400, label=lambda i: "yes" if i % 4 else "no"):
+    return [{"text": f"row {i}", "label": label(i)} for i in range(count)]
+
+
+def test_template_and_inferred_label_words(write):
+    source = write("mine.jsonl", [{"q": " why? ", "c": "{x}", "y": i % 2} for i in range(3)])
+    task = load_task(
+        config(
+            source,
+            dev_source=source,
+            test_source=source,
+            template="question: {q} {{context}}: {c}{c}",
+            label="y",
+        )
+    )
+    assert task.name == "mine"
+    assert task.label_words == ("0", "1")
+    assert task.splits["test"][1] == Example("question: why? {context}: {x}{x}", "1")
+    assert any("label words, inferred from" in note and "0, 1" in note for note in task.notes)
+
+
+def test_every_row_is_in_one_split_and_duplicates_share_it(write):
+    rows = many() + many()
+    task = load_task(config(write("mine.jsonl", rows)))
+    assert list(task.splits) == ["train", "dev", "test"]
+    parts = [{e.inputs for e in split} for split in task.splits.values()]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 400
+    assert sum(map(len, task.splits.values())) == 800
+    assert 280 < len(parts[0]) < 360
+    assert min(len(parts[1]), len(parts[2])) > 20
+    assert not any("input of a train row" in note for note in task.notes)
+
+
+def test_adding_rows_moves_no_row(write):
+    few = load_task(config(write("few.jsonl", many(200))))
+    more = load_task(config(write("more.jsonl", many(400))))
+    for name in few.splits:
+        assert set(few.splits[name]) <= set(more.splits[name])
+
+
+def test_split_of_a_sorted_file_is_shuffled(write):
+    task = load_task(config(write("sorted.jsonl", many(label=lambda i: "ab"[i >= 200]))))
+    assert len({e.targets for e in task.splits["dev"][:10]}) == 2
+    numbers = [int(e.inputs.split()[1]) for e in task.splits["train"]]
+    assert numbers == sorted(numbers)
+
+
+@pytest.mark.parametrize("given", ["dev", "test"])
+def test_only_the_missing_split_is_taken(write, given):
+    source, other = write("mine.jsonl", many()), write("other.jsonl", many(10))
+    task = load_task(config(source, **{f"{given}_source": other}))
+    missing = {"dev": "test", "test": "dev"}[given]
+    assert len(task.splits[given]) == 10
+    assert len(task.splits["train"]) + len(task.splits[missing]) == 400
+    assert 20 < len(task.splits[missing]) < 60
+    assert task.splits[missing] == load_task(config(source)).splits[missing]
+    assert any("input of a train row" in note for note in task.notes)
+
+
+def test_notes_tell_sizes_and_majority(write):
+    source = write("mine.jsonl", many(100))
+    task = load_task(config(source, dev_source=source, test_source=source))
+    assert "rows: 100 train, 100 dev, 100 test" in task.notes
+    assert "rows per label (train/dev/test): no 25/25/25, yes 75/75/75" in task.notes
+    assert "always answering 'yes' scores 75.0 on test" in task.notes
+
+
+def test_majority_is_that_of_train():
+    def rows(*targets):
+        return [Example("x", target) for target in targets]
+
+    splits = {"train": rows("a", "a", "b"), "dev": rows("b"), "test": rows("b", "b", "b", "a")}
+    assert majority_score(Task("t", splits, ("a", "b"), ())) == 25.0
+
+
+def test_label_words_as_a_list_keep_their_order(write):
+    task = load_task(config(write("mine.jsonl", many()), label_words=["yes", "no", "maybe"]))
+    assert task.label_words == ("yes", "no", "maybe")
+    assert not any("inferred" in note for note in task.notes)
+
+
+def test_label_words_as_a_mapping(write):
+    source = write("mine.jsonl", many(label=lambda i: i % 3))
+    words = {"0": "bad", "1": "good", "2": "good"}
+    task = load_task(config(source, label_words=words))
+    assert task.label_words == ("bad", "good")
+    counts = Counter(e.targets for split in task.splits.values() for e in split)
+    assert counts == {"bad": 134, "good": 266}
+
+
+def test_free_text_has_no_label_words(write):
+    source = write("mine.jsonl", many(label=lambda i: f"an  answer {i}"))
+    task = load_task(config(source, free_text=True))
+    assert task.label_words is None
+    assert {e.targets for e in task.splits["dev"]} <= {f"an answer {i}" for i in range(400)}
+
+
+def test_too_many_values_for_labels(write):
+    source = write("mine.jsonl", many(label=lambda i: f"answer {i % 60}"))
+    with pytest.raises(ValueError, match=r"60 different values in 400 .*task.free_text=true"):
+        load_task(config(source))
+    fine = write("fine.jsonl", many(label=lambda i: f"answer {i % 40}"))
+    assert len(load_task(config(fine)).label_words) == 40
+
+
+def test_label_outside_the_label_words(write):
+    rows = many()
+    rows[7]["label"] = "yess"
+    with pytest.raises(ValueError, match=r"mine.jsonl:8: label 'yess' is not .*: yes, no \(did"):
+        load_task(config(write("mine.jsonl", rows), label_words=["yes", "no"]))
+    train = write("train.jsonl", many())
+    with pytest.raises(ValueError, match=r"mine.jsonl:8: label 'yess' .*inferred from .*train"):
+        load_task(config(train, dev_source=write("mine.jsonl", rows)))
+
+
+@pytest.mark.parametrize("words", [[], ["a", "a"], ["a", " "], {}, {"0": ""}])
+def test_label_words_that_are_none(write, words):
+    with pytest.raises(ValueError, match="task.label_words is .*expected one or more different"):
+        load_task(config(write("mine.jsonl", many()), label_words=words))
+
+
+def test_row_without_a_template_field(write):
+    rows = [*many(3), {"txt": "a", "label": "no"}]
+    with pytest.raises(
+        ValueError, match=r"mine.jsonl:4: .*no field 'text' of task.template.*: txt, label .*'txt'"
+    ):
+        load_task(config(write("mine.jsonl", rows)))
+    with pytest.raises(
+        ValueError, match=r"mine.jsonl:1: .*no field 'lable' of task.label.*'label'"
+    ):
+        load_task(config(write("mine.jsonl", rows), label="lable"))
+
+
+def test_empty_label(write):
+    rows = [*many(3), {"text": "a", "label": "  "}]
+    with pytest.raises(ValueError, match="mine.jsonl:4: field 'label' of task.label is empty"):
+        load_task(config(write("mine.jsonl", rows)))
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{text", "is broken"),
+        ("text}", "is broken"),
+        ("no field", "has no field"),
+        ("", "has no field"),
+        ("{}", "field without a name"),
+        ("{text!r}", "or with a format"),
+        ("{text:>9}", "or with a format"),
+    ],
+)
+def test_template_that_is_none(write, template, message):
+    with pytest.raises(ValueError, match=f"task.template .*{message}.*expected"):
+        load_task(config(write("mine.jsonl", many()), template=template))
+
+
+def test_too_few_rows_to_split(write):
+    with pytest.raises(ValueError, match=r"has 2 rows and none falls into .*task.test_source"):
+        load_task(config(write("mine.jsonl", many(2))))
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="none.tsv' does not exist"):
+        load_task(config(str(tmp_path / "none.tsv")))
+
+
+@pytest.mark.parametrize("name", ["librery", "?"])
+def test_unknown_task(name):
+    with pytest.raises(ValueError, match="unknown task.*built-in tasks: library") as caught:
+        load_task(TaskConfig(name=name))
+    assert ("did you mean 'library'?" in str(caught.value)) == (name == "librery")
+
+
+def test_library_task(monkeypatch):
+    assert task_names() == ["library"]
+    rows = [LibraryRow(f"text {i}", "jax" if i % 2 else "hub") for i in range(4)]
+    splits = {"train": rows, "dev": rows[:1], "test": rows[:3]}
+    monkeypatch.setattr(tasks, "library_rows", lambda: splits)
+    task = load_task(TaskConfig(name="library"))
+    assert task.label_words == tuple(LIBRARIES)
+    assert task.splits["test"][1] == Example("text 1", "jax")
+
+
+def test_reading_a_task_imports_no_array_library(write):
+    code = (
+        "import sys\n"
+        "from spt_jax.config import TaskConfig\n"
+        "from spt_jax.data.tasks import load_task\n"
+        f"load_task(TaskConfig(source={write('mine.jsonl', many())!r}, template='{{text}}', "
+        "label='label'))\n"
+        "print(sorted({'jax', 'grain', 'tensorflow', 'torch'} & set(sys.modules)))"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    )
+    assert output.stdout.strip() == "[]"

@@ -1,0 +1,74 @@
+"""A tiny backbone and a tiny task, made in a second: everything of a run but the size."""
+
+import json
+from pathlib import Path
+
+import jax
+
+from spt_jax.backbone import save_backbone
+from spt_jax.config import (
+    DataConfig,
+    EvalConfig,
+    LogConfig,
+    PromptConfig,
+    TaskConfig,
+    TrainConfig,
+)
+from spt_jax.t5 import T5, T5Config
+from spt_jax.tokenizer import train_tokenizer
+
+SHAPE = T5Config(
+    vocab_size=320,
+    d_model=16,
+    d_kv=8,
+    d_ff=32,
+    num_heads=2,
+    num_layers=2,
+    num_decoder_layers=1,
+)
+
+ANIMALS, PLANTS = ("cat", "dog", "cow", "owl"), ("oak", "elm", "fern", "moss")
+
+
+def sentences() -> list[tuple[str, str]]:
+    """(text, label) of 64 different rows, half of each label."""
+    rows = []
+    for place in ("garden", "forest", "yard", "field"):
+        for verb in ("likes", "meets"):
+            rows += [(f"the {a} {verb} the {place}", "animal") for a in ANIMALS]
+            rows += [(f"the {p} {verb} the {place}", "plant") for p in PLANTS]
+    return rows
+
+
+def write_backbone(folder: Path, seed: int = 0) -> Path:
+    """A random T5 1.1 with a tokenizer of its own."""
+    tokenizer = train_tokenizer([f"{text} {label}" for text, label in sentences()], 320)
+    params = T5(SHAPE).init_params(jax.random.key(seed))
+    save_backbone(folder, f"tiny-{seed}", SHAPE, params, tokenizer)
+    return folder
+
+
+def write_rows(path: Path) -> Path:
+    """The rows as JSONL."""
+    lines = [json.dumps({"text": text, "label": label}) for text, label in sentences()]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def train_config(folder: Path, **changes) -> TrainConfig:
+    """A run of 12 steps on the tiny backbone and rows, which it writes to `folder`."""
+    rows = folder / "rows.jsonl"
+    if not rows.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_rows(rows)
+        write_backbone(folder / "tiny")
+    settings = {
+        "model": str(folder / "tiny"),
+        "task": TaskConfig(name="tiny", source=str(rows), template="{text}", label="label"),
+        "prompt": PromptConfig(length=3),
+        "data": DataConfig(inputs_length=16, targets_length=4, batch_size=8, buckets=(12,)),
+        "eval": EvalConfig(every=4, batch_size=8),
+        "log": LogConfig(every=3, checkpoint_every=3),
+        "steps": 12,
+    }
+    return TrainConfig(**{**settings, **changes})
