@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from spt_jax.backbone import Backbone, describe, load_backbone, save_backbone
-    from spt_jax.checkpoint import load_prompt, save_prompt
     from spt_jax.config import (
         ArchitectureConfig,
         DataConfig,
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from spt_jax.errors import RunError
     from spt_jax.evaluate import evaluate_run, predict_run
     from spt_jax.interpret import nearest_words
+    from spt_jax.prompt_file import load_prompt, save_prompt
     from spt_jax.tokenizer import Tokenizer, train_tokenizer
     from spt_jax.train import fit
 
@@ -33,7 +33,6 @@ __version__ = "0.1.0"
 
 _NAMES = {  # the imports above, by module
     "backbone": ("Backbone", "describe", "load_backbone", "save_backbone"),
-    "checkpoint": ("load_prompt", "save_prompt"),
     "config": (
         "ArchitectureConfig",
         "DataConfig",
@@ -51,6 +50,7 @@ _NAMES = {  # the imports above, by module
     "errors": ("RunError",),
     "evaluate": ("evaluate_run", "predict_run"),
     "interpret": ("nearest_words",),
+    "prompt_file": ("load_prompt", "save_prompt"),
     "tokenizer": ("Tokenizer", "train_tokenizer"),
     "train": ("fit",),
 }

@@ -7,6 +7,7 @@ ValueError or a FileNotFoundError of one line.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import types
 from collections.abc import Iterator, Sequence
@@ -45,7 +46,8 @@ class Parser(jsonargparse.ArgumentParser):
             print_config=None,
         )
         self.config = config
-        self.hints: dict[str, Any] = {}  # type of each leaf: {"prompt.length": int}
+        self.flags: dict[str, Any] = {}  # type of each flag of the command itself
+        self.hints: dict[str, Any] = {}  # type of each leaf of the config: {"prompt.length": int}
         self.sections: dict[str, type] = {}  # class of each inner node: {"": TrainConfig, ...}
         if config is not None:
             self.usage = "%(prog)s [--config FILE] [--OPTION=VALUE ...]"
@@ -64,6 +66,11 @@ class Parser(jsonargparse.ArgumentParser):
             )
             self._add_options(config, "", None, "")
 
+    def add_flag(self, name: str, hint: Any, default: Any, help: str, **kwargs: Any) -> None:
+        """Adds `--name`, a typed flag of the command itself: no line of a config file sets it."""
+        self.flags[name] = hint
+        self.add_argument(f"--{name}", type=hint, default=default, help=help, **kwargs)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raises `message` as a ValueError of one line, where argparse prints usage and exits."""
         raise ValueError(" ".join(message.split())) from ex
@@ -78,13 +85,17 @@ class Parser(jsonargparse.ArgumentParser):
             ValueError: For an unknown option, or a value that does not fit its option.
             FileNotFoundError: For a `--config` that does not exist.
         """
-        settings, others = self._split(argv)
+        given, others = self._split(argv)
         flags = self.parse_args(others)
+        for setting in given:
+            if setting.name in self.flags:
+                flags[setting.name] = self._typed(setting)
         if self.config is None:
             return flags, None
+        settings = [setting for name in flags.config for setting in self._read_file(name)]
+        settings += [setting for setting in given if setting.name not in self.flags]
         values: dict[str, Any] = {}
-        files = [setting for name in flags.config for setting in self._read_file(name)]
-        for setting in files + settings:
+        for setting in settings:
             value = self._typed(setting)
             for name in list(values):  # `prompt: null` and prompt.length replace each other
                 if name.startswith(f"{setting.name}.") or setting.name.startswith(f"{name}."):
@@ -113,25 +124,30 @@ class Parser(jsonargparse.ArgumentParser):
             self._add_options(*arguments)
 
     def _split(self, argv: Sequence[str]) -> tuple[list[Setting], list[str]]:
-        """The options of the config as settings, and every other argument as it is."""
+        """Typed flags and options as settings, and every other argument as it is."""
         settings: list[Setting] = []
         others: list[str] = []
         position = 0
         while position < len(argv):
             argument, position = argv[position], position + 1
             name, equals, text = argument.removeprefix("--").partition("=")
-            if not argument.startswith("--") or argument == "--":
+            if argument == "--":
+                return settings, [*others, *argv[position - 1 :]]
+            if not argument.startswith("--"):
                 others.append(argument)
-            elif name in self.hints or name in self.sections:
+            elif name in self.flags or name in self.hints or name in self.sections:
                 if not equals and position < len(argv) and not argv[position].startswith("--"):
                     text, position = argv[position], position + 1
                 elif not equals and self.hints.get(name) is bool:
                     text = "true"
                 elif not equals:
                     raise ValueError(f"option '{name}' has no value; write --{name}=VALUE")
-                is_tree = name in self.sections or _is_container(self.hints[name])
+                is_tree = name in self.sections or _is_container(self.hints.get(name))
                 tree = load_text(text, f"option '{name}': ") if is_tree else text
-                settings += self._flatten(name, tree, "")
+                if name in self.flags:
+                    settings.append(Setting(name, tree, ""))
+                else:
+                    settings += self._flatten(name, tree, "")
             elif f"--{name}" in self._option_string_actions:
                 others.append(argument)
             else:
@@ -167,14 +183,14 @@ class Parser(jsonargparse.ArgumentParser):
             parent, _, leaf = name.rpartition(".")
             hint = get_type_hints(self.sections[parent])[leaf]
         else:
-            hint = self.hints[name]
+            hint = self.flags[name] if name in self.flags else self.hints[name]
         if text is None and type(None) in _members(hint):
             return None
         if text is not None:
-            try:
-                return self.parse_object({name: text}, defaults=False)[name]
-            except ValueError:  # from error(), in jsonargparse's words
-                pass
+            parser = jsonargparse.ArgumentParser(exit_on_error=False)
+            parser.add_argument("--value", type=hint)
+            with contextlib.suppress(argparse.ArgumentError):
+                return parser.parse_object({"value": text}, defaults=False)["value"]
         guess = suggest(str(text), [str(v) for m in _members(hint) for v in _choices(m)])
         raise ValueError(f"{where}{name} is {show(text)}, expected {_expected(hint)}{guess}")
 

@@ -21,7 +21,7 @@ from spt_jax.argparsing import Parser
 from spt_jax.config import PretrainConfig, TrainConfig, to_dict
 from spt_jax.configfile import suggest
 from spt_jax.errors import RunError
-from spt_jax.printing import print_json, print_result, print_table
+from spt_jax.printing import print_json, print_result, print_table, warnings_on_stderr
 
 _BAD_INPUT = (
     ValueError,
@@ -46,11 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        _dispatch(argv)
+        with contextlib.suppress(SystemExit), warnings_on_stderr():  # argparse exits after --help
+            _dispatch(argv)
         sys.stdout.flush()
         return 0
-    except SystemExit as stop:  # argparse's, after --help
-        return int(stop.code or 0)
     except KeyboardInterrupt:
         resumes = "; the same command continues it" if argv[0] in ("train", "pretrain") else ""
         print(f"spt-jax: interrupted{resumes}", file=sys.stderr)
@@ -85,11 +84,12 @@ def train(argv: Sequence[str]) -> None:
     """Train a soft prompt for a frozen T5, or continue a run."""
     parser = _parser(train, TrainConfig)
     _add_run_flags(parser)
-    parser.add_argument(
-        "--seeds",
-        type=str | None,
+    parser.add_flag(
+        "seeds",
+        str | None,
+        None,
+        "Train once for each seed, in WORKDIR/seed_S, and print mean and sample deviation.",
         metavar="S,S,...",
-        help="Train once for each seed, in WORKDIR/seed_S, and print mean and sample deviation.",
     )
     flags, config = parser.read(argv)
     if flags.print_config:
@@ -124,7 +124,7 @@ def pretrain(argv: Sequence[str]) -> None:
 
         result = run(
             config,
-            _workdir(flags, "pretrain"),
+            _workdir(flags, config.name),
             overwrite=flags.overwrite,
             command=["spt-jax", "pretrain", *argv],
         )
@@ -135,9 +135,7 @@ def evaluate(argv: Sequence[str]) -> None:
     """Score a run's best prompt on a split."""
     parser = _parser(evaluate)
     _add_run(parser)
-    parser.add_argument(
-        "--split", type=Literal["test", "dev", "train"], default="test", help="Which rows."
-    )
+    parser.add_flag("split", Literal["test", "dev", "train"], "test", "Which rows.")
     flags, _ = parser.read(argv)
     with _stdout_to_stderr_if(flags.json):
         from spt_jax.evaluate import evaluate_run
@@ -157,6 +155,8 @@ def predict(argv: Sequence[str]) -> None:
         help="A text; may be given again. Lines of standard input without it.",
     )
     flags, _ = parser.read(argv)
+    if not flags.text and sys.stdin.isatty():
+        print("texts, one a line; end with Ctrl-D:", file=sys.stderr)
     texts = flags.text or [line.rstrip("\r\n") for line in sys.stdin]
     if not texts:
         raise ValueError("no text is given; use --text='...' or lines of standard input")
@@ -174,28 +174,24 @@ def nearest(argv: Sequence[str]) -> None:
     """Show the vocabulary words nearest to each prompt vector."""
     parser = _parser(nearest)
     _add_run(parser)
-    parser.add_argument("--k", type=int, default=5, help="Words for each vector.")
+    parser.add_flag("k", int, 5, "Words for each vector.")
     flags, _ = parser.read(argv)
-    if flags.k < 1:
-        raise ValueError(f"k is {flags.k}, expected 1 or more")
     with _stdout_to_stderr_if(flags.json):
         from spt_jax.interpret import nearest_words
 
         rows = nearest_words(Path(flags.run), flags.k)
     if flags.json:
         return print_json({"run": flags.run, "k": flags.k, "rows": rows})
+
+    def words(pairs: Sequence[tuple[str, float]]) -> str:
+        return "  ".join(f"{word} {value:.2f}" for word, value in pairs)
+
     print_table(
-        ("position", "by cosine", "by L2"),
-        (
-            (
-                str(row["position"]),
-                *(
-                    "  ".join(f"{word} {value:.2f}" for word, value in row[by])
-                    for by in ("cosine", "l2")
-                ),
-            )
+        ("position", "norm", "by cosine", "by L2"),
+        [
+            (str(row["position"]), f"{row['norm']:.2f}", words(row["cosine"]), words(row["l2"]))
             for row in rows
-        ),
+        ],
     )
 
 
@@ -205,7 +201,7 @@ def inspect(argv: Sequence[str]) -> None:
     parser.add_argument(
         "model", help="A bundled backbone, a published T5 such as t5-v1_1-small, or a folder."
     )
-    parser.add_argument("--length", type=int, default=100, help="Vectors of the prompt.")
+    parser.add_flag("length", int, 100, "Vectors of the prompt.")
     flags, _ = parser.read(argv)
     if flags.length < 1:
         raise ValueError(f"length is {flags.length}, expected 1 or more")
@@ -237,11 +233,12 @@ def _add_run(parser: Parser) -> None:
 
 
 def _add_run_flags(parser: Parser) -> None:
-    parser.add_argument(
-        "--workdir",
-        type=str | None,
+    parser.add_flag(
+        "workdir",
+        str | None,
+        None,
+        "Folder of the run; runs/<name of the config or task> by default.",
         metavar="DIR",
-        help="Folder of the run; runs/<name of the config or task> by default.",
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="Start over: delete what the folder holds."
@@ -252,14 +249,14 @@ def _workdir(flags: Any, name: str) -> Path:
     if flags.workdir is not None:
         return Path(flags.workdir)
     name = Path(flags.config[-1]).stem if flags.config else name
-    return Path("runs") / re.sub(r"[^\w.-]+", "_", name).lstrip(".")
+    return Path("runs") / (re.sub(r"[^\w.-]+", "_", name).lstrip(".") or "unnamed")
 
 
 def _read_seeds(text: str) -> list[int]:
-    seeds = text.split(",")
-    if not all(re.fullmatch(r"[0-9]+", seed) for seed in seeds) or len({*seeds}) < len(seeds):
+    seeds = [int(seed) for seed in text.split(",") if re.fullmatch("[0-9]+", seed)]
+    if len({*seeds}) < text.count(",") + 1:
         raise ValueError(f"--seeds is '{text}', expected different whole numbers such as 0,1,2")
-    return [int(seed) for seed in seeds]
+    return seeds
 
 
 def _summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ made; what needs a file or a model to be checked is checked where that is read.
 import dataclasses
 import typing
 from dataclasses import dataclass, field
-from typing import Literal, Optional
+from typing import Literal
 
 
 def _require(condition: bool, message: str) -> None:
@@ -35,8 +35,8 @@ class PromptConfig:
     init: Literal[
         "class_labels", "sampled_vocab", "uniform_paper", "uniform_official", "text", "file"
     ] = "class_labels"
-    text: Optional[str] = None
-    file: Optional[str] = None
+    text: str | None = None
+    file: str | None = None
 
     def __post_init__(self):
         _require(
@@ -69,13 +69,13 @@ class TaskConfig:
         free_text: The targets are free text: no label words, no rank score.
     """
 
-    name: Optional[str] = None
-    source: Optional[str] = None
-    dev_source: Optional[str] = None
-    test_source: Optional[str] = None
-    template: Optional[str] = None
-    label: Optional[str] = None
-    label_words: Optional[dict[str, str] | list[str]] = None
+    name: str | None = None
+    source: str | None = None
+    dev_source: str | None = None
+    test_source: str | None = None
+    template: str | None = None
+    label: str | None = None
+    label_words: dict[str, str] | list[str] | None = None
     free_text: bool = False
 
     def __post_init__(self):
@@ -160,8 +160,8 @@ class OptimizerConfig:
     cooldown_steps: int = 0
     weight_decay: float = 1e-5
     multiply_by_parameter_scale: bool = False
-    momentum: Optional[float] = None
-    clip_norm: Optional[float] = None
+    momentum: float | None = None
+    clip_norm: float | None = None
     accumulate: int = 1
 
     def __post_init__(self):
@@ -213,8 +213,8 @@ class EvalConfig:
 
     every: int = 1000
     batch_size: int = 64
-    max_rows: Optional[int] = None
-    patience: Optional[int] = None
+    max_rows: int | None = None
+    patience: int | None = None
     baselines: bool = True
 
     def __post_init__(self):
@@ -269,7 +269,7 @@ class TrainConfig:
 
     task: TaskConfig
     model: str = "spt-nano"
-    prompt: Optional[PromptConfig] = field(default_factory=PromptConfig)
+    prompt: PromptConfig | None = field(default_factory=PromptConfig)
     tune: Literal["prompt", "model"] = "prompt"
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -384,6 +384,29 @@ def _pretrain_optimizer() -> OptimizerConfig:
     )
 
 
+PRETRAINING_PACKAGES = (
+    "python",
+    "numpy",
+    "scipy",
+    "jax",
+    "flax",
+    "optax",
+    "orbax",
+    "grain",
+    "transformers",
+    "tensorflow_datasets",
+    "huggingface_hub",
+    "tokenizers",
+    "safetensors",
+    "rich",
+    "jsonargparse",
+    "etils",
+    "absl",
+    "fsspec",
+)
+"""The standard library and the dependencies of this package: text that every installation has."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
     """Pretraining of a backbone from scratch, tokenizer included.
@@ -392,7 +415,9 @@ class PretrainConfig:
         name: Of the backbone.
         architecture: Its shape.
         mixture: What it learns.
+        packages: Installed packages whose docstrings are read; `python` is the standard library.
         text_files: .txt or .txt.xz files, a paragraph a line, beside the docstrings.
+        held_out_share: Share of the documents that is kept for measuring.
         max_text_characters: Characters taken from the text files, as a random sample.
         optimizer: T5's Adafactor with relative step sizes by default. Plain Adam lets the decoder
             of a small model learn to ignore its encoder, which no prompt can then steer.
@@ -407,7 +432,9 @@ class PretrainConfig:
     name: str
     architecture: ArchitectureConfig = field(default_factory=ArchitectureConfig)
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
+    packages: tuple[str, ...] = PRETRAINING_PACKAGES
     text_files: tuple[str, ...] = ()
+    held_out_share: float = 0.01
     max_text_characters: int = 20_000_000
     optimizer: OptimizerConfig = field(default_factory=_pretrain_optimizer)
     loss: LossConfig = field(default_factory=lambda: LossConfig(reduction="mean"))

@@ -76,10 +76,11 @@ class _TextLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         mapping = {}
         for key, value in node.value:
-            if not isinstance(key.value, str) or key.value in mapping:
-                problem = "is set twice" if isinstance(key.value, str) else "is not a name"
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="a key is no text", problem_mark=key.start_mark)
+            if key.value in mapping:
                 raise yaml.MarkedYAMLError(
-                    problem=f"{show(key.value)} {problem}", problem_mark=key.start_mark
+                    problem=f"'{key.value}' is set twice", problem_mark=key.start_mark
                 )
             mapping[key.value] = self.construct_object(value, deep=True)
         return mapping

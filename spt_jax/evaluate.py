@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from spt_jax.backbone import Backbone, load_backbone
-from spt_jax.prompt_file import load_prompt
 from spt_jax.config import DataConfig, TrainConfig, from_dict
 from spt_jax.data.pipeline import TokenizedSplit, eval_batches, tokenize_split
 from spt_jax.data.tasks import Example, load_task
 from spt_jax.decode import answer_log_probs, greedy
 from spt_jax.metrics import exact_match, invalid_share
+from spt_jax.prompt_file import load_prompt
 from spt_jax.runfolder import RunFolder
 from spt_jax.t5 import T5
 from spt_jax.tokenizer import Tokenizer

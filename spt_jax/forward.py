@@ -108,7 +108,5 @@ def forward(
     encode_key = decode_key = None
     if dropout_key is not None:
         encode_key, decode_key = jax.random.split(dropout_key)
-    encoded, mask = encode(
-        model, params, inputs, prompt_mask=prompt_mask, dropout_key=encode_key
-    )
+    encoded, mask = encode(model, params, inputs, prompt_mask=prompt_mask, dropout_key=encode_key)
     return decode(model, params, encoded, mask, targets, dropout_key=decode_key)

@@ -9,6 +9,7 @@ then within 1.5e-5 of 1 from the first update, v is in effect a running sum, and
 the update to RMS 1 sets the step size: the first update is 0.3 times the sign of the gradient.
 """
 
+import jax.numpy as jnp
 import optax
 
 from spt_jax.config import OptimizerConfig
@@ -35,9 +36,9 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.ScalarOrSchedule
     elif config.schedule == "cosine":
         after = optax.cosine_decay_schedule(peak, max(steps - warmup, 1))
     else:
-        # Counted from the end of the warm-up, as join_schedules does.
+        # join_schedules counts from the end of the warm-up, so below 0 during it.
         def after(count):
-            return peak * (warmup / (count + warmup)) ** 0.5
+            return peak * (warmup / jnp.maximum(count + warmup, 1)) ** 0.5
 
     if warmup:
         warm = optax.linear_schedule(0.0, peak, warmup)

@@ -60,27 +60,28 @@ def pretrain(
         ValueError: The folder holds another run, or a text file cannot be read.
         RunError: The loss is not finite, no checkpoint is whole, or the disk is full.
     """
-    folder = RunFolder(workdir)
+    folder = RunFolder(Path(workdir))
+    folder.check_place()
     if not overwrite:
-        folder.check(to_dict(config))
+        folder.check_config(to_dict(config))
         if (result := folder.read_result(to_dict(config))) is not None:
             return result
     corpus = read_corpus(
+        packages=config.packages,
         text_files=config.text_files,
         max_text_characters=config.max_text_characters,
         seed=config.seed,
     )
-    say(f"corpus: {len(corpus.docstrings):,} docstrings, {len(corpus.excerpts):,} excerpts")
-    train, held_out = corpus.split()
+    facts = _corpus_facts(corpus)
+    say("corpus: " + ", ".join(f"{count:,} {name}" for name, count in facts.items()))
+    train, held_out = corpus.split(config.held_out_share)
     tokenizer = train_tokenizer(
         train.sample_texts(TOKENIZER_CHARACTERS), config.architecture.vocab_size
     )
-    identity = {"tokenizer_fingerprint": tokenizer.fingerprint}
-    if overwrite:
-        folder.clear()
-    folder.check_identity(identity)
-    folder.claim(to_dict(config), identity, _corpus_facts(corpus), command)
-
+    identity = {
+        "corpus_fingerprint": corpus.fingerprint(),
+        "tokenizer_fingerprint": tokenizer.fingerprint,
+    }
     a = config.architecture
     shape = T5Config(
         vocab_size=a.vocab_size,
@@ -93,7 +94,7 @@ def pretrain(
     )
     model = T5(shape, dtype=jnp.dtype(config.dtype))
     key, init_key = jax.random.split(jax.random.key(config.seed))
-    params = {"t5": model.init_params(init_key)}
+    params = {"t5": jax.jit(model.init_params)(init_key)}
     nothing_frozen = jax.tree.map(lambda _: None, params)
     tx = make_tx(config.optimizer, config.steps, "model")
     state = init_state(params, tx, patience=None, keep_best=False)
@@ -105,7 +106,10 @@ def pretrain(
     measure_gap = _make_gap_meter(model, held_out, tokenizer, config)
     batches = make_batches(train, tokenizer, config.mixture, config.seed)
 
-    with Checkpoints(folder.checkpoints, keep=config.log.keep) as checkpoints:
+    with (
+        folder.claim(to_dict(config), identity, facts, command, overwrite=overwrite),
+        Checkpoints(folder.checkpoints, keep=config.log.keep) as checkpoints,
+    ):
         if (restored := checkpoints.restore_newest(state)) is not None:
             state = restored.state
             say(f"resumed at step {restored.step}")

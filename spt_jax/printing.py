@@ -1,13 +1,30 @@
-"""What a command prints on stdout: one JSON object, aligned `name  value` lines, or a table.
+"""What a command prints: one JSON object, aligned `name  value` lines, or a table; and warnings.
 
 The JSON is strict: a value that is not finite is null, so that every JSON reader takes the line.
 """
 
+import contextlib
 import json
+import logging
 import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
+
+
+@contextlib.contextmanager
+def warnings_on_stderr() -> Iterator[None]:
+    """While it lasts, a warning of the library's logger is one line on stderr, and only there."""
+    logger, handler = logging.getLogger("spt_jax"), logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("spt-jax: warning: %(message)s"))
+    handler.setLevel(logging.WARNING)
+    propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagate
 
 
 def print_json(result: Mapping[str, Any]) -> None:

@@ -13,6 +13,10 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
+
+from spt_jax.pytree import count_params, named_leaves, nbytes
+from spt_jax.typing import PyTree
 
 PLAIN_SECONDS = 10.0
 """Least time between two lines where there is no terminal."""
@@ -79,3 +83,19 @@ class Bar:
 def say(line: str) -> None:
     """One line for the person who started the run, on stderr, above a running bar."""
     print(line, file=sys.stderr, flush=True)
+
+
+def print_split(trained: PyTree, frozen: PyTree) -> None:
+    """A table, on stderr, of which leaves are trained and which are frozen."""
+    table = Table("part", "leaves", "parameters", "bytes", "", title="trained and frozen")
+    for label, tree in (("trained", trained), ("frozen", frozen)):
+        parts: dict[str, list] = {}
+        for name, leaf in named_leaves(tree):
+            parts.setdefault("/".join(name.split("/")[:2]), []).append(leaf)
+        for part, leaves in parts.items():
+            numbers = len(leaves), count_params(leaves), nbytes(leaves)
+            table.add_row(part, *(f"{number:,}" for number in numbers), label)
+    total = count_params(trained) + count_params(frozen)
+    share = 100 * count_params(trained) / total
+    table.caption = f"{count_params(trained):,} of {total:,} parameters are trained ({share:.3g}%)"
+    Console(stderr=True).print(table)

@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spt_jax.prompt_file import load_prompt
 from spt_jax.config import PromptConfig
+from spt_jax.prompt_file import load_prompt
 from spt_jax.tokenizer import Tokenizer
 from spt_jax.typing import Array, Float, Key
 

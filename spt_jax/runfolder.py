@@ -10,12 +10,13 @@
 A folder belongs to one config, model and dataset: a run resumes in its own folder and in no other.
 """
 
+import contextlib
 import importlib.metadata
 import json
 import platform
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ import jax
 import yaml
 
 from spt_jax import __version__
-from spt_jax.runlog import write_atomic, write_json_atomic
+from spt_jax.runlog import lock_folder, write_atomic, write_json_atomic
 
 RESUMABLE = ("eval.", "log.")
 """Settings that may differ when a run is resumed, beside more `steps`."""
@@ -93,21 +94,19 @@ class RunFolder:
             return None
         return json.loads(self.result_file.read_text())
 
-    def check(self, config: Mapping[str, Any]) -> None:
-        """Raises unless the folder is free for a run of `config`, or holds one to resume.
+    def check_place(self) -> None:
+        """Raises NotADirectoryError where a file is in the way of the folder."""
+        for place in (self.path, *self.path.parents):
+            if place.exists():
+                if place.is_dir():
+                    return
+                raise NotADirectoryError(
+                    f"workdir '{self.path}' cannot be made: '{place}' is a file; "
+                    "give another --workdir"
+                )
 
-        Raises:
-            NotADirectoryError: A file is in the way.
-            ValueError: It holds a run of another config.
-        """
-        for parent in (self.path, *self.path.parents):
-            if parent.exists():
-                if not parent.is_dir():
-                    raise NotADirectoryError(
-                        f"workdir '{self.path}' cannot be made: '{parent}' is a file; "
-                        "give another --workdir"
-                    )
-                break
+    def check_config(self, config: Mapping[str, Any]) -> None:
+        """Raises ValueError where the folder holds a run that `config` does not go on with."""
         if not self.config_file.exists():
             return
         old, new = _flatten(self.read_config()), _flatten(config)
@@ -124,54 +123,52 @@ class RunFolder:
                 "give another --workdir, or --overwrite to delete that run"
             )
 
-    def check_identity(self, identity: Mapping[str, Any]) -> None:
-        """Raises ValueError where the run there had another model or other data."""
-        if not self.manifest_file.exists():
-            return
-        old = json.loads(self.manifest_file.read_text())["identity"]
-        changed = sorted(name for name in identity if old.get(name) != identity[name])
-        if changed:
-            name = changed[0]
-            raise ValueError(
-                f"workdir '{self.path}' holds a run with another {name.replace('_', ' ')} "
-                f"({_show(old.get(name))} there, {_show(identity[name])} now); "
-                "give another --workdir, or --overwrite to delete that run"
-            )
-
+    @contextlib.contextmanager
     def claim(
         self,
         config: Mapping[str, Any],
         identity: Mapping[str, Any],
         facts: Mapping[str, Any],
         command: Sequence[str],
-    ) -> None:
-        """Makes the folder the run's, writing its config and, the first time, its manifest.
+        *,
+        overwrite: bool,
+    ) -> Iterator[None]:
+        """Holds the folder for a run, having written its config and, the first time, its manifest.
 
         Args:
             config: Resolved.
-            identity: What must be the same when it is resumed.
+            identity: What must be the same when it is resumed, such as fingerprints.
             facts: Of the data, for people to read.
             command: The command line.
-        """
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_atomic(self.config_file, yaml.safe_dump(dict(config), sort_keys=False).encode())
-        if not self.manifest_file.exists():
-            device = jax.devices()[0]
-            manifest = {
-                "command": list(command),
-                "identity": dict(identity),
-                "data": dict(facts),
-                "python": sys.version.split()[0],
-                "platform": platform.platform(),
-                "device": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
-                "versions": {
-                    "spt_jax": __version__,
-                    **{name: importlib.metadata.version(name) for name in PACKAGES},
-                },
-            }
-            write_json_atomic(self.manifest_file, manifest)
+            overwrite: Delete the run that is there first.
 
-    def clear(self) -> None:
+        Raises:
+            ValueError: The run there has another identity.
+            RunError: Another process holds the folder, or it cannot be written.
+        """
+        with lock_folder(self.path):
+            if overwrite:
+                self._clear()
+            self._check_identity(identity)
+            self.result_file.unlink(missing_ok=True)  # of fewer steps; it is not the result now
+            write_atomic(self.config_file, yaml.safe_dump(dict(config), sort_keys=False).encode())
+            if not self.manifest_file.exists():
+                write_json_atomic(self.manifest_file, _manifest(identity, facts, command))
+            yield
+
+    def _check_identity(self, identity: Mapping[str, Any]) -> None:
+        if not self.manifest_file.exists():
+            return
+        old = json.loads(self.manifest_file.read_text())["identity"]
+        for name, value in identity.items():
+            if old.get(name) != value:
+                raise ValueError(
+                    f"workdir '{self.path}' holds a run with another {name.replace('_', ' ')} "
+                    f"({_show(old.get(name))} there, {_show(value)} now); "
+                    "give another --workdir, or --overwrite to delete that run"
+                )
+
+    def _clear(self) -> None:
         """Deletes the run, and nothing that is not a run's."""
         for folder in (self.checkpoints, self.model_folder):
             shutil.rmtree(folder, ignore_errors=True)
@@ -184,6 +181,24 @@ class RunFolder:
             self.result_file,
         ):
             file.unlink(missing_ok=True)
+
+
+def _manifest(
+    identity: Mapping[str, Any], facts: Mapping[str, Any], command: Sequence[str]
+) -> dict:
+    device = jax.devices()[0]
+    return {
+        "command": list(command),
+        "identity": dict(identity),
+        "data": dict(facts),
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "device": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
+        "versions": {
+            "spt_jax": __version__,
+            **{name: importlib.metadata.version(name) for name in PACKAGES},
+        },
+    }
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

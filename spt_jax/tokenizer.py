@@ -11,6 +11,8 @@ four or so ordinary pieces.
 
 import hashlib
 import json
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -92,7 +94,7 @@ class Tokenizer:
         """
         if not 0 <= index < self.vocab_size:
             raise ValueError(f"token id {index} is given, expected 0 to {self.vocab_size - 1}")
-        return self._backend.id_to_token(int(index))
+        return self._backend.id_to_token(int(index)) or ""
 
     def sentinel(self, i: int) -> int:
         """The id of `<extra_id_i>`: the last id is number 0, as in T5.
@@ -149,10 +151,16 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         ]
     )
     backend.decoder = decoders.Metaspace(prepend_scheme="always")
+    # Chosen here, because the trainer breaks ties between rare characters at random.
+    characters = Counter(c for text in texts for c in unicodedata.normalize("NFKC", text))
+    characters = {c: n for c, n in characters.items() if not c.isspace()}
+    ranked = sorted(characters, key=lambda c: (-characters[c], c))
+    size = min(_ALPHABET, vocab_size - SENTINELS - len(_SPECIAL))
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - SENTINELS,
         special_tokens=list(_SPECIAL),
-        limit_alphabet=min(_ALPHABET, vocab_size - SENTINELS - len(_SPECIAL)),
+        initial_alphabet=["▁", *ranked][:size],
+        limit_alphabet=size,
         min_frequency=2,
         show_progress=False,
     )

@@ -1,20 +1,20 @@
 """The train loop: `fit` trains a prompt for a frozen T5, or the whole T5 as the paper's baseline.
 
 `fit` reads from top to bottom: check the folder, load the backbone and the task, make the state,
-resume, train with evaluations in between, test the best step. Everything that a step computes is in
+resume, train with evaluations in between, verify, test the best step. What a step computes is in
 `step.py`; this module decides when.
 """
 
 import functools
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.console import Console
-from rich.table import Table
+import optax
 
 from spt_jax.backbone import Backbone, load_backbone, save_backbone
 from spt_jax.checkpoint import Checkpoints
@@ -30,22 +30,42 @@ from spt_jax.data.tasks import Task, load_task, majority_score
 from spt_jax.errors import RunError
 from spt_jax.evaluate import Scores, encode_answers, evaluate
 from spt_jax.optim import make_tx
-from spt_jax.progress import Bar, say
+from spt_jax.progress import Bar, print_split, say
 from spt_jax.prompt import init_prompt
 from spt_jax.prompt_file import save_prompt
-from spt_jax.pytree import (
-    count_params,
-    device_digest,
-    label_params,
-    merge,
-    named_leaves,
-    nbytes,
-    split,
-)
+from spt_jax.pytree import count_params, device_digest, label_params, merge, nbytes, split
 from spt_jax.runfolder import RunFolder
 from spt_jax.runlog import RunLog, read_log, write_json_atomic
 from spt_jax.step import Best, TrainState, init_state, require_finite, train_step
-from spt_jax.typing import Array, Params
+from spt_jax.typing import Array, Key, Params, PyTree
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What stays the same from the first step to the last."""
+
+    config: TrainConfig
+    folder: RunFolder
+    backbone: Backbone
+    task: Task
+    rows: Mapping[str, TokenizedSplit]
+    identity: Mapping[str, str]
+    frozen: PyTree
+    key: Key
+
+    def evaluate(self, params: Params, name: str) -> Scores:
+        """Scores on the split `name`."""
+        config = self.config
+        return evaluate(
+            self.backbone.model,
+            params,
+            self.backbone.tokenizer,
+            self.rows[name],
+            config.data,
+            label_words=self.task.label_words,
+            batch_size=config.eval.batch_size,
+            max_rows=config.eval.max_rows if name == "dev" else None,
+        )
 
 
 def fit(
@@ -68,12 +88,13 @@ def fit(
         FileNotFoundError: A file of the config does not exist.
         NotADirectoryError: `workdir` lies below a file.
         ValueError: The config does not fit the model, the data, or the run in the folder.
-        RunError: The loss is not finite, no checkpoint is whole, the disk is full, or a frozen
-            weight has changed.
+        RunError: The loss is not finite, no checkpoint is whole, the disk is full, another process
+            has the folder, or a frozen weight has changed.
     """
     folder = RunFolder(Path(workdir))
+    folder.check_place()
     if not overwrite:
-        folder.check(to_dict(config))
+        folder.check_config(to_dict(config))
         if (result := folder.read_result(to_dict(config))) is not None:
             say(f"{folder.path} is finished; --overwrite trains it again")
             return result
@@ -90,11 +111,7 @@ def fit(
         "model_fingerprint": backbone.fingerprint,
         "data_fingerprint": data_fingerprint(rows),
     }
-    if not overwrite:
-        folder.check_identity(identity)
-
-    key = jax.random.key(config.seed)
-    prompt_key, run_key = jax.random.split(key)
+    prompt_key, run_key = jax.random.split(jax.random.key(config.seed))
     params: Params = {"t5": backbone.params}
     if config.prompt is not None:
         table = backbone.params["token_embedder"]["embedding"]
@@ -102,98 +119,63 @@ def fit(
         params = {**params, "prompt": prompt}
     trained, frozen = split(params, label_params(params, config.tune))
     print_split(trained, frozen)
-    frozen_before = device_digest(frozen)
-
+    digest = device_digest(frozen)
+    # Copied, because the state is donated and model tuning would give away the backbone's weights.
+    trained = jax.tree.map(jnp.copy, trained)
     tx = make_tx(config.optimizer, config.steps, config.tune)
-    state = init_state(
-        jax.tree.map(jnp.copy, trained), tx, patience=config.eval.patience, keep_best=True
-    )
-    evaluate_on = functools.partial(_evaluate, config, backbone, task, rows)
-    if overwrite:
-        folder.clear()
-    folder.claim(to_dict(config), identity, _data_facts(task, rows), command)
+    state = init_state(trained, tx, patience=config.eval.patience, keep_best=True)
+    run = _Run(config, folder, backbone, task, rows, identity, frozen, run_key)
 
-    with Checkpoints(folder.checkpoints, keep=config.log.keep) as checkpoints:
-        if (restored := checkpoints.restore_newest(state)) is not None:
-            state = restored.state
-            say(f"resumed at step {restored.step} of {config.steps}")
-        state = _train(
-            config, state, frozen, run_key, rows["train"], tx, backbone, evaluate_on,
-            folder, checkpoints, identity,
-        )  # fmt: skip
-        checkpoints.wait()
-
-    frozen_unchanged = device_digest(frozen) == frozen_before if frozen_before else None
-    if frozen_unchanged is False:
-        raise RunError("a frozen weight changed while training; this is a defect of spt_jax")
-    if frozen_unchanged:
-        say(f"all {count_params(frozen):,} frozen parameters are bit-identical to the start")
-
-    best = merge(state.best.trained, frozen)
-    test = evaluate_on(best, "test")
-    result = {
-        "task": task.name,
-        "model": backbone.name,
-        "tune": config.tune,
-        "score": test.score,
-        "rank_score": test.rank_score,
-        "invalid": test.invalid,
-        "majority_score": majority_score(task),
-        **_unprompted(config, backbone, evaluate_on, trained),
-        "dev_score": float(state.best.score),
-        "best_step": int(state.best.step),
-        "steps": config.steps,
-        "steps_done": int(state.step),
-        "trained_params": count_params(trained),
-        "frozen_params": count_params(frozen),
-        "frozen_unchanged": frozen_unchanged,
-        "opt_state_bytes": nbytes(state.opt_state),
-        "checkpoint_bytes": _folder_bytes(folder.checkpoints / str(int(state.step))),
-        "examples_per_second": _examples_per_second(folder.timing_file),
-        "seed": config.seed,
-    }
-    _write_artifacts(folder, config, backbone, best, result)
-    write_json_atomic(folder.result_file, result)
+    facts = _data_facts(task, rows)
+    with folder.claim(to_dict(config), identity, facts, command, overwrite=overwrite):
+        with Checkpoints(folder.checkpoints, keep=config.log.keep) as checkpoints:
+            if (restored := checkpoints.restore_newest(state)) is not None:
+                state = restored.state
+                say(f"resumed at step {restored.step} of {config.steps}")
+            state = _train(run, state, tx, checkpoints)
+        _require_unchanged(frozen, digest)
+        result = _result(run, state)
+        _write_artifacts(run, state, result)
+        write_json_atomic(folder.result_file, result)
     return result
 
 
 def _train(
-    config, state, frozen, key, rows, tx, backbone, evaluate_on, folder, checkpoints, identity
+    run: _Run, state: TrainState, tx: optax.GradientTransformation, checkpoints: Checkpoints
 ) -> TrainState:
-    """The steps from `state.step` on; returns the last state."""
+    """The steps from `state.step` on, with evaluations and checkpoints; returns the last state."""
+    config, frozen, train = run.config, run.frozen, run.rows["train"]
     update = jax.jit(
         functools.partial(
             train_step,
-            model=backbone.model,
+            model=run.backbone.model,
             tx=tx,
             loss=config.loss,
             accumulate=config.optimizer.accumulate,
         ),
         donate_argnums=0,
     )
-    targets_width = max(map(len, rows.targets))
-    batches = train_batches(rows, config.data, seed=config.seed, targets_width=targets_width)
+    batches = train_batches(
+        train, config.data, seed=config.seed, targets_width=max(map(len, train.targets))
+    )
     start = int(state.step)
+    stopped = int(state.patience_left) == 0
     with (
-        RunLog(folder.log_file, resume_at=start) as log,
-        RunLog(folder.timing_file, resume_at=start) as timing,
-        Bar(f"training {config.task.name or 'task'}", config.steps, start) as bar,
+        RunLog(run.folder.log_file, resume_at=start) as log,
+        RunLog(run.folder.timing_file, resume_at=start) as timing,
+        Bar(f"training {run.task.name}", config.steps, start) as bar,
     ):
         clock = _Clock(timing, config.data.batch_size)
+        shown = {"score": float(state.best.score)} if start else {}
         pending: list[dict[str, Array]] = []
-        shown: dict[str, float] = {}
-        if start:
-            shown["score"] = float(state.best.score)
-        stopped = int(state.patience_left) == 0
         for step, batch in enumerate(prefetch(batches, start, config.steps), start=start + 1):
             if stopped:
                 break
-            state, metrics = update(state, frozen, batch, key)
+            state, metrics = update(state, frozen, batch, run.key)
             pending.append(metrics)
-            last = step == config.steps
-            evaluating = last or step % config.eval.every == 0
+            evaluating = step == config.steps or step % config.eval.every == 0
             saving = evaluating or step % config.log.checkpoint_every == 0
-            if step % config.log.every == 0 or saving:
+            if saving or step % config.log.every == 0:
                 # The step just dispatched stays in flight, unless its result is needed now.
                 ahead = [] if saving else [pending.pop()]
                 shown |= _write_metrics(log, step - len(ahead), pending)
@@ -201,15 +183,14 @@ def _train(
                 pending = ahead
                 bar.update(step, shown)
             if evaluating:
-                scores = evaluate_on(merge(state.trained, frozen), "dev")
+                scores = run.evaluate(merge(state.trained, frozen), "dev")
                 log.write({"step": step, "split": "dev", **scores.to_dict()})
                 state = _keep_best(state, scores.score, config.eval.patience)
                 stopped = int(state.patience_left) == 0
-                shown["score"] = scores.score
-                bar.update(step, shown)
+                bar.update(step, shown := shown | {"score": scores.score})
+            if saving:  # after everything of this step is in the log, so that a kill loses no line
+                checkpoints.save(step, state, {"config": to_dict(config), **run.identity})
                 clock.restart()
-            if saving:
-                checkpoints.save(step, state, {"config": to_dict(config), **identity})
     if stopped:
         say(f"stopped at step {int(state.step)}: {config.eval.patience} evaluations without gain")
     return state
@@ -217,21 +198,21 @@ def _train(
 
 def _keep_best(state: TrainState, score: float, patience: int | None) -> TrainState:
     """The state after an evaluation of its step."""
-    improved = score > float(state.best.score)
     best = state.best
+    improved = score > float(best.score)
     if improved:
         best = Best(jnp.copy(state.step), jnp.float32(score), jax.tree.map(jnp.copy, state.trained))
     if patience is None:
         left = -1
     elif improved:
         left = patience
-    else:  # a run resumed with patience starts to count now
+    else:  # a run that is resumed with patience starts to count now
         left = (int(state.patience_left) if state.patience_left >= 0 else patience) - 1
     return state.replace(best=best, patience_left=jnp.int32(left))
 
 
 def _write_metrics(log: RunLog, step: int, pending: Sequence[Mapping[str, Array]]) -> dict:
-    """Logs the steps that are pending, the last of them `step`; returns means to show."""
+    """Logs the steps that are pending, the last of them `step`; returns their mean loss."""
     fetched = jax.device_get(list(pending))
     for number, metrics in enumerate(fetched, start=step - len(fetched) + 1):
         require_finite(number, metrics)
@@ -240,7 +221,7 @@ def _write_metrics(log: RunLog, step: int, pending: Sequence[Mapping[str, Array]
 
 
 class _Clock:
-    """Times the steps, without evaluations and without the first step's compilation."""
+    """Times the steps, without evaluations and without the first steps, which compile."""
 
     def __init__(self, timing: RunLog, batch_size: int):
         self._timing, self._batch_size = timing, batch_size
@@ -261,79 +242,21 @@ class _Clock:
         self._since = time.perf_counter()
 
 
-def _examples_per_second(timing_file: Path) -> float | None:
-    laps = read_log(timing_file)
-    seconds = sum(lap["seconds"] for lap in laps)
-    return sum(lap["examples"] for lap in laps) / seconds if seconds else None
-
-
 def _load_rows(config: TrainConfig, backbone: Backbone) -> tuple[Task, dict[str, TokenizedSplit]]:
     task = load_task(config.task)
     for note in task.notes:
         say(note)
-    if task.label_words is not None:
+    if task.label_words is not None:  # refuses words that the model cannot write
         encode_answers(task.label_words, backbone.tokenizer, config.data.targets_length)
     rows = {
         name: tokenize_split(examples, backbone.tokenizer, config.data)
         for name, examples in task.splits.items()
     }
-    train = rows["train"]
     say(
-        f"cut to length: {100 * train.truncated:.1f}% of inputs, "
-        f"{100 * train.truncated_targets:.1f}% of targets"
+        f"cut to length: {100 * rows['train'].truncated:.1f}% of inputs, "
+        f"{100 * rows['train'].truncated_targets:.1f}% of targets"
     )
     return task, rows
-
-
-def _evaluate(
-    config: TrainConfig,
-    backbone: Backbone,
-    task: Task,
-    rows: Mapping[str, TokenizedSplit],
-    params: Params,
-    name: str,
-) -> Scores:
-    return evaluate(
-        backbone.model,
-        params,
-        backbone.tokenizer,
-        rows[name],
-        config.data,
-        label_words=task.label_words,
-        batch_size=config.eval.batch_size,
-        max_rows=config.eval.max_rows if name == "dev" else None,
-    )
-
-
-def _unprompted(config: TrainConfig, backbone: Backbone, evaluate_on, trained: Params) -> dict:
-    """Scores on test of the backbone as it is."""
-    names = {"unprompted_score": None, "unprompted_rank_score": None}
-    if not config.eval.baselines:
-        return names
-    scores = evaluate_on({"t5": backbone.params}, "test")
-    return dict(zip(names, (scores.score, scores.rank_score), strict=True))
-
-
-def _write_artifacts(
-    folder: RunFolder, config: TrainConfig, backbone: Backbone, best: Params, result: Mapping
-) -> None:
-    if config.tune == "model":
-        tokenizer, shape = backbone.tokenizer, backbone.model.config
-        name = f"{backbone.name}, tuned on {result['task']}"
-        save_backbone(folder.model_folder, name, shape, best["t5"], tokenizer, dtype="float32")
-    if config.prompt is not None:
-        metadata = {
-            "model": backbone.name,
-            "fingerprint": backbone.fingerprint,
-            "task": result["task"],
-            "length": config.prompt.length,
-            "init": config.prompt.init,
-            "step": result["best_step"],
-            "dev_score": result["dev_score"],
-            "score": result["score"],
-            "rank_score": result["rank_score"],
-        }
-        save_prompt(folder.prompt_file, np.asarray(best["prompt"]), metadata)
 
 
 def _data_facts(task: Task, rows: Mapping[str, TokenizedSplit]) -> dict:
@@ -346,21 +269,69 @@ def _data_facts(task: Task, rows: Mapping[str, TokenizedSplit]) -> dict:
     }
 
 
-def _folder_bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+def _require_unchanged(frozen: PyTree, digest: dict) -> None:
+    if device_digest(frozen) != digest:
+        raise RunError("a frozen weight changed while training; this is a defect of spt_jax")
+    if digest:
+        say(f"all {count_params(frozen):,} frozen parameters are bit-identical to the start")
 
 
-def print_split(trained: Params, frozen: Params) -> None:
-    """A table, on stderr, of which leaves are trained and which are frozen."""
-    table = Table("part", "leaves", "parameters", "bytes", "", title="trained and frozen")
-    for label, tree in (("trained", trained), ("frozen", frozen)):
-        parts: dict[str, list] = {}
-        for name, leaf in named_leaves(tree):
-            parts.setdefault("/".join(name.split("/")[:2]), []).append(leaf)
-        for part, leaves in parts.items():
-            numbers = len(leaves), count_params(leaves), nbytes(leaves)
-            table.add_row(part, *(f"{number:,}" for number in numbers), label)
-    total = count_params(trained) + count_params(frozen)
-    share = 100 * count_params(trained) / total
-    table.caption = f"{count_params(trained):,} of {total:,} parameters are trained ({share:.3g}%)"
-    Console(stderr=True).print(table)
+def _result(run: _Run, state: TrainState) -> dict:
+    """Scores on test at the best step, beside the baselines and the costs."""
+    config = run.config
+    test = run.evaluate(merge(state.best.trained, run.frozen), "test")
+    plain = None
+    if config.eval.baselines:
+        plain = run.evaluate({"t5": run.backbone.params}, "test")
+    laps = read_log(run.folder.timing_file)
+    seconds = sum(lap["seconds"] for lap in laps)
+    checkpoint = run.folder.checkpoints / str(int(state.step))
+    return {
+        "task": run.task.name,
+        "model": run.backbone.name,
+        "tune": config.tune,
+        "score": test.score,
+        "rank_score": test.rank_score,
+        "invalid": test.invalid,
+        "majority_score": majority_score(run.task),
+        "unprompted_score": plain.score if plain else None,
+        "unprompted_rank_score": plain.rank_score if plain else None,
+        "dev_score": float(state.best.score),
+        "best_step": int(state.best.step),
+        "steps": config.steps,
+        "steps_done": int(state.step),
+        "trained_params": count_params(state.trained),
+        "frozen_params": count_params(run.frozen),
+        "frozen_unchanged": True if jax.tree.leaves(run.frozen) else None,
+        "opt_state_bytes": nbytes(state.opt_state),
+        "checkpoint_bytes": sum(f.stat().st_size for f in checkpoint.rglob("*") if f.is_file()),
+        "examples_per_second": sum(lap["examples"] for lap in laps) / seconds if seconds else None,
+        "seed": config.seed,
+    }
+
+
+def _write_artifacts(run: _Run, state: TrainState, result: Mapping) -> None:
+    """The best prompt as a file of its own, and the model where that was trained."""
+    config, backbone, best = run.config, run.backbone, state.best.trained
+    if config.tune == "model":
+        save_backbone(
+            run.folder.model_folder,
+            f"{backbone.name} tuned on {run.task.name}",
+            backbone.model.config,
+            best["t5"],
+            backbone.tokenizer,
+            dtype="float32",
+        )
+    if config.prompt is not None:
+        metadata = {
+            "model": backbone.name,
+            "fingerprint": backbone.fingerprint,
+            "task": run.task.name,
+            "length": config.prompt.length,
+            "init": config.prompt.init,
+            "step": result["best_step"],
+            "dev_score": result["dev_score"],
+            "score": result["score"],
+            "rank_score": result["rank_score"],
+        }
+        save_prompt(run.folder.prompt_file, np.asarray(best["prompt"]), metadata)

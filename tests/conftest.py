@@ -4,8 +4,17 @@ import os
 import socket
 from pathlib import Path
 
+CACHE = Path(__file__).parents[1] / ".pytest_cache"
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("SPT_JAX_CACHE", str(CACHE / "spt_jax"))
+# Compiling is most of what these tests cost. Many runs of one tiny model share their programs, and
+# processes that a test starts find them too.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "jax"))
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
 
 import jax
 import pytest

@@ -446,3 +446,14 @@ def test_corpus_is_tokenized_as_the_tokenizer_does(passages, corpus, tokenizer):
     assert [made.ids(*span) for span in zip(made.document_starts, made.document_starts[1:])] == (
         expected
     )
+
+
+def test_the_smallest_shapes_serve_every_task(passages):
+    small = mixture(
+        passages, inputs_length=64, long_targets_length=8, short_targets_length=4, relabel_share=1.0
+    )
+    assert small.left_out == ()
+    for name in small.tasks:
+        batch = small.task_batch(name, 0)
+        assert batch["inputs"].shape == (16, 64)
+        assert ((batch["inputs"] == 1).sum(axis=1) == 1).all()

@@ -210,6 +210,27 @@ def test_library_task(monkeypatch):
     assert task.splits["test"][1] == Example("text 1", "jax")
 
 
+def test_sst2_by_options_alone(data_dir):
+    files = {name: str(data_dir / "sst2" / f"{name}.tsv") for name in ("train", "dev", "test")}
+    task = load_task(
+        TaskConfig(
+            source=files["train"],
+            dev_source=files["dev"],
+            test_source=files["test"],
+            template="{sentence}",
+            label="label",
+            label_words={"0": "negative", "1": "positive"},
+        )
+    )
+    assert {name: len(rows) for name, rows in task.splits.items()} == {
+        "train": 60_614,
+        "dev": 6_735,
+        "test": 872,
+    }
+    assert task.splits["dev"][0] == Example("the expressive power of the camera", "positive")
+    assert majority_score(task) == pytest.approx(100 * 444 / 872)
+
+
 def test_reading_a_task_imports_no_array_library(write):
     code = (
         "import sys\n"

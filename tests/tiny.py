@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from spt_jax.backbone import save_backbone
 from spt_jax.config import (
@@ -40,10 +42,25 @@ def sentences() -> list[tuple[str, str]]:
     return rows
 
 
+def random_params(shape: T5Config, seed: int = 0) -> dict:
+    """Random float32 parameters, drawn by numpy: compiling `init_params` takes seconds."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        name, size = path[-1].key, leaf.shape[-2] if len(leaf.shape) > 1 else 1
+        if name == "scale":
+            return jnp.asarray(1 + 0.1 * rng.standard_normal(leaf.shape), jnp.float32)
+        stddev = 1.0 if name == "embedding" else size**-0.5
+        return jnp.asarray(stddev * rng.standard_normal(leaf.shape), jnp.float32)
+
+    abstract = jax.eval_shape(T5(shape).init_params, jax.random.key(0))
+    return jax.tree_util.tree_map_with_path(draw, abstract)
+
+
 def write_backbone(folder: Path, seed: int = 0) -> Path:
     """A random T5 1.1 with a tokenizer of its own."""
     tokenizer = train_tokenizer([f"{text} {label}" for text, label in sentences()], 320)
-    params = T5(SHAPE).init_params(jax.random.key(seed))
+    params = random_params(SHAPE, seed)
     save_backbone(folder, f"tiny-{seed}", SHAPE, params, tokenizer)
     return folder
 

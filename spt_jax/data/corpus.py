@@ -15,28 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+from spt_jax.config import PRETRAINING_PACKAGES
 from spt_jax.data.docstrings import Docstring, drop_held_out, read_docstrings
 
-PACKAGES = (
-    "python",
-    "numpy",
-    "scipy",
-    "jax",
-    "flax",
-    "optax",
-    "orbax",
-    "grain",
-    "transformers",
-    "tensorflow_datasets",
-    "huggingface_hub",
-    "tokenizers",
-    "safetensors",
-    "rich",
-    "jsonargparse",
-    "etils",
-    "absl",
-    "fsspec",
-)
 NGRAM = 8  # words
 REPEATED = 0.5  # share of n-grams seen before from which a docstring is dropped
 EXCERPT = 20_000  # characters of a book that are kept or left out together
@@ -71,6 +52,13 @@ class Corpus:
         for document in (*self.docstrings, *self.excerpts):
             yield document.text
 
+    def fingerprint(self) -> str:
+        """sha256, in hex, over all texts in order."""
+        digest = hashlib.sha256()
+        for text in self.texts():
+            digest.update(f"{len(text)} {text}".encode())
+        return digest.hexdigest()
+
     def sample_texts(self, characters: int, seed: int = 0) -> list[str]:
         """Texts drawn evenly until they have this many characters: enough to learn a vocabulary."""
         texts = list(self.texts())
@@ -101,7 +89,7 @@ class Corpus:
 
 def read_corpus(
     *,
-    packages: Sequence[str] = PACKAGES,
+    packages: Sequence[str] = PRETRAINING_PACKAGES,
     text_files: Sequence[str | Path] = (),
     max_text_characters: int | None = 20_000_000,
     seed: int = 0,

@@ -130,7 +130,7 @@ def read_docstrings(
 
 def clean_text(text: str) -> str:
     """A docstring as the task shows it: no library names, one line, at most 600 characters."""
-    text = _anonymous(text)
+    text = _anonymous(" ".join(text.split())[: 5 * TEXT_LENGTH])
     if len(text) > TEXT_LENGTH:
         text = text[: TEXT_LENGTH + 1].rpartition(" ")[0] or text[:TEXT_LENGTH]
     return text
@@ -138,10 +138,7 @@ def clean_text(text: str) -> str:
 
 def split_of(text: str) -> str:
     """The split ("train", "dev" or "test") that a docstring, raw or cleaned, belongs to."""
-    share = int.from_bytes(_digest(text)[8:16], "big") / 2**64
-    if share < TEST_SHARE:
-        return "test"
-    return "dev" if share < TEST_SHARE + DEV_SHARE else "train"
+    return _split_of_cleaned(clean_text(text))
 
 
 def held_out(text: str) -> bool:
@@ -171,7 +168,7 @@ def library_rows(*, cache: bool = True) -> dict[str, list[LibraryRow]]:
             _write_cache(path, rows)
     splits: dict[str, list[LibraryRow]] = {"train": [], "dev": [], "test": []}
     for row in rows:
-        splits[split_of(row.text)].append(row)
+        splits[_split_of_cleaned(row.text)].append(row)
     return splits
 
 
@@ -252,9 +249,16 @@ def _anonymous(text: str) -> str:
     return " ".join(_WHOLE.sub("", _CAMEL.sub("", " ".join(text.split()))).split())
 
 
-def _digest(text: str) -> bytes:
+def _split_of_cleaned(cleaned: str) -> str:
+    share = int.from_bytes(_digest(cleaned)[8:16], "big") / 2**64
+    if share < TEST_SHARE:
+        return "test"
+    return "dev" if share < TEST_SHARE + DEV_SHARE else "train"
+
+
+def _digest(cleaned: str) -> bytes:
     # Of the words alone, so that reflowing a docstring does not move it to another split.
-    return hashlib.sha256(" ".join(words(clean_text(text))).encode()).digest()
+    return hashlib.sha256(" ".join(words(cleaned)).encode()).digest()
 
 
 def _select_rows() -> list[LibraryRow]:

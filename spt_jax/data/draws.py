@@ -45,7 +45,7 @@ class Draw(NamedTuple):
         """True with this probability."""
         return bool(self.rng.random() < probability)
 
-    def pick(self, items: Sequence):
+    def pick(self, items: Sequence | np.ndarray):
         """One of some items."""
         return items[int(self.rng.integers(len(items)))]
 

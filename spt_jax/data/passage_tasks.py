@@ -161,7 +161,7 @@ def scrambled(draw: Draw) -> Row | None:
     """Are all the words in order (0), or some swapped with their neighbours (1)?"""
     start, end = draw.passage(0.25 + 0.75 * draw.rng.random())
     begins = start + np.flatnonzero(draw.passages.is_word_start[draw.passages.tokens[start:end]])
-    words = [draw.passages.ids(*span) for span in zip(begins, [*begins[1:], end])]
+    words = [draw.passages.ids(*span) for span in zip(begins.tolist(), [*begins[1:].tolist(), end])]
     if len(words) < 6:
         return None
     scrambled = draw.flip()

@@ -40,7 +40,7 @@ class Passages:
         is_word_start: bool[vocabulary].
         word_starts: int64[W] positions of plain words; word_lengths: int64[W] tokens of each.
         word_ids: int64[W] number of the word; idf: f64[V], 0 for words that are no keywords.
-        word_lookup: {its ids as a tuple: its number}, for words of one token or more.
+        word_lookup: {ids of a word as a tuple: its number}.
         labels: int64[...] token ids that are whole words of 3 letters or more.
     """
 

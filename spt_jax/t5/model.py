@@ -147,9 +147,7 @@ class Encoder(nn.Module):
         self.encoder_norm = RMSNorm(c.layer_norm_epsilon, self.dtype)
 
     def __call__(self, x, mask, train):
-        x = dropout(
-            self.dropout_rate, x.astype(self.dtype), broadcast=-2, module=self, train=train
-        )
+        x = dropout(self.dropout_rate, x.astype(self.dtype), broadcast=-2, module=self, train=train)
         bias = self.relpos_bias(x.shape[1], x.shape[1])
         x, _ = self.layers(x, bias, mask[:, None, None, :], train)
         return dropout(
@@ -184,9 +182,7 @@ class Decoder(nn.Module):
             self.logits_dense = LogitsDense(c, self.dtype)
 
     def __call__(self, x, encoded, mask, train):
-        x = dropout(
-            self.dropout_rate, x.astype(self.dtype), broadcast=-2, module=self, train=train
-        )
+        x = dropout(self.dropout_rate, x.astype(self.dtype), broadcast=-2, module=self, train=train)
         targets = x.shape[1]
         causal = jnp.tril(jnp.ones((targets, targets), bool))[None, None]
         bias = self.relpos_bias(targets, targets)

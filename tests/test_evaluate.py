@@ -1,0 +1,152 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from fakes import FakeTokenizer
+
+from spt_jax.backbone import load_backbone
+from spt_jax.config import DataConfig
+from spt_jax.data.pipeline import tokenize_split
+from spt_jax.data.tasks import Example
+from spt_jax.evaluate import encode_answers, evaluate, evaluate_run, load_run, predict_run
+from spt_jax.interpret import nearest, nearest_words
+from spt_jax.metrics import exact_match, invalid_share
+from spt_jax.train import fit
+
+DATA = DataConfig(inputs_length=16, targets_length=6, buckets=(12,))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    fit(tiny.train_config(folder, steps=4), folder / "run")
+    return folder / "run"
+
+
+def test_metrics():
+    assert exact_match(["a", " b  c", "A"], ["a", "b c", "a"]) == pytest.approx(200 / 3)
+    assert invalid_share(["a", "x", ""], ["a", "b"]) == pytest.approx(200 / 3)
+
+
+def test_scores_do_not_depend_on_batches(run):
+    config, backbone, params = load_run(run)
+    examples = [Example(text, label) for text, label in tiny.sentences()[:11]]
+    rows = tokenize_split(examples, backbone.tokenizer, DATA)
+
+    def scores(batch_size):
+        return evaluate(
+            backbone.model, params, backbone.tokenizer, rows, DATA,
+            label_words=("animal", "plant"), batch_size=batch_size,
+        )  # fmt: skip
+
+    assert scores(4) == scores(11) == scores(16)
+    assert scores(4).rows == 11 and len(scores(4).predictions) == 11
+
+
+def test_a_model_that_writes_the_label_scores_100(run):
+    # A head that always writes 'plant' and ends: its rows are right, the others are valid but wrong.
+    _, backbone, _ = load_run(run)
+    tokenizer = backbone.tokenizer
+    answer = [*tokenizer.encode("plant"), tokenizer.eos_id]
+    t5 = jax.tree.map(jnp.copy, backbone.params)
+    # Decoder states that are the embedding of the token read, and a head from it to the next one.
+    table = jnp.eye(320, 16) * 0 + jax.random.normal(jax.random.key(0), (320, 16))
+    t5["token_embedder"]["embedding"] = table
+    for layer in ("self_attention", "encoder_decoder_attention"):
+        t5["decoder"]["layers"][layer]["out"]["kernel"] *= 0
+    t5["decoder"]["layers"]["mlp"]["wo"]["kernel"] *= 0
+    head = jnp.zeros((16, 320))
+    for read, write in zip([0, *answer[:-1]], answer, strict=True):
+        head = head.at[:, write].add(10 * table[read] / jnp.linalg.norm(table[read]))
+    t5["decoder"]["logits_dense"]["kernel"] = head
+    examples = [Example("the oak", "plant"), Example("the cat", "animal"), Example("elm", "plant")]
+    rows = tokenize_split(examples, tokenizer, DATA)
+    scores = evaluate(
+        backbone.model, {"t5": t5}, tokenizer, rows, DATA,
+        label_words=("animal", "plant"), batch_size=2,
+    )  # fmt: skip
+    assert scores.predictions == ("plant",) * 3
+    assert scores.score == scores.rank_score == pytest.approx(200 / 3) and scores.invalid == 0
+
+
+def test_max_rows_takes_the_first(run):
+    _, backbone, params = load_run(run)
+    examples = [Example(text, label) for text, label in tiny.sentences()[:6]]
+    rows = tokenize_split(examples, backbone.tokenizer, DATA)
+    scores = evaluate(
+        backbone.model, params, backbone.tokenizer, rows, DATA,
+        label_words=None, batch_size=4, max_rows=3,
+    )  # fmt: skip
+    assert scores.rows == 3 and scores.rank_score is None and scores.invalid is None
+
+
+def test_evaluate_run_repeats_the_result(run):
+    import json
+
+    result = json.loads((run / "result.json").read_text())
+    found = evaluate_run(run, "test")
+    assert (found["score"], found["rank_score"]) == (result["score"], result["rank_score"])
+    with pytest.raises(ValueError, match="unknown split 'tests'; expected one of train, dev, test"):
+        evaluate_run(run, "tests")
+
+
+def test_predict_run_answers_in_order(run):
+    texts = ["the cat likes the garden and the yard", "the oak", "the cat"]
+    together = predict_run(run, texts)
+    assert together == [predict_run(run, [text])[0] for text in texts]
+    assert predict_run(run, []) == []
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match="is not the folder of a run: it has no config.yaml"
+    ):
+        load_run(tmp_path)
+
+
+def test_a_prompt_of_another_backbone_is_refused(tmp_path):
+    fit(tiny.train_config(tmp_path, steps=1), tmp_path / "run")
+    tiny.write_backbone(tmp_path / "tiny", seed=5)
+    with pytest.raises(
+        ValueError, match="was trained on model 'tiny-0' with fingerprint .* but 'ti"
+    ):
+        load_run(tmp_path / "run")
+
+
+def test_answers_that_cannot_be_written_are_refused():
+    tokenizer = FakeTokenizer()
+    found = encode_answers(["ab", "c"], tokenizer, 3)
+    assert found.tolist() == [[100, 101, 1], [102, 1, 0]]
+    with pytest.raises(ValueError, match="'abc' has 4 tokens with its end marker but data.targets"):
+        encode_answers(["abc"], tokenizer, 3)
+    with pytest.raises(ValueError, match="label words 'a' and 'a' are the same tokens"):
+        encode_answers(["a", "a"], tokenizer, 3)
+
+
+def test_nearest_rows_by_cosine_and_by_distance():
+    table = jnp.array([[1.0, 0.0], [10.0, 0.0], [0.0, 1.0], [3.0, 3.0]])
+    found = nearest(jnp.array([[4.0, 0.1], [0.1, 0.2]]), table, 2)
+    assert found["cosine"][0].tolist() == [[0, 1], [2, 3]]
+    assert found["l2"][0].tolist() == [[0, 3], [2, 0]]
+    np.testing.assert_allclose(found["l2"][1][0], [np.hypot(3, 0.1), np.hypot(1, 2.9)], rtol=1e-5)
+
+
+def test_nearest_words_of_an_untrained_prompt_are_its_start(tmp_path):
+    from spt_jax.config import OptimizerConfig, PromptConfig
+
+    config = tiny.train_config(
+        tmp_path,
+        steps=1,
+        prompt=PromptConfig(length=3, init="text", text="cat oak"),
+        optimizer=OptimizerConfig(learning_rate=1e-6, weight_decay=0.0),
+    )
+    fit(config, tmp_path / "run")
+    backbone = load_backbone(str(tmp_path / "tiny"))
+    pieces = [backbone.tokenizer.piece(i) for i in backbone.tokenizer.encode("cat oak")][:3]
+    rows = nearest_words(tmp_path / "run", 2)
+    for row, piece in zip(rows, pieces):
+        assert row["cosine"][0][0] == row["l2"][0][0] == piece
+        assert row["cosine"][0][1] == pytest.approx(1, abs=1e-4)
+    with pytest.raises(ValueError, match="k is 0 nearest words, expected 1 or more"):
+        nearest_words(tmp_path / "run", 0)

@@ -1,0 +1,108 @@
+import json
+
+import pytest
+
+from spt_jax.backbone import load_backbone
+from spt_jax.config import ArchitectureConfig, LogConfig, MixtureConfig, PretrainConfig
+from spt_jax.pretrain import pretrain
+from spt_jax.runlog import read_log
+
+WORDS = (
+    "river stone bird tree light house road cloud field water garden window letter morning".split()
+)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """A model of a few thousand parameters over a made-up book; no docstrings are read."""
+    file = tmp_path_factory.mktemp("text") / "book.txt"
+    sentences = [
+        f"The {a} of the {b} was near the {c} where a {d} had been. {a.capitalize()} and {d} met it."
+        for a in WORDS
+        for b, c, d in zip(WORDS[1:], WORDS[2:], WORDS[3:])
+    ]
+    paragraphs = [" ".join(sentences[i : i + 12]) for i in range(0, len(sentences), 12)]
+    file.write_text("\f".join("\n".join(paragraphs[i::2]) for i in range(2)))
+    return PretrainConfig(
+        name="mini",
+        architecture=ArchitectureConfig(
+            d_model=16,
+            d_kv=8,
+            d_ff=16,
+            num_heads=2,
+            num_layers=1,
+            num_decoder_layers=1,
+            vocab_size=300,
+        ),
+        mixture=MixtureConfig(
+            inputs_length=64,
+            long_targets_length=24,
+            short_targets_length=8,
+            batch_size=4,
+            weights={"span_corruption": 1.0, "lm": 1.0, "copy": 1.0, "gap": 1.0},
+        ),
+        packages=(),
+        text_files=(str(file),),
+        held_out_share=0.3,
+        log=LogConfig(every=2, checkpoint_every=2),
+        gap_every=3,
+        steps=6,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+    run = tmp_path_factory.mktemp("pretrain") / "run"
+    return run, pretrain(config, run)
+
+
+def test_a_backbone_is_written_that_loads(finished):
+    run, result = finished
+    backbone = load_backbone(str(run / "model"))
+    assert backbone.name == "mini" and result["steps"] == 6
+    assert backbone.tokenizer.vocab_size == 300
+
+
+def test_the_encoder_gap_is_in_the_log_and_the_result(finished):
+    run, result = finished
+    measured = [r for r in read_log(run / "log.jsonl") if r.get("split") == "held_out"]
+    assert [r["step"] for r in measured] == [3, 6]
+    for group in ("long", "short"):
+        assert result[f"{group}_gap"] == measured[-1][f"{group}_gap"]
+    assert [r["step"] for r in read_log(run / "log.jsonl") if "group" in r] == list(range(1, 7))
+
+
+def test_resuming_equals_not_stopping(finished, config, tmp_path):
+    import shutil
+
+    run, _ = finished
+    resumed = tmp_path / "resumed"
+    shutil.copytree(run, resumed)
+    shutil.rmtree(resumed / "checkpoints" / "6")
+    shutil.rmtree(resumed / "model")
+    (resumed / "result.json").unlink()
+    pretrain(config, resumed)
+    for name in ("log.jsonl", "model/model.safetensors", "model/config.json", "result.json"):
+        assert (resumed / name).read_bytes() == (run / name).read_bytes(), name
+
+
+def test_other_text_is_not_resumed_on(finished, config, tmp_path):
+    import shutil
+    from pathlib import Path
+
+    run, _ = finished
+    resumed = tmp_path / "resumed"
+    shutil.copytree(run, resumed)
+    (resumed / "result.json").unlink()
+    manifest = json.loads((resumed / "manifest.json").read_text())
+    manifest["identity"]["corpus_fingerprint"] = "0" * 64
+    (resumed / "manifest.json").write_text(json.dumps(manifest))
+    assert Path(config.text_files[0]).exists()
+    with pytest.raises(ValueError, match="holds a run with another corpus fingerprint"):
+        pretrain(config, resumed)
+
+
+def test_a_finished_run_is_read_back(finished, config, monkeypatch):
+    run, result = finished
+    monkeypatch.setattr("spt_jax.pretrain.read_corpus", None)
+    assert pretrain(config, run) == result

@@ -1,0 +1,202 @@
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import random_params
+
+from spt_jax.pytree import count_params
+from spt_jax.t5 import PRESETS, T5, T5Config
+from spt_jax.t5.attention import relative_position_bucket
+from spt_jax.t5.model import EncoderLayer
+
+SHAPE = T5Config(
+    vocab_size=50,
+    d_model=16,
+    d_kv=6,
+    d_ff=24,
+    num_heads=3,
+    num_layers=3,
+    num_decoder_layers=2,
+    relpos_buckets=8,
+    relpos_max_distance=16,
+)
+V1_0 = dataclasses.replace(SHAPE, mlp="relu", tied_head=True)
+
+
+# Jitted: called eagerly, a scanned model compiles again at every call.
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("method", "train"))
+def apply(model, params, *args, **kwargs):
+    return model.apply({"params": params}, *args, **kwargs)
+
+
+def run(model, params, embedded, mask, ids, **kwargs):
+    return apply(model, params, embedded, mask, apply(model, params, ids, method="embed"), **kwargs)
+
+
+@pytest.fixture(params=[SHAPE, V1_0], ids=["v1_1", "v1_0"])
+def setup(request):
+    model = T5(request.param)
+    params = random_params(request.param)
+    embedded = jax.random.normal(jax.random.key(1), (2, 9, 16))
+    mask = jnp.arange(9)[None, :] < jnp.array([[9], [5]])
+    ids = jnp.array([[0, 7, 8, 9], [0, 4, 1, 0]])
+    return model, params, embedded, mask, ids
+
+
+@pytest.mark.parametrize(
+    "name, count",
+    [
+        ("t5-v1_1-small", 76_961_152),
+        ("t5-v1_1-base", 247_577_856),
+        ("t5-v1_1-large", 783_150_080),
+        ("t5-v1_1-xl", 2_849_757_184),
+        ("t5-v1_1-xxl", 11_135_332_352),
+        ("t5-small", 60_506_624),
+        ("t5-base", 222_903_552),
+        ("t5-large", 737_668_096),
+        ("t5-3b", 2_851_598_336),
+        ("t5-11b", 11_307_321_344),
+    ],
+)
+def test_presets_have_the_published_parameter_counts(name, count):
+    params = jax.eval_shape(T5(PRESETS[name]).init_params, jax.random.key(0))
+    assert count_params(params) == count
+
+
+def test_every_preset_has_a_count_above():
+    assert len(PRESETS) == 10
+
+
+def test_buckets_of_the_original():
+    # Distances key - query; values from the definition in Raffel et al. 2020 worked by hand:
+    # 16 exact buckets a side are 8 exact and 8 logarithmic ones up to 128.
+    distance = np.array([0, -1, -7, -8, -12, -127, -128, -500, 1, 7, 8, 500])
+    found = relative_position_bucket(distance, bidirectional=True, buckets=32, max_distance=128)
+    assert found.tolist() == [0, 1, 7, 8, 9, 15, 15, 15, 17, 23, 24, 31]
+    causal = relative_position_bucket(distance, bidirectional=False, buckets=32, max_distance=128)
+    assert causal.tolist() == [0, 1, 7, 8, 12, 31, 31, 31, 0, 0, 0, 0]
+
+
+def test_what_is_masked_changes_nothing(setup):
+    model, params, embedded, mask, ids = setup
+    other = jnp.where(mask[..., None], embedded, 1e3 * jnp.ones_like(embedded))
+    np.testing.assert_array_equal(
+        run(model, params, embedded, mask, ids), run(model, params, other, mask, ids)
+    )
+
+
+def test_decoder_is_causal(setup):
+    # The gradient of the logits at t with respect to inputs after t is exactly zero.
+    model, params, embedded, mask, ids = setup
+    encoded = apply(model, params, embedded, mask, method="encode")
+    inputs = apply(model, params, ids, method="embed")
+
+    @jax.jit
+    def gradient(x, t):
+        def loss(x):
+            return jnp.sum(
+                jnp.square(apply(model, params, x, encoded, mask, method="decode")[:, t])
+            )
+
+        return jax.grad(loss)(x)
+
+    for t in range(3):
+        grads = gradient(inputs, t)
+        assert jnp.all(grads[:, t + 1 :] == 0)
+        assert jnp.all(jnp.any(grads[:, : t + 1] != 0, axis=-1))
+
+
+def test_cached_steps_equal_the_full_decoder(setup):
+    model, params, embedded, mask, ids = setup
+    full = run(model, params, embedded, mask, ids)
+    encoded = apply(model, params, embedded, mask, method="encode")
+    cache = model.apply({"params": params}, encoded, ids.shape[1], method="start_cache")
+    for t in range(ids.shape[1]):
+        one = apply(model, params, ids[:, t : t + 1], method="embed")
+        logits, cache = apply(model, params, one, cache, jnp.int32(t), mask, method="decode_step")
+        np.testing.assert_allclose(logits[:, 0], full[:, t], atol=1e-5)
+
+
+def test_scanned_layers_equal_layers_one_by_one(setup):
+    model, params, embedded, mask, _ = setup
+    config, encoder = model.config, params["encoder"]
+    bias = model.apply(
+        {"params": params}, lambda m: m.encoder.relpos_bias(9, 9), method=lambda m, f: f(m)
+    )
+    layer = EncoderLayer(config, jnp.float32, 0.0)
+
+    @jax.jit
+    def one(own, x):
+        return layer.apply({"params": own}, x, bias, mask[:, None, None, :], False)[0]
+
+    x = embedded
+    for number in range(config.num_layers):
+        x = one(jax.tree.map(lambda leaf, n=number: leaf[n], encoder["layers"]), x)
+    scale = encoder["encoder_norm"]["scale"]
+    x = nn.RMSNorm(epsilon=1e-6).apply({"params": {"scale": scale}}, x)
+    scanned = apply(model, params, embedded, mask, method="encode")
+    np.testing.assert_allclose(scanned[0], x[0], atol=2e-5)
+
+
+def test_remat_changes_neither_loss_nor_gradient(setup):
+    model, params, embedded, mask, ids = setup
+
+    def loss(params, remat):
+        logits = run(model.clone(remat=remat), params, embedded, mask, ids)
+        return jnp.mean(jnp.square(jax.nn.logsumexp(logits, axis=-1)))
+
+    loss_and_grads = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+    plain, plain_grads = loss_and_grads(params, False)
+    remat, remat_grads = loss_and_grads(params, True)
+    np.testing.assert_allclose(plain, remat, rtol=1e-6)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(a).max())),
+        plain_grads,
+        remat_grads,
+    )
+
+
+def test_bfloat16_activations_give_float32_logits_near_the_exact_ones(setup):
+    model, params, embedded, mask, ids = setup
+    exact = run(model, params, embedded, mask, ids)
+    half = run(model.clone(dtype=jnp.bfloat16), params, embedded, mask, ids)
+    assert half.dtype == jnp.float32
+    assert 0 < jnp.abs(half - exact).max() < 0.05 * jnp.abs(exact).max()
+
+
+def test_dropout_needs_train_and_depends_on_its_key(setup):
+    model, params, embedded, mask, ids = setup
+    noisy = model.clone(dropout_rate=0.5)
+    exact = run(model, params, embedded, mask, ids)
+    np.testing.assert_array_equal(run(noisy, params, embedded, mask, ids), exact)
+    one, same, other = (
+        run(noisy, params, embedded, mask, ids, train=True, rngs={"dropout": jax.random.key(k)})
+        for k in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(one, same)
+    assert jnp.abs(one - other).max() > 0.01 and jnp.abs(one - exact).max() > 0.01
+
+
+def test_dropout_keeps_the_expected_value_and_drops_whole_features():
+    from spt_jax.t5.layers import dropout
+
+    class Drop(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return dropout(0.25, x, broadcast=-2, module=self, train=True)
+
+    dropped = Drop().apply({}, jnp.ones((64, 5, 64)), rngs={"dropout": jax.random.key(0)})
+    assert jnp.all(dropped == dropped[:, :1])  # one mask for all positions
+    assert abs(float(jnp.mean(dropped)) - 1) < 0.05
+    assert set(np.unique(dropped).tolist()) == {0.0, float(np.float32(1 / 0.75))}
+
+
+def test_bad_shapes_are_refused():
+    with pytest.raises(ValueError, match=r"T5Config.num_heads is 0, expected 1 or more"):
+        dataclasses.replace(SHAPE, num_heads=0)
+    with pytest.raises(ValueError, match=r"T5Config.mlp is 'swish', expected 'gated_gelu' or"):
+        dataclasses.replace(SHAPE, mlp="swish")

@@ -1,0 +1,331 @@
+"""Whole runs of a tiny backbone: what they write, how they resume, how they fail."""
+
+import dataclasses
+import json
+import logging
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import yaml
+
+from spt_jax.checkpoint import Checkpoints
+from spt_jax.config import EvalConfig, LogConfig, OptimizerConfig, PromptConfig, to_dict
+from spt_jax.errors import RunError
+from spt_jax.prompt_file import load_prompt
+from spt_jax.runlog import read_log
+from spt_jax.train import _keep_best, fit
+
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(folder of the tiny files, its undisturbed run, that run's result)."""
+    folder = tmp_path_factory.mktemp("tiny")
+    result = fit(tiny.train_config(folder), folder / "run", command=["spt-jax", "train"])
+    return folder, folder / "run", result
+
+
+def outcome(run: Path):
+    """Everything of a run that must not depend on interruptions, as bytes."""
+    log = (run / "log.jsonl").read_bytes()
+    prompt, metadata = load_prompt(run / "prompt.safetensors")
+    return log, prompt.tobytes(), metadata
+
+
+def test_result_has_what_json_promises(finished):
+    _, _, result = finished
+    assert result["task"] == "tiny" and result["steps"] == 12 and result["seed"] == 0
+    assert result["trained_params"] == 3 * 16
+    assert result["opt_state_bytes"] == 4 * 3 * 16 + 12
+    assert result["frozen_unchanged"] is True
+    for name in ("score", "rank_score", "majority_score", "unprompted_score"):
+        assert 0 <= result[name] <= 100
+    assert result["checkpoint_bytes"] < 100_000 and result["examples_per_second"] > 0
+
+
+def test_log_has_every_step_once_and_no_clock(finished):
+    _, run, _ = finished
+    records = read_log(run / "log.jsonl")
+    assert [r["step"] for r in records if "loss" in r] == list(range(1, 13))
+    assert [r["step"] for r in records if r.get("split") == "dev"] == [4, 8, 12]
+    keys = {key for record in records for key in record}
+    assert {"grad_norm", "prompt_norm", "score", "rank_score"} <= keys
+    assert not keys & {"time", "seconds", "examples_per_second"}
+
+
+def test_the_prompt_file_says_what_it_is_for(finished):
+    _, run, result = finished
+    prompt, metadata = load_prompt(run / "prompt.safetensors")
+    assert prompt.shape == (3, 16) and metadata["model"] == "tiny-0"
+    assert metadata["task"] == "tiny" and metadata["init"] == "class_labels"
+    assert int(metadata["step"]) == result["best_step"]
+    assert float(metadata["score"]) == result["score"]
+    assert len(metadata["fingerprint"]) == 64
+
+
+def test_manifest_and_config_describe_the_run(finished):
+    folder, run, _ = finished
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["command"] == ["spt-jax", "train"] and "jax" in manifest["versions"]
+    assert manifest["data"]["rows"]["train"] > manifest["data"]["rows"]["test"]
+    assert yaml.safe_load((run / "config.yaml").read_text()) == to_dict(tiny.train_config(folder))
+
+
+def test_a_finished_run_is_read_back_and_not_trained(finished, monkeypatch):
+    folder, run, result = finished
+    monkeypatch.setattr("spt_jax.train.load_backbone", None)  # calling it would raise TypeError
+    assert fit(tiny.train_config(folder), run) == result
+
+
+def test_orbax_alone_loads_the_prompt(finished):
+    # The README's snippet, in a process that does not know spt_jax.
+    _, run, _ = finished
+    prompt, metadata = load_prompt(run / "prompt.safetensors")
+    code = (
+        "import sys, numpy as np, orbax.checkpoint as ocp\n"
+        f"state = ocp.StandardCheckpointer().restore({str(run / 'checkpoints' / '12' / 'state')!r})\n"
+        "np.save(sys.argv[1], state['best']['trained']['prompt'])\n"
+        "assert not [name for name in sys.modules if name.startswith('spt_jax')]\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, str(run.parent / "loaded.npy")], check=True, cwd="/"
+    )
+    np.testing.assert_array_equal(np.load(run.parent / "loaded.npy"), prompt)
+
+
+def copy_run(run: Path, target: Path, newest: int) -> Path:
+    """The run as it was when `newest` was its last whole checkpoint."""
+    shutil.copytree(run, target)
+    for name in ("result.json", "prompt.safetensors"):
+        (target / name).unlink()
+    for step in list((target / "checkpoints").iterdir()):
+        if step.name.isdigit() and int(step.name) > newest:
+            shutil.rmtree(step)
+    return target
+
+
+@pytest.mark.parametrize("newest", [8, 9])
+def test_resuming_equals_not_stopping(finished, tmp_path, newest):
+    folder, run, _ = finished
+    resumed = copy_run(run, tmp_path / "resumed", newest)
+    with open(resumed / "log.jsonl", "a") as log:
+        log.write('{"step": 13, "lo')  # what a kill leaves behind
+    fit(tiny.train_config(folder), resumed)
+    assert outcome(resumed) == outcome(run)
+
+
+def test_a_damaged_newest_step_is_passed_over_with_a_warning(finished, tmp_path, caplog):
+    folder, run, _ = finished
+    resumed = copy_run(run, tmp_path / "resumed", 9)
+    shutil.rmtree(resumed / "checkpoints" / "9" / "state" / "d")
+    with caplog.at_level(logging.WARNING, logger="spt_jax"):
+        fit(tiny.train_config(folder), resumed)
+    assert [r.message for r in caplog.records if "checkpoint 9" in r.message]
+    assert outcome(resumed) == outcome(run)
+
+
+def test_no_whole_step_refuses_rather_than_starting_over(finished, tmp_path):
+    folder, run, _ = finished
+    resumed = copy_run(run, tmp_path / "resumed", 9)
+    for step in (resumed / "checkpoints").iterdir():
+        if step.is_dir():
+            shutil.rmtree(step / "state")
+    with pytest.raises(RunError, match="none of the checkpoints 8, 9 in .* is whole"):
+        fit(tiny.train_config(folder), resumed)
+
+
+def test_a_run_may_grow(finished, tmp_path):
+    folder, run, _ = finished
+    grown = tmp_path / "grown"
+    shutil.copytree(run, grown)
+    result = fit(tiny.train_config(folder, steps=14), grown)
+    assert result["steps"] == 14
+    assert (grown / "log.jsonl").read_bytes().startswith((run / "log.jsonl").read_bytes())
+
+
+def test_evaluation_and_logging_may_change_on_resuming(finished, tmp_path):
+    folder, run, _ = finished
+    resumed = copy_run(run, tmp_path / "resumed", 9)
+    changed = tiny.train_config(folder, eval=EvalConfig(every=6, batch_size=4), log=LogConfig())
+    assert fit(changed, resumed)["steps"] == 12
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"seed": 1}, r"holds a run of another config: seed \(0 there, 1 now\); give another"),
+        ({"steps": 11}, r"another config: steps \(12 there, 11 now\)"),
+        (
+            {"prompt": PromptConfig(length=4), "dropout_rate": 0.0},
+            r"config: dropout_rate \(0.1 there, 0.0 now\), prompt.length \(3 there, 4 now\)",
+        ),
+    ],
+)
+def test_another_config_is_refused_and_nothing_is_touched(finished, change, message):
+    folder, run, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    with pytest.raises(ValueError, match=message):
+        fit(tiny.train_config(folder, **change), run)
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_another_backbone_or_other_data_is_refused(finished, tmp_path):
+    folder, run, _ = finished
+    for name, message in (("tiny", "another model"), ("rows.jsonl", "another data fingerprint")):
+        other = tmp_path / name.split(".")[0]
+        shutil.copytree(folder, other)
+        resumed = other / "run"
+        (resumed / "result.json").unlink()
+        config = tiny.train_config(other)
+        paths = to_dict(config) | {"task": to_dict(tiny.train_config(other).task)}
+        (resumed / "config.yaml").write_text(yaml.safe_dump(paths, sort_keys=False))
+        if name == "tiny":
+            shutil.rmtree(other / "tiny")
+            tiny.write_backbone(other / "tiny", seed=1)
+        else:
+            rows = (other / name).read_text().splitlines()
+            (other / name).write_text("\n".join(rows[::-1]) + "\n")
+        with pytest.raises(ValueError, match=f"holds a run with {message}"):
+            fit(config, resumed)
+
+
+def test_overwrite_starts_over(finished, tmp_path):
+    folder, run, _ = finished
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    (other / "notes.txt").write_text("mine")
+    result = fit(tiny.train_config(folder, seed=1), other, overwrite=True)
+    assert result["seed"] == 1 and (other / "notes.txt").read_text() == "mine"
+    assert [r["step"] for r in read_log(other / "log.jsonl") if "loss" in r] == list(range(1, 13))
+
+
+def test_a_workdir_below_a_file_is_refused(finished, tmp_path):
+    folder, _, _ = finished
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(NotADirectoryError, match="cannot be made: '.*/file' is a file; give anoth"):
+        fit(tiny.train_config(folder), tmp_path / "file" / "run")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_model_tuning_trains_every_leaf_and_writes_the_model(finished, tmp_path):
+    folder, _, _ = finished
+    optimizer = OptimizerConfig(
+        learning_rate=1e-2, preset="fresh", multiply_by_parameter_scale=True
+    )
+    config = tiny.train_config(folder, tune="model", prompt=None, optimizer=optimizer)
+    result = fit(config, tmp_path / "run")
+    assert result["frozen_params"] == 0 and result["frozen_unchanged"] is None
+    assert result["trained_params"] == 19_216
+    from spt_jax.evaluate import evaluate_run
+
+    assert evaluate_run(tmp_path / "run", "test")["score"] == result["score"]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(finished, tmp_path):
+    folder, _, _ = finished
+    optimizer = OptimizerConfig(name="sgd", learning_rate=1e38)
+    config = tiny.train_config(
+        folder, optimizer=optimizer, log=LogConfig(every=1, checkpoint_every=1)
+    )
+    with pytest.raises(
+        RunError, match=r"is (nan|inf) at step \d+ \(.*\); lower optimizer.learning"
+    ):
+        fit(config, tmp_path / "run")
+    with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
+        assert all(step < 12 for step in checkpoints.steps())
+
+
+def test_patience_counts_evaluations_without_gain(finished):
+    state = _State(best=_Best(50.0), patience_left=-1)
+    assert int(_keep_best(state, 40.0, None).patience_left) == -1
+    assert int(_keep_best(state, 40.0, 3).patience_left) == 2  # first counted when resumed with it
+    assert int(_keep_best(state.replace(patience_left=1), 50.0, 3).patience_left) == 0
+    better = _keep_best(state.replace(patience_left=1), 51.0, 3)
+    assert int(better.patience_left) == 3 and float(better.best.score) == 51.0
+
+
+@dataclasses.dataclass
+class _Best:
+    score: float
+
+
+@dataclasses.dataclass
+class _State:
+    best: _Best
+    patience_left: int
+    step: int = 7
+    trained: dict = dataclasses.field(default_factory=dict)
+
+    def replace(self, **changes):
+        return dataclasses.replace(self, **changes)
+
+
+def test_patience_stops_a_run(finished, tmp_path):
+    folder, _, _ = finished
+    # A learning rate so small that no evaluation is better than the first.
+    config = tiny.train_config(
+        folder,
+        optimizer=OptimizerConfig(learning_rate=1e-9),
+        eval=EvalConfig(every=2, batch_size=8, patience=2),
+    )
+    result = fit(config, tmp_path / "run")
+    assert (result["best_step"], result["steps_done"]) == (2, 6)
+
+
+KILLED = """
+import sys
+sys.path.insert(0, {tests!r})
+import jax
+jax.config.update("jax_num_cpu_devices", 8)
+import tiny
+from pathlib import Path
+from spt_jax.train import fit
+folder = Path({folder!r})
+print("ready", flush=True)
+fit(tiny.train_config(folder, {options}), folder / {run!r})
+"""
+
+
+def test_sigkill_at_any_moment_changes_nothing(tmp_path):
+    # Checkpoints at every step, so that most kills hit a save; the seed is printed on failure.
+    options = "steps=40, log=tiny.LogConfig(every=3, checkpoint_every=1)"
+    seed = int(time.time())
+    draw = random.Random(seed)
+
+    def start(run):
+        code = KILLED.format(tests=str(TESTS), folder=str(tmp_path), options=options, run=run)
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+        return subprocess.Popen(
+            [sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE
+        )
+
+    tiny.train_config(tmp_path)  # writes the files
+    undisturbed = start("undisturbed")
+    assert undisturbed.wait() == 0, undisturbed.stderr.read().decode()
+    checkpoints = tmp_path / "killed" / "checkpoints"
+
+    def newest():
+        names = [p.name for p in checkpoints.iterdir()] if checkpoints.is_dir() else []
+        return max((int(name) for name in names if name.isdigit()), default=0)
+
+    for _ in range(3):
+        before, process = newest(), start("killed")
+        while process.poll() is None and newest() < min(before + 3, 38):
+            time.sleep(0.005)
+        time.sleep(draw.random() * 0.05)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert process.returncode == -signal.SIGKILL, f"finished too early (seed {seed})"
+    last = start("killed")
+    assert last.wait() == 0, last.stderr.read().decode()
+    assert outcome(tmp_path / "killed") == outcome(tmp_path / "undisturbed"), f"seed {seed}"
