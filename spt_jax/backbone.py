@@ -8,10 +8,10 @@ Loading is strict: every tensor is used once and every leaf of the model is set 
 """
 
 import dataclasses
-import difflib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import flax.traverse_util
 import jax
@@ -20,6 +20,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from spt_jax.configfile import suggest
 from spt_jax.pytree import count_params, fingerprint, named_leaves, nbytes
 from spt_jax.t5 import PRESETS, T5, T5Config
 from spt_jax.tokenizer import Tokenizer
@@ -61,11 +62,10 @@ def find_backbone(name: str) -> Path:
     for folder in (BUNDLED / name, Path(name)):
         if (folder / "config.json").is_file():
             return folder
-    close = difflib.get_close_matches(name, backbone_names(), n=1)
-    hint = f" (did you mean '{close[0]}'?)" if close else ""
+    bundled = backbone_names()
     raise ValueError(
-        f"unknown model '{name}'; expected a bundled one, {', '.join(backbone_names())}, "
-        f"or a folder with config.json, model.safetensors and tokenizer.json{hint}"
+        f"unknown model '{name}'; expected a bundled one ({', '.join(bundled)}) or a folder with "
+        f"config.json, model.safetensors and tokenizer.json{suggest(name, bundled)}"
     )
 
 
@@ -137,7 +137,8 @@ def save_backbone(
     """Writes a backbone in `dtype`, with the fingerprint of what it wrote."""
     folder.mkdir(parents=True, exist_ok=True)
     stored = jax.tree.map(lambda x: np.asarray(jnp.asarray(x, jnp.dtype(dtype))), params)
-    save_file(dict(named_leaves(stored)), folder / "model.safetensors")
+    arrays: dict[str, Any] = dict(named_leaves(stored))
+    save_file(arrays, folder / "model.safetensors")
     tokenizer.save(folder / "tokenizer.json")
     described = {
         "name": name,

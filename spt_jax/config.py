@@ -452,16 +452,15 @@ class PretrainConfig:
 
 def to_dict(config) -> dict:
     """A config as nested dicts, lists and scalars, ready for YAML or JSON."""
-    plain = dataclasses.asdict(config)
 
-    def clean(value):
+    def plain(value: typing.Any) -> typing.Any:
         if isinstance(value, dict):
-            return {k: clean(v) for k, v in value.items()}
+            return {k: plain(v) for k, v in value.items()}
         if isinstance(value, (tuple, list)):
-            return [clean(v) for v in value]
+            return [plain(v) for v in value]
         return value
 
-    return clean(plain)
+    return plain(dataclasses.asdict(config))
 
 
 def from_dict(cls, values: dict):

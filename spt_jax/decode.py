@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from spt_jax.config import LossConfig
-from spt_jax.forward import START_ID, decode, encode
+from spt_jax.forward import START_ID, apply_t5, decode, encode
 from spt_jax.losses import token_losses
 from spt_jax.t5 import T5, Cache
 from spt_jax.typing import Array, Bool, Float, Int, Params
@@ -55,7 +55,6 @@ def greedy(
     Returns:
         Ids, 0 after EOS.
     """
-    t5 = {"params": params["t5"]}
     encoded, mask = encode(model, params, inputs, prompt_mask=prompt_mask)
     batch = inputs.shape[0]
 
@@ -64,9 +63,9 @@ def greedy(
         return (loop.position < length) & ~jnp.all(loop.done)
 
     def write_one(loop: _Loop):
-        embedded = model.apply(t5, loop.last, method="embed")
-        logits, cache = model.apply(
-            t5, embedded, loop.cache, loop.position, mask, method="decode_step"
+        embedded = apply_t5(model, params, loop.last, method="embed")
+        logits, cache = apply_t5(
+            model, params, embedded, loop.cache, loop.position, mask, method="decode_step"
         )
         best = jnp.argmax(logits[:, 0], axis=-1).astype(jnp.int32)
         best = jnp.where(loop.done, 0, best)
@@ -83,7 +82,7 @@ def greedy(
         last=jnp.full((batch, 1), START_ID, jnp.int32),
         ids=jnp.zeros((batch, length), jnp.int32),
         done=~jnp.any(inputs > 0, axis=1),  # rows of padding alone have nothing to say
-        cache=model.apply(t5, encoded, length, method="start_cache"),
+        cache=apply_t5(model, params, encoded, length, method="start_cache"),
     )
     return jax.lax.while_loop(running, write_one, start).ids
 

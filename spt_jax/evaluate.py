@@ -118,9 +118,8 @@ def evaluate(
             targets=split.targets[:max_rows],
         )
     targets = [example.targets for example in split.examples]
-    answers = None
-    if label_words is not None:
-        answers = encode_answers(label_words, tokenizer, data.targets_length)
+    words = label_words or ()
+    answers = encode_answers(words, tokenizer, data.targets_length) if words else None
     predictions: list[str] = [""] * len(targets)
     ranked: list[str] = [""] * len(targets)
     for indices, batch in eval_batches(split, data, batch_size):
@@ -129,14 +128,13 @@ def evaluate(
             log_probs = _answer_log_probs(model, params, batch["inputs"], answers)
             best = np.argmax(np.asarray(log_probs), axis=1)
             for row, index in enumerate(indices):
-                ranked[index] = label_words[best[row]]
+                ranked[index] = words[best[row]]
         for row, index in zip(np.asarray(ids), indices, strict=False):  # rows behind are padding
             predictions[index] = tokenizer.decode(row.tolist())
-    labelled = label_words is not None
     return Scores(
         score=exact_match(predictions, targets),
-        rank_score=exact_match(ranked, targets) if labelled else None,
-        invalid=invalid_share(predictions, label_words) if labelled else None,
+        rank_score=exact_match(ranked, targets) if words else None,
+        invalid=invalid_share(predictions, words) if words else None,
         rows=len(targets),
         predictions=tuple(predictions),
     )

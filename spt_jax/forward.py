@@ -6,6 +6,8 @@ All prompt vectors are attended to, by each other and by the text; the decoder i
 (Lester et al. 2021, section 2). There is no other place in the project that knows how.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -14,6 +16,11 @@ from spt_jax.typing import Array, Bool, Float, Int, Key, Params
 
 START_ID = 0
 """T5 starts decoding from its padding id."""
+
+
+def apply_t5(model: T5, params: Params, *args, **kwargs) -> Any:
+    """`model.apply` on the T5 leaves of a params tree."""
+    return model.apply({"params": params["t5"]}, *args, **kwargs)
 
 
 def shift_right(targets: Int[Array, "B U"]) -> Int[Array, "B U"]:
@@ -69,13 +76,13 @@ def encode(
         prompt_mask: See `prepend`.
         dropout_key: Dropout is on where one is given.
     """
-    t5 = {"params": params["t5"]}
-    embedded, mask = model.apply(t5, inputs, method="embed"), inputs > 0
+    embedded, mask = apply_t5(model, params, inputs, method="embed"), inputs > 0
     if "prompt" in params:
         embedded, mask = prepend(params["prompt"], prompt_mask, embedded, mask)
     train = dropout_key is not None
     rngs = {"dropout": dropout_key} if train else None
-    return model.apply(t5, embedded, mask, train=train, rngs=rngs, method="encode"), mask
+    encoded = apply_t5(model, params, embedded, mask, train=train, rngs=rngs, method="encode")
+    return encoded, mask
 
 
 def decode(
@@ -88,11 +95,10 @@ def decode(
     dropout_key: Key | None = None,
 ) -> Float[Array, "B U V"]:
     """Logits of every target, each given those before it."""
-    t5 = {"params": params["t5"]}
-    embedded = model.apply(t5, shift_right(targets), method="embed")
+    embedded = apply_t5(model, params, shift_right(targets), method="embed")
     train = dropout_key is not None
     rngs = {"dropout": dropout_key} if train else None
-    return model.apply(t5, embedded, encoded, mask, train=train, rngs=rngs, method="decode")
+    return apply_t5(model, params, embedded, encoded, mask, train=train, rngs=rngs, method="decode")
 
 
 def forward(

@@ -27,27 +27,27 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.ScalarOrSchedule
         steps: Steps of the whole run, where `linear` and `cosine` end at 0.
     """
     peak, warmup = config.learning_rate, config.warmup_steps
-    if config.schedule == "constant":
-        if warmup == 0 and config.cooldown_steps == 0:
-            return peak
-        after = optax.constant_schedule(peak)
-    elif config.schedule == "linear":
-        after = optax.linear_schedule(peak, 0.0, max(steps - warmup, 1))
-    elif config.schedule == "cosine":
-        after = optax.cosine_decay_schedule(peak, max(steps - warmup, 1))
-    else:
-        # join_schedules counts from the end of the warm-up, so below 0 during it.
-        def after(count):
-            return peak * (warmup / jnp.maximum(count + warmup, 1)) ** 0.5
+    if config.schedule == "constant" and warmup == 0 and config.cooldown_steps == 0:
+        return peak
 
+    def rsqrt(count):
+        # join_schedules counts from the end of the warm-up, so below 0 during it.
+        return peak * (warmup / jnp.maximum(count + warmup, 1)) ** 0.5
+
+    schedule: optax.Schedule = {
+        "constant": lambda: optax.constant_schedule(peak),
+        "linear": lambda: optax.linear_schedule(peak, 0.0, max(steps - warmup, 1)),
+        "cosine": lambda: optax.cosine_decay_schedule(peak, max(steps - warmup, 1)),
+        "rsqrt": lambda: rsqrt,
+    }[config.schedule]()
     if warmup:
         warm = optax.linear_schedule(0.0, peak, warmup)
-        after = optax.join_schedules([warm, after], [warmup])
+        schedule = optax.join_schedules([warm, schedule], [warmup])
     if not config.cooldown_steps:
-        return after
+        return schedule
     start = max(steps - config.cooldown_steps, 0)
     cool = optax.linear_schedule(1.0, 0.0, config.cooldown_steps, transition_begin=start)
-    return lambda count: after(count) * cool(count)
+    return lambda count: schedule(count) * cool(count)
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:

@@ -10,6 +10,7 @@ import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import grain
 import jax
@@ -146,7 +147,8 @@ def pretrain(
     return result
 
 
-def _prefetch(batches: Mixture, start: int, stop: int) -> Iterator[tuple[str, Batch]]:
+def _prefetch(batches: Mixture, start: int, stop: int) -> Iterator[Any]:
+    """(group, batch) of steps start to stop - 1, made ahead by a thread."""
     steps = grain.MapDataset.range(start, stop).map(batches.__getitem__)
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=AHEAD)
     return iter(steps.to_iter_dataset(options))
@@ -171,7 +173,7 @@ def _make_gap_meter(
 ) -> Callable[[Params], dict[str, float]]:
     """A function of params: loss and encoder gap of each group on fixed held-out batches."""
     batches = make_batches(held_out, tokenizer, config.mixture, config.seed + 1)
-    chosen: dict[str, list[Batch]] = {}
+    chosen: dict[str, list[Any]] = {}
     step = 0
     while any(len(chosen.get(group, ())) < GAP_BATCHES for group in ("long", "short")):
         group, batch = batches[step]

@@ -72,8 +72,8 @@ def from_labels(key: Key, table: Table, length: int, labels: Sequence[Sequence[i
 def from_text(key: Key, table: Table, length: int, tokens: Sequence[int]) -> Prompt:
     """The embeddings of `tokens`, cut at `length`; the rest is sampled vocabulary."""
     prompt = from_vocab(key, table, length)
-    tokens = np.asarray(tokens[:length], np.int32)
-    return prompt.at[: len(tokens)].set(table[tokens].astype(jnp.float32))
+    ids = np.asarray(tokens[:length], np.int32)
+    return prompt.at[: len(ids)].set(table[ids].astype(jnp.float32))
 
 
 def from_file(path: str, length: int, d_model: int) -> Prompt:

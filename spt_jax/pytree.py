@@ -52,7 +52,7 @@ def label_params(params: PyTree, tune: str) -> PyTree:
 
 
 def split(params: PyTree, labels: PyTree) -> tuple[PyTree, PyTree]:
-    """(trained, frozen): two trees shaped like `params`, each with None where the other has a leaf."""
+    """(trained, frozen), each shaped like `params` with None where the other has a leaf."""
     trained = jax.tree.map(lambda leaf, label: leaf if label == TRAINED else None, params, labels)
     frozen = jax.tree.map(lambda leaf, label: leaf if label == FROZEN else None, params, labels)
     return trained, frozen

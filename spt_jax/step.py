@@ -7,6 +7,7 @@ copied into the compiled step nor donated with the state. The dropout key of ste
 of (seed, n), so a resumed run draws what the undisturbed one would have drawn.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -48,14 +49,14 @@ class TrainState:
         step: Updates done.
         trained: The trained leaves of the params tree; None where a leaf is frozen.
         opt_state: The optimizer's slots, for trained leaves only.
-        best: The best step so far; None in pretraining, which keeps the last.
+        best: The `Best` so far; None in pretraining, which keeps the last.
         patience_left: Evaluations without improvement until the run stops; -1 for never.
     """
 
     step: Int[Array, ""]
     trained: PyTree
     opt_state: Any
-    best: Best | None
+    best: Any
     patience_left: Int[Array, ""]
 
 
@@ -166,18 +167,19 @@ def train_step(
         state.trained, frozen, batch, key, model=model, loss=loss, accumulate=accumulate
     )
     updates, opt_state = tx.update(grads, state.opt_state, state.trained)
-    trained = optax.apply_updates(state.trained, updates)
+    trained: Any = optax.apply_updates(state.trained, updates)
     tokens = jnp.maximum(sums.tokens, 1)
     metrics = {
         "loss": sums.cross_entropy / tokens,
         "z_loss": sums.z_loss / tokens,
         "token_accuracy": sums.correct / tokens,
-        "grad_norm": optax.global_norm(grads),
-        "update_norm": optax.global_norm(updates),
+        "grad_norm": optax.tree.norm(grads),
+        "update_norm": optax.tree.norm(updates),
     }
     if trained.get("prompt") is not None:
         metrics["prompt_norm"] = jnp.mean(jnp.linalg.norm(trained["prompt"], axis=-1))
-    return state.replace(step=state.step + 1, trained=trained, opt_state=opt_state), metrics
+    state = dataclasses.replace(state, step=state.step + 1, trained=trained, opt_state=opt_state)
+    return state, metrics
 
 
 def require_finite(step: int, metrics: Mapping[str, float]) -> None:

@@ -5,6 +5,7 @@ resume, train with evaluations in between, verify, test the best step. What a st
 `step.py`; this module decides when.
 """
 
+import dataclasses
 import functools
 import time
 from collections.abc import Mapping, Sequence
@@ -208,7 +209,7 @@ def _keep_best(state: TrainState, score: float, patience: int | None) -> TrainSt
         left = patience
     else:  # a run that is resumed with patience starts to count now
         left = (int(state.patience_left) if state.patience_left >= 0 else patience) - 1
-    return state.replace(best=best, patience_left=jnp.int32(left))
+    return dataclasses.replace(state, best=best, patience_left=jnp.int32(left))
 
 
 def _write_metrics(log: RunLog, step: int, pending: Sequence[Mapping[str, Array]]) -> dict:

@@ -1,4 +1,4 @@
-"""Every config of `configs/` builds, opens with its command, and takes a step on the tiny backbone."""
+"""Every config builds, opens with its command, and takes a step on the tiny backbone."""
 
 import dataclasses
 from pathlib import Path

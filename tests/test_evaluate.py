@@ -45,7 +45,7 @@ def test_scores_do_not_depend_on_batches(run):
 
 
 def test_a_model_that_writes_the_label_scores_100(run):
-    # A head that always writes 'plant' and ends: its rows are right, the others are valid but wrong.
+    # A head that always writes 'plant' and ends: right for its rows, valid but wrong for others.
     _, backbone, _ = load_run(run)
     tokenizer = backbone.tokenizer
     answer = [*tokenizer.encode("plant"), tokenizer.eos_id]

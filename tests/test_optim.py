@@ -131,4 +131,4 @@ def test_clip_norm_bounds_the_gradient():
     prompt = {"prompt": jnp.zeros((2, 2))}
     tx = make_optimizer(OptimizerConfig(name="sgd", learning_rate=1.0, clip_norm=0.5), 10)
     updates, _ = tx.update({"prompt": jnp.full((2, 2), 10.0)}, tx.init(prompt), prompt)
-    np.testing.assert_allclose(optax.global_norm(updates), 0.5, rtol=1e-6)
+    np.testing.assert_allclose(optax.tree.norm(updates), 0.5, rtol=1e-6)

@@ -17,7 +17,7 @@ def config(tmp_path_factory):
     """A model of a few thousand parameters over a made-up book; no docstrings are read."""
     file = tmp_path_factory.mktemp("text") / "book.txt"
     sentences = [
-        f"The {a} of the {b} was near the {c} where a {d} had been. {a.capitalize()} and {d} met it."
+        f"The {a} of the {b} was near the {c} where a {d} was. {a.capitalize()} and {d} met it."
         for a in WORDS
         for b, c, d in zip(WORDS[1:], WORDS[2:], WORDS[3:])
     ]

@@ -90,10 +90,11 @@ def test_a_finished_run_is_read_back_and_not_trained(finished, monkeypatch):
 def test_orbax_alone_loads_the_prompt(finished):
     # The README's snippet, in a process that does not know spt_jax.
     _, run, _ = finished
-    prompt, metadata = load_prompt(run / "prompt.safetensors")
+    prompt, _ = load_prompt(run / "prompt.safetensors")
+    folder = str(run / "checkpoints" / "12" / "state")
     code = (
         "import sys, numpy as np, orbax.checkpoint as ocp\n"
-        f"state = ocp.StandardCheckpointer().restore({str(run / 'checkpoints' / '12' / 'state')!r})\n"
+        f"state = ocp.StandardCheckpointer().restore({folder!r})\n"
         "np.save(sys.argv[1], state['best']['trained']['prompt'])\n"
         "assert not [name for name in sys.modules if name.startswith('spt_jax')]\n"
     )

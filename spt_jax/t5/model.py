@@ -9,6 +9,7 @@ Decoding keeps keys and values in a `Cache`, a plain pytree that callers carry f
 """
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -112,7 +113,7 @@ class DecoderLayer(_Layer):
 
 
 def _scan(layer: type[nn.Module], length: int, methods: dict[str, tuple]) -> type[nn.Module]:
-    """`length` copies of `layer` in a row; `methods` gives the `in_axes` of each method's inputs."""
+    """`length` copies of `layer` in a row; `methods` has the `in_axes` of each method."""
     return nn.scan(
         layer,
         methods={
@@ -292,4 +293,5 @@ class T5(nn.Module):
             embedded = model.embed(ids)
             return model(embedded, ids == 0, embedded)
 
-        return self.init({"params": key}, method=init)["params"]
+        variables: Any = self.init({"params": key}, method=init)
+        return variables["params"]

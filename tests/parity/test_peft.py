@@ -80,12 +80,8 @@ def talkative(config, t5):
     t5 = copy.deepcopy(t5)
     embedding = t5["token_embedder"]["embedding"]
     embedding *= np.float32(0.1)
-    eos = (
-        embedding[EOS_ID]
-        if config.tied_head
-        else t5["decoder"]["logits_dense"]["kernel"][:, EOS_ID]
-    )
-    eos *= 2
+    head = embedding.T if config.tied_head else t5["decoder"]["logits_dense"]["kernel"]
+    head[:, EOS_ID] *= 2
     return t5
 
 
