@@ -22,7 +22,7 @@ def config(tmp_path_factory):
         for b, c, d in zip(WORDS[1:], WORDS[2:], WORDS[3:])
     ]
     paragraphs = [" ".join(sentences[i : i + 12]) for i in range(0, len(sentences), 12)]
-    file.write_text("\f".join("\n".join(paragraphs[i::2]) for i in range(2)))
+    file.write_text("\f".join(paragraphs))  # a book each, since documents are held out whole
     return PretrainConfig(
         name="mini",
         architecture=ArchitectureConfig(
@@ -60,7 +60,7 @@ def test_a_backbone_is_written_that_loads(finished):
     run, result = finished
     backbone = load_backbone(str(run / "model"))
     assert backbone.name == "mini" and result["steps"] == 6
-    assert backbone.tokenizer.vocab_size == 300
+    assert backbone.model.config.vocab_size == 300 >= backbone.tokenizer.vocab_size
 
 
 def test_the_encoder_gap_is_in_the_log_and_the_result(finished):

@@ -302,17 +302,17 @@ def test_sigkill_at_any_moment_changes_nothing(tmp_path):
     options = "steps=40, log=tiny.LogConfig(every=3, checkpoint_every=1)"
     seed = int(time.time())
     draw = random.Random(seed)
+    errors = tmp_path / "stderr.txt"
 
     def start(run):
         code = KILLED.format(tests=str(TESTS), folder=str(tmp_path), options=options, run=run)
         environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-        return subprocess.Popen(
-            [sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE
-        )
+        with open(errors, "w") as stderr:
+            return subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=stderr)
 
     tiny.train_config(tmp_path)  # writes the files
     undisturbed = start("undisturbed")
-    assert undisturbed.wait() == 0, undisturbed.stderr.read().decode()
+    assert undisturbed.wait() == 0, errors.read_text()
     checkpoints = tmp_path / "killed" / "checkpoints"
 
     def newest():
@@ -328,5 +328,5 @@ def test_sigkill_at_any_moment_changes_nothing(tmp_path):
         process.wait()
         assert process.returncode == -signal.SIGKILL, f"finished too early (seed {seed})"
     last = start("killed")
-    assert last.wait() == 0, last.stderr.read().decode()
+    assert last.wait() == 0, errors.read_text()
     assert outcome(tmp_path / "killed") == outcome(tmp_path / "undisturbed"), f"seed {seed}"

@@ -1,0 +1,39 @@
+"""The README's Python runs as it stands, and its commands name what exists."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+
+from spt_jax.cli import _COMMANDS
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_python_example_trains_and_orbax_alone_loads_its_prompt(tmp_path):
+    tiny.write_rows(tmp_path / "rows.jsonl")
+    train, load = PYTHON
+    subprocess.run([sys.executable, "-c", train], check=True, cwd=tmp_path)
+    # The path of the README stands for the folder that the first example wrote.
+    load = load.replace("/absolute/path", str(tmp_path))
+    load += (
+        "import sys, numpy\nassert isinstance(prompt, numpy.ndarray) or hasattr(prompt, 'shape')\n"
+        "assert prompt.shape == (20, 256) and str(prompt.dtype) == 'float32'\n"
+        "assert not [name for name in sys.modules if name.startswith('spt_jax')]\n"
+    )
+    subprocess.run([sys.executable, "-c", load], check=True, cwd=tmp_path)
+
+
+@pytest.mark.parametrize("command", sorted(set(re.findall(r"^spt-jax (\w+)", README, re.M))))
+def test_commands_exist(command):
+    assert command in _COMMANDS
+
+
+@pytest.mark.parametrize("config", sorted(set(re.findall(r"configs/(\w+)\.yaml", README))))
+def test_configs_exist(config):
+    assert (ROOT / "configs" / f"{config}.yaml").is_file()
