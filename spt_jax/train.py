@@ -297,7 +297,7 @@ def _result(run: _Run, state: TrainState) -> dict:
         "majority_score": majority_score(run.task),
         "unprompted_score": plain.score if plain else None,
         "unprompted_rank_score": plain.rank_score if plain else None,
-        "dev_score": float(state.best.score),
+        "dev_score": round(float(state.best.score), 4),  # kept as float32
         "best_step": int(state.best.step),
         "steps": config.steps,
         "steps_done": int(state.step),
