@@ -16,7 +16,8 @@ from typing import Any, Literal, NamedTuple, NoReturn, Union, get_args, get_orig
 import docstring_parser
 import jsonargparse
 
-from spt_jax.configfile import bundled_configs, find_config, load_text, show, suggest
+from spt_jax.configfile import bundled_configs, find_config, load_text, show
+from spt_jax.errors import suggest
 
 _REQUIRED = dataclasses.MISSING
 

@@ -20,7 +20,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from spt_jax.configfile import suggest
+from spt_jax.errors import suggest
 from spt_jax.pytree import count_params, fingerprint, named_leaves, nbytes
 from spt_jax.t5 import PRESETS, T5, T5Config
 from spt_jax.tokenizer import Tokenizer

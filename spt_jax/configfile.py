@@ -4,14 +4,14 @@ A scalar stays the text that was written: `no` is not false, `1.10` keeps its ze
 number where an option wants one. The type of the option alone decides, as for a flag.
 """
 
-import difflib
 import json
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
+
+from spt_jax.errors import suggest
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -52,12 +52,6 @@ def load_text(text: str, where: str) -> Any:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         line = f"line {mark.line + 1}, " if mark is not None else ""
         raise ValueError(f"{where}{line}not valid YAML: {problem or error}") from error
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """` (did you mean 'x'?)` with the closest known name, or nothing."""
-    close = difflib.get_close_matches(name, sorted(known), n=1)
-    return f" (did you mean '{close[0]}'?)" if close else ""
 
 
 def show(value: Any) -> str:

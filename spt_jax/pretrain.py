@@ -6,6 +6,7 @@ it: the loss with the encoder's inputs rolled by one row, so that every row read
 text, minus the loss. A loss curve alone does not show a gap of 0.
 """
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -83,16 +84,7 @@ def pretrain(
         "corpus_fingerprint": corpus.fingerprint(),
         "tokenizer_fingerprint": tokenizer.fingerprint,
     }
-    a = config.architecture
-    shape = T5Config(
-        vocab_size=a.vocab_size,
-        d_model=a.d_model,
-        d_kv=a.d_kv,
-        d_ff=a.d_ff,
-        num_heads=a.num_heads,
-        num_layers=a.num_layers,
-        num_decoder_layers=a.num_decoder_layers,
-    )
+    shape = T5Config(**dataclasses.asdict(config.architecture))
     model = T5(shape, dtype=jnp.dtype(config.dtype))
     key, init_key = jax.random.split(jax.random.key(config.seed))
     params = {"t5": jax.jit(model.init_params)(init_key)}

@@ -2,7 +2,8 @@
 
 import pytest
 
-from spt_jax.data.sources import Row, read_rows, shorten, suggest
+from spt_jax.data.sources import Row, read_rows, shorten
+from spt_jax.errors import suggest
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ them from the start of its input, which is where a soft prompt will stand.
 Invariant: batch n depends on the passages, the config, the seed and n, on nothing drawn before.
 """
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,6 +19,7 @@ from spt_jax.data.corpus import Corpus
 from spt_jax.data.draws import ARGUMENT, SHORT_ARGUMENT, Draw, Row
 from spt_jax.data.instructions import INSTRUCTIONS
 from spt_jax.data.passages import Passages, tokenize_corpus
+from spt_jax.errors import suggest
 from spt_jax.tokenizer import Tokenizer
 
 PROBES = 8  # rows of a task that have to be found, each in so many tries, for a corpus to serve it
@@ -103,11 +103,9 @@ class Mixture:
         self.passages, self.config, self.seed = passages, config, seed
         for name in config.weights:
             if name not in TASKS:
-                close = difflib.get_close_matches(name, TASKS, 1)
-                hint = f" (did you mean '{close[0]}'?)" if close else ""
                 raise ValueError(
                     f"unknown pretraining task 'mixture.weights.{name}'; "
-                    f"the tasks are: {', '.join(TASKS)}{hint}"
+                    f"the tasks are: {', '.join(TASKS)}{suggest(name, TASKS)}"
                 )
         encode = passages.tokenizer.encode
         self._instructions = {

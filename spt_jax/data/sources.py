@@ -7,12 +7,13 @@ like any other, and a tab always ends the field.
 """
 
 import csv
-import difflib
 import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+from spt_jax.errors import suggest
 
 _SUFFIXES = (".jsonl", ".csv", ".tsv")
 
@@ -62,13 +63,6 @@ def read_rows(path: str | Path) -> list[Row]:
         )
         raise ValueError(f"file '{path}' has no rows; expected {shape}")
     return rows
-
-
-def suggest(given: str, known: list[str]) -> str:
-    """' (did you mean ...?)' where one of the known names is like the given one, else ''."""
-    by_lower = {name.lower(): name for name in known}
-    matches = difflib.get_close_matches(given.lower(), by_lower, n=1)
-    return f" (did you mean '{by_lower[matches[0]]}'?)" if matches else ""
 
 
 def shorten(text: str, length: int = 60) -> str:

@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 from spt_jax.config import TaskConfig
 from spt_jax.data.docstrings import LIBRARIES, library_rows
-from spt_jax.data.sources import Row, read_rows, shorten, suggest
+from spt_jax.data.sources import Row, read_rows, shorten
+from spt_jax.errors import suggest
 
 SPLITS = ("train", "dev", "test")
 DEV_SHARE = TEST_SHARE = 0.1
