@@ -304,11 +304,13 @@ class TrainConfig:
 def _mixture_weights() -> dict[str, float]:
     long = {"span_corruption": 1.0, "lm": 1.0}
     of_docstrings = {"name": 1.5, "kind": 0.5, "summary": 1.0}
-    of_order = {"next": 1.0, "order": 1.0, "together": 1.0, "scrambled": 0.5}
-    of_words = {"copy": 1.0, "first": 0.5, "last": 0.5, "after": 1.0, "before": 0.5}
-    of_words |= {"contains": 1.0, "count": 0.5, "topic": 1.0, "pick": 1.0, "odd": 1.0}
+    of_order = {"next": 0.5, "order": 0.25, "together": 0.25, "scrambled": 0.5}
+    of_words = {"copy": 0.5, "first": 0.25, "last": 0.25, "after": 0.5, "before": 0.25}
+    of_words |= {"contains": 0.5, "count": 0.25, "topic": 1.0, "pick": 1.0, "odd": 0.25}
+    # Nearest to what a soft prompt has to do, so the most frequent.
+    of_words |= {"assign": 4.0}
     of_gaps = {"gap": 1.5, "choice": 1.5, "mood": 1.0}
-    of_books = {"book": 1.0, "author": 0.5, "same": 0.5}
+    of_books = {"book": 1.0, "author": 0.5, "same": 0.25}
     return long | of_docstrings | of_order | of_words | of_gaps | of_books
 
 

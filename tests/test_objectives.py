@@ -457,3 +457,20 @@ def test_the_smallest_shapes_serve_every_task(passages):
         batch = small.task_batch(name, 0)
         assert batch["inputs"].shape == (16, 64)
         assert ((batch["inputs"] == 1).sum(axis=1) == 1).all()
+
+
+def test_assign_says_the_word_of_the_keywords_that_fit(plain, corpus):
+    whole = list(corpus.texts())
+    inside = Counter()
+    for _, body, answer in rows(plain, "assign", 6):
+        table, text = re.fullmatch(r"((?:for .+? say \S+ )+)text: (.*)", body).groups()
+        groups = {said: set(k.split()) for k, said in re.findall(r"for (.+?) say (\S+) ", table)}
+        assert 2 <= len(groups) <= 4 and answer in groups
+        words = set(plain_words(text))
+        assert not any(groups[said] & words for said in groups if said != answer)
+        fits = groups[answer] <= words
+        inside[fits] += 1
+        # Where it is not in the passage, it is in the text behind it.
+        behind = [t.partition(text)[2] for t in whole if text in t]
+        assert fits or any(groups[answer] <= set(plain_words(rest)) for rest in behind)
+    assert min(inside.values()) >= 20

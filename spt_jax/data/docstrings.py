@@ -76,20 +76,6 @@ _WHOLE = re.compile(
 )
 
 
-READ_BY_SPT_NANO = frozenset(
-    (
-        "0b0a0bf49c6b63d1",
-        "4546364e15654993",
-        "6f9de52860fb059f",
-        "8dba115f0d7b815c",
-        "b126375dcb0bddc6",
-        "bacfd1c5f423b494",
-    )
-)
-"""Digests of rows left out because the shipped backbone read their text, without a label, in
-pretraining: they were in train by an earlier version of the names that `clean_text` removes."""
-
-
 @dataclass(frozen=True)
 class Docstring:
     """One docstring and where it stands.
@@ -299,8 +285,6 @@ def _select_rows() -> list[LibraryRow]:
     for number, row in enumerate(rows):
         opening = (row.label, *words(row.text)[:3])
         if number in unclear or of_opening[opening] == ROWS_PER_OPENING:
-            continue
-        if _digest(row.text).hex()[:16] in READ_BY_SPT_NANO:
             continue
         if of_class[row.label] < ROWS_PER_CLASS:
             of_class[row.label] += 1

@@ -38,6 +38,7 @@ _WORDINGS = {
         "category:"
     ),
     "pick": "pick {} {} {} {} : | Which is it about, {} {} {} or {} ? | label {} {} {} or {} :",
+    "assign": " | assign: | What is to be said here? | match the text:",
     "odd": "odd: | Which word is wrong here? | find the word that does not belong:",
     "gap": "gap: | Which word is missing? | fill in the word: | missing word:",
     "choice": (

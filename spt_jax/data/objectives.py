@@ -66,6 +66,7 @@ TASKS: dict[str, Task] = {
     "count": Task(word_tasks.count, word_tasks.COUNTS),
     "topic": Task(word_tasks.topic),
     "pick": Task(word_tasks.pick, argument=SHORT_ARGUMENT),
+    "assign": Task(word_tasks.assign),
     "odd": Task(word_tasks.odd),
     "gap": Task(word_tasks.gap),
     "choice": Task(word_tasks.choice),

@@ -12,6 +12,8 @@ from spt_jax.data.draws import SHORT_ARGUMENT, TRIES, Draw, Row
 from spt_jax.data.wordlists import CHOICES, MOODS
 
 COUNTS = ("none", "one", "two", "three", "many")
+GROUPS = (2, 4)  # least and most groups of keywords in the instruction of `assign`
+GROUP = 10  # tokens kept free for each of them
 _LEFT = 10  # tokens kept for the word that a passage was drawn around and for what follows it
 
 
@@ -142,6 +144,47 @@ def pick(draw: Draw) -> Row | None:
     return Row(body, answer, tuple(shuffled))
 
 
+def assign(draw: Draw) -> Row | None:
+    """What to say to a passage, by the keywords that are its own.
+
+    The input names groups of keywords and, for each, any word to say: "for ship sail say red for
+    array shape say moon text: ...". A soft prompt has to hold the same kind of table for a
+    classification. The keywords of the right group are in the passage, or in what follows it.
+    """
+    passages = draw.passages
+    groups = int(draw.rng.integers(GROUPS[0], GROUPS[1] + 1))
+    inner = draw._replace(room=draw.room - GROUP * groups - 2)
+    found = _words(inner)
+    if found is None:
+        return None
+    start, end, shown = found
+    behind = min(end + inner.room, passages.document(start)[1])
+    source = shown if draw.flip() else passages.words(end, behind)
+    taken = set(passages.word_ids[shown].tolist())
+    right = _keywords(draw, source, set() if source is shown else taken)
+    if right is None:
+        return None
+    keywords = [right]
+    of_docstring = float(start < passages.document_starts[passages.docstrings])
+    alike = inner._replace(docstring_share=of_docstring) if draw.flip(0.75) else inner
+    for _ in range(TRIES):
+        taken.update(passages.word_ids[keywords[-1]].tolist())
+        other = _words(alike)
+        wrong = None if other is None else _keywords(draw, other[2], taken)
+        if wrong is not None:
+            keywords.append(wrong)
+        if len(keywords) == groups:
+            break
+    else:
+        return None
+    answers = _different_words(draw, groups)
+    table: list[int] = []
+    for group in draw.rng.permutation(groups).tolist():
+        named = [i for word in keywords[group] for i in passages.word(word)]
+        table += draw.encode("for") + named + draw.encode("say") + answers[group]
+    return Row(table + draw.encode("text:") + passages.ids(start, end), answers[0])
+
+
 def odd(draw: Draw) -> Row | None:
     """A word of another passage that took the place of one here."""
     found = _words(draw, 8)
@@ -209,6 +252,31 @@ def _keyword(draw: Draw, words: np.ndarray) -> int | None:
     scores = draw.passages.idf[values] * counts
     best = int(np.argmax(scores))
     return int(words[first[best]]) if scores[best] > 0 else None
+
+
+def _keywords(draw: Draw, words: np.ndarray, taken: set[int]) -> np.ndarray | None:
+    """One or two different keywords among some words, none of them with a taken number."""
+    passages = draw.passages
+    numbers, first = np.unique(passages.word_ids[words], return_index=True)
+    weights = passages.idf[numbers] ** 2 * ~np.isin(numbers, list(taken))
+    weights *= passages.word_lengths[words[first]] <= SHORT_ARGUMENT
+    wanted = 1 + draw.flip()
+    if np.count_nonzero(weights) < wanted:
+        return None
+    return words[draw.rng.choice(first, wanted, replace=False, p=weights / weights.sum())]
+
+
+def _different_words(draw: Draw, count: int) -> list[list[int]]:
+    """So many different short words: of the labels, each as likely, or as frequent as in text."""
+    passages, found = draw.passages, []
+    while len(found) < count:
+        if draw.flip() and len(passages.labels) > count:
+            word = [int(draw.pick(passages.labels))]
+        else:
+            word = passages.word(int(draw.rng.integers(len(passages.word_starts))))
+        if len(word) <= SHORT_ARGUMENT and word not in found:
+            found.append(word)
+    return found
 
 
 def _around(draw: Draw, word: int) -> tuple[int, int]:

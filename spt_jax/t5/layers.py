@@ -31,7 +31,8 @@ class Dense(nn.Module):
         kernel = self.param(
             "kernel", nn.initializers.normal(self.stddev), (x.shape[-1], self.features)
         )
-        return jnp.einsum("...i,io->...o", x.astype(self.dtype), kernel.astype(self.dtype))
+        flat = x.astype(self.dtype).reshape(-1, x.shape[-1])
+        return (flat @ kernel.astype(self.dtype)).reshape(*x.shape[:-1], self.features)
 
 
 class RMSNorm(nn.Module):

@@ -22,6 +22,10 @@ from spt_jax.t5.layers import MLP, DType, Embedder, LogitsDense, RMSNorm, dropou
 from spt_jax.typing import Array, Bool, Float, Int
 
 
+UNROLLED = 4
+"""Layers up to which a stack is unrolled: the copies that a scan makes cost more than it saves."""
+
+
 @struct.dataclass
 class Cache:
     """What the decoder remembers between steps; L decoder layers, room for U targets.
@@ -122,6 +126,7 @@ def _scan(layer: type[nn.Module], length: int, methods: dict[str, tuple]) -> typ
                 split_rngs={"params": True, "dropout": True},
                 in_axes=in_axes,
                 length=length,
+                unroll=length if length <= UNROLLED else 1,
             )
             for name, in_axes in methods.items()
         },
