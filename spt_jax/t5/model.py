@@ -21,7 +21,6 @@ from spt_jax.t5.config import T5Config
 from spt_jax.t5.layers import MLP, DType, Embedder, LogitsDense, RMSNorm, dropout
 from spt_jax.typing import Array, Bool, Float, Int
 
-
 UNROLLED = 4
 """Layers up to which a stack is unrolled: the copies that a scan makes cost more than it saves."""
 
