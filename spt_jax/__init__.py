@@ -9,14 +9,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from spt_jax.backbone import Backbone, describe, load_backbone, save_backbone
     from spt_jax.config import (
-        ArchitectureConfig,
         DataConfig,
         EvalConfig,
         LogConfig,
         LossConfig,
-        MixtureConfig,
         OptimizerConfig,
-        PretrainConfig,
         PromptConfig,
         TaskConfig,
         TrainConfig,
@@ -25,6 +22,7 @@ if TYPE_CHECKING:
     from spt_jax.errors import RunError
     from spt_jax.evaluate import evaluate_run, predict_run
     from spt_jax.interpret import nearest_words
+    from spt_jax.pretrain_config import ArchitectureConfig, MixtureConfig, PretrainConfig
     from spt_jax.prompt_file import load_prompt, save_prompt
     from spt_jax.tokenizer import Tokenizer, train_tokenizer
     from spt_jax.train import fit
@@ -34,14 +32,11 @@ __version__ = "0.1.0"
 _NAMES = {  # the imports above, by module
     "backbone": ("Backbone", "describe", "load_backbone", "save_backbone"),
     "config": (
-        "ArchitectureConfig",
         "DataConfig",
         "EvalConfig",
         "LogConfig",
         "LossConfig",
-        "MixtureConfig",
         "OptimizerConfig",
-        "PretrainConfig",
         "PromptConfig",
         "TaskConfig",
         "TrainConfig",
@@ -50,6 +45,7 @@ _NAMES = {  # the imports above, by module
     "errors": ("RunError",),
     "evaluate": ("evaluate_run", "predict_run"),
     "interpret": ("nearest_words",),
+    "pretrain_config": ("ArchitectureConfig", "MixtureConfig", "PretrainConfig"),
     "prompt_file": ("load_prompt", "save_prompt"),
     "tokenizer": ("Tokenizer", "train_tokenizer"),
     "train": ("fit",),

@@ -18,8 +18,9 @@ from typing import Any, Literal
 
 from spt_jax import __version__
 from spt_jax.argparsing import Parser
-from spt_jax.config import PretrainConfig, TrainConfig, to_dict
+from spt_jax.config import TrainConfig, to_dict
 from spt_jax.errors import RunError, suggest
+from spt_jax.pretrain_config import PretrainConfig
 from spt_jax.printing import print_json, print_result, print_table, warnings_on_stderr
 
 _BAD_INPUT = (

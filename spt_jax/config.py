@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 
-def _require(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:
+    """Raises ValueError with the message where the condition does not hold."""
     if not condition:
         raise ValueError(message)
 
@@ -39,14 +40,14 @@ class PromptConfig:
     file: str | None = None
 
     def __post_init__(self):
-        _require(
+        require(
             self.length >= 1,
             f"prompt.length is {self.length}, expected 1 or more; "
             "set 'prompt: null' for a run without a prompt",
         )
         for name in ("text", "file"):
             given = getattr(self, name)
-            _require(
+            require(
                 (self.init == name) == (given is not None),
                 f"prompt.{name} is {given!r} with prompt.init '{self.init}'; "
                 f"set prompt.{name} exactly when prompt.init is '{name}'",
@@ -80,19 +81,19 @@ class TaskConfig:
 
     def __post_init__(self):
         if self.source is None:
-            _require(
+            require(
                 self.name is not None,
                 "no task is given; set task.name to a built-in task, or task.source, "
                 "task.template and task.label to use a file",
             )
             for option in ("dev_source", "test_source", "template", "label", "label_words"):
-                _require(
+                require(
                     getattr(self, option) is None,
                     f"task.{option} is set but task.source is not; it describes a file of rows",
                 )
         else:
             for option in ("template", "label"):
-                _require(
+                require(
                     getattr(self, option) is not None,
                     f"task.source is '{self.source}' but task.{option} is not set; "
                     "a file needs task.template and task.label",
@@ -122,8 +123,8 @@ class DataConfig:
     def __post_init__(self):
         for name in ("inputs_length", "targets_length", "batch_size"):
             value = getattr(self, name)
-            _require(value >= 1, f"data.{name} is {value}, expected 1 or more")
-        _require(
+            require(value >= 1, f"data.{name} is {value}, expected 1 or more")
+        require(
             all(b >= 1 for b in self.buckets) and list(self.buckets) == sorted(set(self.buckets)),
             f"data.buckets is {list(self.buckets)}, expected increasing lengths of 1 or more",
         )
@@ -165,19 +166,19 @@ class OptimizerConfig:
     accumulate: int = 1
 
     def __post_init__(self):
-        _require(
+        require(
             self.learning_rate > 0,
             f"optimizer.learning_rate is {self.learning_rate}, expected more than 0",
         )
-        _require(
+        require(
             self.accumulate >= 1,
             f"optimizer.accumulate is {self.accumulate}, expected 1 or more",
         )
-        _require(
+        require(
             self.cooldown_steps >= 0,
             f"optimizer.cooldown_steps is {self.cooldown_steps}, expected 0 or more",
         )
-        _require(
+        require(
             self.warmup_steps >= (1 if self.schedule == "rsqrt" else 0),
             f"optimizer.warmup_steps is {self.warmup_steps}, expected 0 or more, "
             "and 1 or more with optimizer.schedule 'rsqrt'",
@@ -220,10 +221,10 @@ class EvalConfig:
     def __post_init__(self):
         for name in ("every", "batch_size"):
             value = getattr(self, name)
-            _require(value >= 1, f"eval.{name} is {value}, expected 1 or more")
+            require(value >= 1, f"eval.{name} is {value}, expected 1 or more")
         for name in ("max_rows", "patience"):
             value = getattr(self, name)
-            _require(value is None or value >= 1, f"eval.{name} is {value}, expected 1 or more")
+            require(value is None or value >= 1, f"eval.{name} is {value}, expected 1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,7 +244,7 @@ class LogConfig:
     def __post_init__(self):
         for name in ("every", "checkpoint_every", "keep"):
             value = getattr(self, name)
-            _require(value >= 1, f"log.{name} is {value}, expected 1 or more")
+            require(value >= 1, f"log.{name} is {value}, expected 1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,173 +284,22 @@ class TrainConfig:
     remat: bool = False
 
     def __post_init__(self):
-        _require(self.steps >= 1, f"steps is {self.steps}, expected 1 or more")
-        _require(self.seed >= 0, f"seed is {self.seed}, expected 0 or more")
-        _require(
+        require(self.steps >= 1, f"steps is {self.steps}, expected 1 or more")
+        require(self.seed >= 0, f"seed is {self.seed}, expected 0 or more")
+        require(
             0 <= self.dropout_rate < 1,
             f"dropout_rate is {self.dropout_rate}, expected at least 0 and less than 1",
         )
-        _require(
+        require(
             self.prompt is not None or self.tune == "model",
             "prompt is null but tune is 'prompt', so nothing would be trained; "
             "set a prompt, or 'tune: model'",
         )
-        _require(
+        require(
             self.data.batch_size % self.optimizer.accumulate == 0,
             f"optimizer.accumulate {self.optimizer.accumulate} does not divide "
             f"data.batch_size {self.data.batch_size}",
         )
-
-
-def _mixture_weights() -> dict[str, float]:
-    long = {"span_corruption": 1.0, "lm": 1.0}
-    of_docstrings = {"name": 1.5, "kind": 0.5, "summary": 1.0}
-    of_order = {"next": 0.5, "order": 0.25, "together": 0.25, "scrambled": 0.5}
-    of_words = {"copy": 0.5, "first": 0.25, "last": 0.25, "after": 0.5, "before": 0.25}
-    of_words |= {"contains": 0.5, "count": 0.25, "topic": 1.0, "pick": 1.0, "odd": 0.25}
-    # Nearest to what a soft prompt has to do, so the most frequent.
-    of_words |= {"assign": 4.0}
-    of_gaps = {"gap": 1.5, "choice": 1.5, "mood": 1.0}
-    of_books = {"book": 1.0, "author": 0.5, "same": 0.25}
-    return long | of_docstrings | of_order | of_words | of_gaps | of_books
-
-
-@dataclass(frozen=True, kw_only=True)
-class MixtureConfig:
-    """The pretraining mixture: what every row asks, and the shapes of its batches.
-
-    Args:
-        inputs_length: Tokens of every input, with the end marker.
-        long_targets_length: Tokens of the targets of span corruption and LM, with the end marker.
-        short_targets_length: Tokens of the targets of all other tasks, with the end marker.
-        batch_size: Rows of one step.
-        short_share: Share of the steps whose rows have short targets.
-        docstring_share: Share of the rows from docstrings, where a task can use both.
-        wording_share: Share of the rows that give the instruction in other words than the usual.
-        relabel_share: Share of the rows with labels whose instruction names other words for them.
-        weights: How often a row is of each task, among the tasks of its length.
-    """
-
-    inputs_length: int = 96
-    long_targets_length: int = 48
-    short_targets_length: int = 12
-    batch_size: int = 64
-    short_share: float = 0.6
-    docstring_share: float = 0.5
-    wording_share: float = 0.5
-    relabel_share: float = 0.25
-    weights: dict[str, float] = field(default_factory=_mixture_weights)
-
-    def __post_init__(self):
-        least = {"inputs_length": 64, "long_targets_length": 8, "short_targets_length": 4}
-        for name, value in (least | {"batch_size": 1}).items():
-            given = getattr(self, name)
-            _require(given >= value, f"mixture.{name} is {given}, expected {value} or more")
-        for name in ("short_share", "docstring_share", "wording_share", "relabel_share"):
-            given = getattr(self, name)
-            _require(0 <= given <= 1, f"mixture.{name} is {given}, expected 0 to 1")
-        for name, weight in self.weights.items():
-            _require(weight >= 0, f"mixture.weights.{name} is {weight}, expected 0 or more")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArchitectureConfig:
-    """The shape of a T5 1.1 to pretrain; see `spt_jax.t5.T5Config`.
-
-    Args:
-        d_model: Width.
-        d_kv: Width of a head.
-        d_ff: Width of the gated MLP.
-        num_heads: Attention heads.
-        num_layers: Encoder layers.
-        num_decoder_layers: Decoder layers.
-        vocab_size: Entries of the tokenizer, which is trained first, and rows of the embedding.
-    """
-
-    d_model: int = 256
-    d_kv: int = 64
-    d_ff: int = 512
-    num_heads: int = 4
-    num_layers: int = 3
-    num_decoder_layers: int = 2
-    vocab_size: int = 3072
-
-
-def _pretrain_optimizer() -> OptimizerConfig:
-    return OptimizerConfig(
-        preset="fresh",
-        learning_rate=0.02,
-        schedule="rsqrt",
-        warmup_steps=150,
-        weight_decay=0.0,
-        multiply_by_parameter_scale=True,
-    )
-
-
-PRETRAINING_PACKAGES = (
-    "python",
-    "numpy",
-    "scipy",
-    "jax",
-    "flax",
-    "optax",
-    "orbax",
-    "grain",
-    "transformers",
-    "tensorflow_datasets",
-    "huggingface_hub",
-    "tokenizers",
-    "safetensors",
-    "rich",
-    "jsonargparse",
-    "etils",
-    "absl",
-    "fsspec",
-)
-"""The standard library and the dependencies of this package: text that every installation has."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
-    """Pretraining of a backbone from scratch, tokenizer included.
-
-    Args:
-        name: Of the backbone.
-        architecture: Its shape.
-        mixture: What it learns.
-        packages: Installed packages whose docstrings are read; `python` is the standard library.
-        text_files: .txt or .txt.xz files, a paragraph a line, beside the docstrings.
-        held_out_share: Share of the documents that is kept for measuring.
-        max_text_characters: Characters taken from the text files, as a random sample.
-        optimizer: T5's Adafactor with relative step sizes by default. Plain Adam lets the decoder
-            of a small model learn to ignore its encoder, which no prompt can then steer.
-        loss: Of what.
-        log: Logging and checkpoints.
-        gap_every: Steps between measurements of the encoder gap on held-out text.
-        steps: Optimizer steps.
-        seed: Of weights, batches and samples.
-        dtype: Of the activations.
-    """
-
-    name: str
-    architecture: ArchitectureConfig = field(default_factory=ArchitectureConfig)
-    mixture: MixtureConfig = field(default_factory=MixtureConfig)
-    packages: tuple[str, ...] = PRETRAINING_PACKAGES
-    text_files: tuple[str, ...] = ()
-    held_out_share: float = 0.01
-    max_text_characters: int = 20_000_000
-    optimizer: OptimizerConfig = field(default_factory=_pretrain_optimizer)
-    loss: LossConfig = field(default_factory=lambda: LossConfig(reduction="mean"))
-    log: LogConfig = field(default_factory=LogConfig)
-    gap_every: int = 200
-    steps: int = 6000
-    seed: int = 0
-    dtype: Literal["float32", "bfloat16"] = "float32"
-
-    def __post_init__(self):
-        for name in ("steps", "gap_every"):
-            value = getattr(self, name)
-            _require(value >= 1, f"{name} is {value}, expected 1 or more")
 
 
 def to_dict(config) -> dict:

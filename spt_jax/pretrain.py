@@ -20,12 +20,13 @@ import numpy as np
 
 from spt_jax.backbone import save_backbone
 from spt_jax.checkpoint import Checkpoints
-from spt_jax.config import LossConfig, PretrainConfig, to_dict
+from spt_jax.config import LossConfig, to_dict
 from spt_jax.data.corpus import Corpus, read_corpus
 from spt_jax.data.objectives import Mixture, make_batches
 from spt_jax.forward import forward
 from spt_jax.losses import cross_entropy
 from spt_jax.optim import make_tx
+from spt_jax.pretrain_config import PretrainConfig
 from spt_jax.progress import Bar, say
 from spt_jax.pytree import count_params
 from spt_jax.runfolder import RunFolder

@@ -21,9 +21,10 @@ import yaml
 
 from spt_jax import cli
 from spt_jax.argparsing import Parser
-from spt_jax.config import PretrainConfig, TrainConfig, to_dict
+from spt_jax.config import TrainConfig, to_dict
 from spt_jax.configfile import bundled_configs, find_config
 from spt_jax.errors import RunError
+from spt_jax.pretrain_config import PretrainConfig
 
 RESULT = {"task": "library", "score": 61.5, "rank_score": np.float32(70.25), "gap": float("nan")}
 

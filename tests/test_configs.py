@@ -7,7 +7,8 @@ import pytest
 import tiny
 import yaml
 
-from spt_jax.config import EvalConfig, PretrainConfig, TrainConfig, from_dict, to_dict
+from spt_jax.config import EvalConfig, TrainConfig, from_dict, to_dict
+from spt_jax.pretrain_config import PretrainConfig
 from spt_jax.train import fit
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))

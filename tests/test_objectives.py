@@ -7,7 +7,6 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from spt_jax.config import MixtureConfig
 from spt_jax.data.corpus import Corpus, Excerpt
 from spt_jax.data.docstrings import Docstring
 from spt_jax.data.instructions import INSTRUCTIONS
@@ -15,6 +14,7 @@ from spt_jax.data.objectives import TASKS, Mixture, make_batches
 from spt_jax.data.passage_tasks import corrupt_spans
 from spt_jax.data.passages import split_name, tokenize_corpus
 from spt_jax.data.wordlists import CHOICES, MOODS
+from spt_jax.pretrain_config import MixtureConfig
 from spt_jax.tokenizer import train_tokenizer
 
 NOUNS = """house river garden window letter stone captain teacher market bridge candle village horse

@@ -3,8 +3,9 @@ import json
 import pytest
 
 from spt_jax.backbone import load_backbone
-from spt_jax.config import ArchitectureConfig, LogConfig, MixtureConfig, PretrainConfig
+from spt_jax.config import LogConfig
 from spt_jax.pretrain import pretrain
+from spt_jax.pretrain_config import ArchitectureConfig, MixtureConfig, PretrainConfig
 from spt_jax.runlog import read_log
 
 WORDS = (

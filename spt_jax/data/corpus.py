@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from spt_jax.config import PRETRAINING_PACKAGES
 from spt_jax.data.docstrings import Docstring, drop_held_out, read_docstrings
+from spt_jax.pretrain_config import PRETRAINING_PACKAGES
 
 NGRAM = 8  # words
 REPEATED = 0.5  # share of n-grams seen before from which a docstring is dropped

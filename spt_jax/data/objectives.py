@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spt_jax.config import MixtureConfig
 from spt_jax.data import passage_tasks, word_tasks
 from spt_jax.data.corpus import Corpus
 from spt_jax.data.draws import ARGUMENT, SHORT_ARGUMENT, Draw, Row
 from spt_jax.data.instructions import INSTRUCTIONS
 from spt_jax.data.passages import Passages, tokenize_corpus
 from spt_jax.errors import suggest
+from spt_jax.pretrain_config import MixtureConfig
 from spt_jax.tokenizer import Tokenizer
 
 PROBES = 8  # rows of a task that have to be found, each in so many tries, for a corpus to serve it
