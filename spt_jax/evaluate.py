@@ -22,7 +22,6 @@ from spt_jax.decode import answer_log_probs, greedy
 from spt_jax.metrics import exact_match, invalid_share
 from spt_jax.prompt_file import load_prompt
 from spt_jax.runfolder import RunFolder
-from spt_jax.t5 import T5
 from spt_jax.tokenizer import Tokenizer
 from spt_jax.typing import Params
 
@@ -88,9 +87,8 @@ _answer_log_probs = jax.jit(answer_log_probs, static_argnums=0)
 
 
 def evaluate(
-    model: T5,
+    backbone: Backbone,
     params: Params,
-    tokenizer: Tokenizer,
     split: TokenizedSplit,
     data: DataConfig,
     *,
@@ -101,9 +99,8 @@ def evaluate(
     """Generates an answer for every row, ranks the label words, and scores both.
 
     Args:
-        model: The T5.
+        backbone: Its model and its tokenizer are used, its params are not.
         params: `{"t5": ...}`, with or without a `prompt`.
-        tokenizer: Of the answers.
         split: The rows.
         data: Buckets, and the most tokens an answer may have.
         label_words: The answers that count; None for free text.
@@ -119,18 +116,18 @@ def evaluate(
         )
     targets = [example.targets for example in split.examples]
     words = label_words or ()
-    answers = encode_answers(words, tokenizer, data.targets_length) if words else None
+    answers = encode_answers(words, backbone.tokenizer, data.targets_length) if words else None
     predictions: list[str] = [""] * len(targets)
     ranked: list[str] = [""] * len(targets)
     for indices, batch in eval_batches(split, data, batch_size):
-        ids = _greedy(model, params, batch["inputs"], length=data.targets_length)
+        ids = _greedy(backbone.model, params, batch["inputs"], length=data.targets_length)
         if answers is not None:
-            log_probs = _answer_log_probs(model, params, batch["inputs"], answers)
+            log_probs = _answer_log_probs(backbone.model, params, batch["inputs"], answers)
             best = np.argmax(np.asarray(log_probs), axis=1)
             for row, index in enumerate(indices):
                 ranked[index] = words[best[row]]
         for row, index in zip(np.asarray(ids), indices, strict=False):  # rows behind are padding
-            predictions[index] = tokenizer.decode(row.tolist())
+            predictions[index] = backbone.tokenizer.decode(row.tolist())
     return Scores(
         score=exact_match(predictions, targets),
         rank_score=exact_match(ranked, targets) if words else None,
@@ -188,9 +185,8 @@ def evaluate_run(run: Path, split: str) -> dict:
         raise ValueError(f"unknown split '{split}'; expected one of {', '.join(task.splits)}")
     rows = tokenize_split(task.splits[split], backbone.tokenizer, config.data)
     scores = evaluate(
-        backbone.model,
+        backbone,
         params,
-        backbone.tokenizer,
         rows,
         config.data,
         label_words=task.label_words,
@@ -205,13 +201,6 @@ def predict_run(run: Path, texts: Sequence[str]) -> list[str]:
     if not texts:
         return []
     rows = tokenize_split([Example(text, "") for text in texts], backbone.tokenizer, config.data)
-    scores = evaluate(
-        backbone.model,
-        params,
-        backbone.tokenizer,
-        rows,
-        config.data,
-        label_words=None,
-        batch_size=min(config.eval.batch_size, len(texts)),
-    )
+    batch_size = min(config.eval.batch_size, len(texts))
+    scores = evaluate(backbone, params, rows, config.data, label_words=None, batch_size=batch_size)
     return list(scores.predictions)

@@ -58,9 +58,8 @@ class _Run:
         """Scores on the split `name`."""
         config = self.config
         return evaluate(
-            self.backbone.model,
+            self.backbone,
             params,
-            self.backbone.tokenizer,
             self.rows[name],
             config.data,
             label_words=self.task.label_words,

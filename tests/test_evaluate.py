@@ -36,7 +36,7 @@ def test_scores_do_not_depend_on_batches(run):
 
     def scores(batch_size):
         return evaluate(
-            backbone.model, params, backbone.tokenizer, rows, DATA,
+            backbone, params, rows, DATA,
             label_words=("animal", "plant"), batch_size=batch_size,
         )  # fmt: skip
 
@@ -63,7 +63,7 @@ def test_a_model_that_writes_the_label_scores_100(run):
     examples = [Example("the oak", "plant"), Example("the cat", "animal"), Example("elm", "plant")]
     rows = tokenize_split(examples, tokenizer, DATA)
     scores = evaluate(
-        backbone.model, {"t5": t5}, tokenizer, rows, DATA,
+        backbone, {"t5": t5}, rows, DATA,
         label_words=("animal", "plant"), batch_size=2,
     )  # fmt: skip
     assert scores.predictions == ("plant",) * 3
@@ -75,7 +75,7 @@ def test_max_rows_takes_the_first(run):
     examples = [Example(text, label) for text, label in tiny.sentences()[:6]]
     rows = tokenize_split(examples, backbone.tokenizer, DATA)
     scores = evaluate(
-        backbone.model, params, backbone.tokenizer, rows, DATA,
+        backbone, params, rows, DATA,
         label_words=None, batch_size=4, max_rows=3,
     )  # fmt: skip
     assert scores.rows == 3 and scores.rank_score is None and scores.invalid is None
