@@ -1,15 +1,13 @@
 """Pretraining of a small T5 from scratch: the backbone that the package ships, or your own.
 
-The step is that of `train.py` with every leaf trained and no prompt. What decides whether a prompt
-can ever steer the result is whether the decoder listens to the encoder. The *encoder gap* measures
-it: the loss with the encoder's inputs rolled by one row, so that every row reads another row's
-text, minus the loss. A loss curve alone does not show a gap of 0.
+The step is that of `train.py` with every leaf trained and no prompt. Whether a prompt can ever
+steer the result is measured on the way: see `probes.py`.
 """
 
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +18,23 @@ import numpy as np
 
 from spt_jax.backbone import save_backbone
 from spt_jax.checkpoint import Checkpoints
-from spt_jax.config import LossConfig, to_dict
+from spt_jax.config import to_dict
 from spt_jax.data.corpus import Corpus, read_corpus
 from spt_jax.data.objectives import Mixture, make_batches
-from spt_jax.forward import forward
-from spt_jax.losses import cross_entropy
 from spt_jax.optim import make_tx
 from spt_jax.pretrain_config import PretrainConfig
+from spt_jax.probes import Probes
 from spt_jax.progress import Bar, say
 from spt_jax.pytree import count_params
 from spt_jax.runfolder import RunFolder
 from spt_jax.runlog import RunLog, write_json_atomic
 from spt_jax.step import init_state, require_finite, train_step
 from spt_jax.t5 import T5, T5Config
-from spt_jax.tokenizer import Tokenizer, train_tokenizer
-from spt_jax.typing import Array, Batch, Params
+from spt_jax.tokenizer import train_tokenizer
+from spt_jax.typing import Array
 
 TOKENIZER_CHARACTERS = 12_000_000
 """Text that the vocabulary is learned from."""
-
-GAP_BATCHES = 8
-"""Held-out batches of each group that the encoder gap is measured on."""
 
 AHEAD = 8
 
@@ -57,7 +51,7 @@ def pretrain(
         command: The command line, for the manifest.
 
     Returns:
-        Steps, parameters, and the last losses and gaps on held-out text.
+        Steps, parameters, and on held-out text the last losses and gaps and the score of each task.
 
     Raises:
         ValueError: The folder holds another run, or a text file cannot be read.
@@ -97,7 +91,8 @@ def pretrain(
     update = jax.jit(
         functools.partial(train_step, model=model, tx=tx, loss=config.loss), donate_argnums=0
     )
-    measure_gap = _make_gap_meter(model, held_out, tokenizer, config)
+    probes = Probes(model, make_batches(held_out, tokenizer, config.mixture, config.seed + 1))
+    gaps: dict[str, float] = {}
     batches = make_batches(train, tokenizer, config.mixture, config.seed)
 
     with (
@@ -128,13 +123,14 @@ def pretrain(
                     pending, since = [], time.perf_counter()
                     bar.update(step, shown)
                 if last or step % config.gap_every == 0:
-                    gaps = measure_gap(state.trained)
+                    gaps = probes.gaps(state.trained)
                     log.write({"step": step, "split": "held_out", **gaps})
                     say(f"step {step}  " + "  ".join(f"{k} {v:.3f}" for k, v in gaps.items()))
                 if save:
                     checkpoints.save(step, state, identity)
     result = {"name": config.name, "steps": config.steps, "params": count_params(state.trained)}
-    result |= measure_gap(state.trained)
+    result |= gaps or probes.gaps(state.trained)
+    result["probes"] = probes.scores(state.trained)
     save_backbone(folder.model_folder, config.name, shape, state.trained["t5"], tokenizer)
     write_json_atomic(folder.result_file, result)
     return result
@@ -159,41 +155,6 @@ def _write_losses(log: RunLog, step: int, pending: list) -> dict[str, float]:
         group: float(np.mean([m["loss"] for g, m in zip(groups, fetched) if g == group]))
         for group in sorted(set(groups))
     }
-
-
-def _make_gap_meter(
-    model: T5, held_out: Corpus, tokenizer: Tokenizer, config: PretrainConfig
-) -> Callable[[Params], dict[str, float]]:
-    """A function of params: loss and encoder gap of each group on fixed held-out batches."""
-    batches = make_batches(held_out, tokenizer, config.mixture, config.seed + 1)
-    chosen: dict[str, list[Any]] = {}
-    step = 0
-    while any(len(chosen.get(group, ())) < GAP_BATCHES for group in ("long", "short")):
-        group, batch = batches[step]
-        if len(chosen.setdefault(group, [])) < GAP_BATCHES:
-            chosen[group].append(batch)
-        step += 1
-
-    @jax.jit
-    def loss(params: Params, batch: Batch) -> tuple[Array, Array]:
-        def per_token(inputs):
-            logits = forward(model, params, inputs, batch["targets"])
-            mask = batch["targets"] > 0
-            sums = cross_entropy(logits, batch["targets"], mask, LossConfig(z_loss=0.0))
-            return sums.cross_entropy / sums.tokens
-
-        return per_token(batch["inputs"]), per_token(jnp.roll(batch["inputs"], 1, axis=0))
-
-    def measure(params: Params) -> dict[str, float]:
-        measured = {}
-        for group in sorted(chosen):
-            pairs = jax.device_get([loss(params, batch) for batch in chosen[group]])
-            right, rolled = np.mean(np.asarray(pairs), axis=0)
-            measured[f"{group}_loss"] = float(right)
-            measured[f"{group}_gap"] = float(rolled - right)
-        return measured
-
-    return measure
 
 
 def _corpus_facts(corpus: Corpus) -> dict:

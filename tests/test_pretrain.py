@@ -1,12 +1,18 @@
 import json
 
 import pytest
+import tiny
 
 from spt_jax.backbone import load_backbone
 from spt_jax.config import LogConfig
+from spt_jax.data.corpus import read_corpus
+from spt_jax.data.objectives import make_batches
 from spt_jax.pretrain import pretrain
 from spt_jax.pretrain_config import ArchitectureConfig, MixtureConfig, PretrainConfig
+from spt_jax.probes import PROBE_ROWS, Probes
 from spt_jax.runlog import read_log
+from spt_jax.t5 import T5
+from spt_jax.tokenizer import train_tokenizer
 
 WORDS = (
     "river stone bird tree light house road cloud field water garden window letter morning".split()
@@ -107,3 +113,32 @@ def test_a_finished_run_is_read_back(finished, config, monkeypatch):
     run, result = finished
     monkeypatch.setattr("spt_jax.pretrain.read_corpus", None)
     assert pretrain(config, run) == result
+
+
+def test_probes_count_whole_answers(config, finished, monkeypatch):
+    _, result = finished
+    assert set(result["probes"]) == {"copy", "gap"}
+    corpus = read_corpus(packages=(), text_files=config.text_files)
+    tokenizer = train_tokenizer(corpus.texts(), 300)
+    mixture = make_batches(corpus, tokenizer, config.mixture, seed=0)
+    answers = {}
+    for name in mixture.tasks:
+        for step in range(PROBE_ROWS // config.mixture.batch_size):
+            batch = mixture.task_batch(name, step)
+            answers[batch["inputs"].tobytes()] = batch["targets"]
+
+    def all_but_one_token(model, params, inputs, *, length):
+        ids = answers[inputs.tobytes()].copy()
+        ids[2, 0] += 1
+        return ids
+
+    monkeypatch.setattr("spt_jax.probes._greedy", all_but_one_token)
+    assert Probes(T5(tiny.SHAPE), mixture).scores({}) == {"copy": 75.0, "gap": 75.0}
+
+
+def test_one_kind_of_rows_alone(config, tmp_path):
+    import dataclasses
+
+    mixture = dataclasses.replace(config.mixture, short_share=0.0)
+    result = pretrain(dataclasses.replace(config, mixture=mixture, steps=1), tmp_path / "run")
+    assert "long_gap" in result and "short_gap" not in result and result["probes"] == {}

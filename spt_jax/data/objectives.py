@@ -98,6 +98,7 @@ class Mixture:
     Attributes:
         tasks: Names of the tasks that rows are drawn from.
         left_out: Names of the tasks that have a weight, but that the corpus does not serve.
+        groups: Those of "long" and "short" that steps can be.
     """
 
     def __init__(self, passages: Passages, config: MixtureConfig, seed: int):
@@ -115,25 +116,27 @@ class Mixture:
         }
         self._labels = {n: [encode(label) for label in t.labels] for n, t in TASKS.items()}
         self._for, self._say, self._colon = encode("for"), encode("say"), encode("text:")
-        wanted = [name for name, weight in config.weights.items() if weight > 0]
+        shares = {"long": 1 - config.short_share, "short": config.short_share}
+        self.groups = tuple(group for group, share in shares.items() if share > 0)
+        wanted = [n for n, weight in config.weights.items() if weight > 0 and shares[_group(n)] > 0]
         self.tasks = tuple(name for name in wanted if self._serves(name))
         self.left_out = tuple(name for name in wanted if name not in self.tasks)
-        self._groups = {}
-        for group, share in (("long", 1 - config.short_share), ("short", config.short_share)):
-            names = [name for name in self.tasks if TASKS[name].long == (group == "long")]
-            if share > 0 and not names:
+        self._drawn_from = {}
+        for group in self.groups:
+            names = [name for name in self.tasks if _group(name) == group]
+            if not names:
                 raise ValueError(
                     f"mixture.weights has no task with {group} targets that the corpus serves, but "
                     f"mixture.short_share is {config.short_share}; "
                     f"set it to {int(group == 'long')} or give such a task a weight"
                 )
-            weights = np.array([config.weights[name] for name in names])
-            self._groups[group] = (names, np.cumsum(weights) / max(weights.sum(), 1e-9))
+            weights = np.cumsum([config.weights[name] for name in names])
+            self._drawn_from[group] = (names, weights / weights[-1])
 
     def __getitem__(self, step: int) -> tuple[str, dict[str, np.ndarray]]:
         rng = np.random.default_rng([self.seed, step])
         group = "short" if rng.random() < self.config.short_share else "long"
-        names, cumulative = self._groups[group]
+        names, cumulative = self._drawn_from[group]
         drawn = cumulative.searchsorted(rng.random(self.config.batch_size), side="right")
         tasks = [names[min(int(index), len(names) - 1)] for index in drawn]
         return group, self._pack(tasks, rng)
@@ -162,8 +165,7 @@ class Mixture:
         return {"inputs": inputs, "targets": targets}
 
     def _width(self, name: str) -> int:
-        long = TASKS[name].long
-        return self.config.long_targets_length if long else self.config.short_targets_length
+        return getattr(self.config, f"{_group(name)}_targets_length")
 
     def _row(
         self, name: str, rng: np.random.Generator, tries: int
@@ -202,3 +204,7 @@ class Mixture:
     def _serves(self, name: str) -> bool:
         rng = np.random.default_rng(list(TASKS).index(name))
         return all(self._row(name, rng, PROBE_TRIES) is not None for _ in range(PROBES))
+
+
+def _group(name: str) -> str:
+    return "long" if TASKS[name].long else "short"
