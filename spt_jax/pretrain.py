@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spt_jax.backbone import save_backbone
+from spt_jax.backbone import Backbone, load_backbone, save_backbone
 from spt_jax.checkpoint import Checkpoints
 from spt_jax.config import to_dict
 from spt_jax.data.corpus import Corpus, read_corpus
@@ -31,7 +31,7 @@ from spt_jax.runlog import RunLog, write_json_atomic
 from spt_jax.step import init_state, require_finite, train_step
 from spt_jax.t5 import T5, T5Config
 from spt_jax.tokenizer import train_tokenizer
-from spt_jax.typing import Array
+from spt_jax.typing import Array, Key
 
 TOKENIZER_CHARACTERS = 12_000_000
 """Text that the vocabulary is learned from."""
@@ -63,6 +63,8 @@ def pretrain(
         folder.check_config(to_dict(config))
         if (result := folder.read_result(to_dict(config))) is not None:
             return result
+    # First, since reading the corpus takes minutes that a misspelled name should not cost.
+    init = load_backbone(config.init, dtype=config.dtype) if config.init else None
     corpus = read_corpus(
         packages=config.packages,
         text_files=config.text_files,
@@ -72,17 +74,14 @@ def pretrain(
     facts = _corpus_facts(corpus)
     say("corpus: " + ", ".join(f"{count:,} {name}" for name, count in facts.items()))
     train, held_out = corpus.split(config.held_out_share)
-    tokenizer = train_tokenizer(
-        train.sample_texts(TOKENIZER_CHARACTERS), config.architecture.vocab_size
-    )
+    key, init_key = jax.random.split(jax.random.key(config.seed))
+    init = init or _make_init(config, train, init_key)
+    model, tokenizer, params = init.model, init.tokenizer, {"t5": init.params}
     identity = {
         "corpus_fingerprint": corpus.fingerprint(),
         "tokenizer_fingerprint": tokenizer.fingerprint,
+        "init_fingerprint": init.fingerprint,
     }
-    shape = T5Config(**dataclasses.asdict(config.architecture))
-    model = T5(shape, dtype=jnp.dtype(config.dtype))
-    key, init_key = jax.random.split(jax.random.key(config.seed))
-    params = {"t5": jax.jit(model.init_params)(init_key)}
     nothing_frozen = jax.tree.map(lambda _: None, params)
     tx = make_tx(config.optimizer, config.steps, "model")
     state = init_state(params, tx, patience=None, keep_best=False)
@@ -131,9 +130,20 @@ def pretrain(
     result = {"name": config.name, "steps": config.steps, "params": count_params(state.trained)}
     result |= gaps or probes.gaps(state.trained)
     result["probes"] = probes.scores(state.trained)
-    save_backbone(folder.model_folder, config.name, shape, state.trained["t5"], tokenizer)
+    save_backbone(folder.model_folder, config.name, model.config, state.trained["t5"], tokenizer)
     write_json_atomic(folder.result_file, result)
     return result
+
+
+def _make_init(config: PretrainConfig, corpus: Corpus, key: Key) -> Backbone:
+    """Fresh weights, and a tokenizer learned from the corpus."""
+    tokenizer = train_tokenizer(
+        corpus.sample_texts(TOKENIZER_CHARACTERS), config.architecture.vocab_size
+    )
+    shape = T5Config(**dataclasses.asdict(config.architecture))
+    model = T5(shape, dtype=jnp.dtype(config.dtype))
+    params = jax.jit(model.init_params)(key)
+    return Backbone(config.name, model, params, tokenizer, fingerprint="")
 
 
 def _prefetch(batches: Mixture, start: int, stop: int) -> Iterator[Any]:

@@ -123,7 +123,9 @@ class PretrainConfig:
 
     Args:
         name: Of the backbone.
-        architecture: Its shape.
+        init: A backbone to go on from, bundled or a folder; its shape and tokenizer then stay. LM
+            adaptation is going on with `mixture.short_share` 0 and the weight of `lm` alone.
+        architecture: The shape, from scratch.
         mixture: What it learns.
         packages: Installed packages whose docstrings are read; `python` is the standard library.
         text_files: .txt or .txt.xz files, a paragraph a line, beside the docstrings.
@@ -140,6 +142,7 @@ class PretrainConfig:
     """
 
     name: str
+    init: str | None = None
     architecture: ArchitectureConfig = field(default_factory=ArchitectureConfig)
     mixture: MixtureConfig = field(default_factory=MixtureConfig)
     packages: tuple[str, ...] = PRETRAINING_PACKAGES

@@ -1,5 +1,8 @@
+import dataclasses
 import json
 
+import jax
+import jax.numpy as jnp
 import pytest
 import tiny
 
@@ -137,8 +140,23 @@ def test_probes_count_whole_answers(config, finished, monkeypatch):
 
 
 def test_one_kind_of_rows_alone(config, tmp_path):
-    import dataclasses
-
     mixture = dataclasses.replace(config.mixture, short_share=0.0)
     result = pretrain(dataclasses.replace(config, mixture=mixture, steps=1), tmp_path / "run")
     assert "long_gap" in result and "short_gap" not in result and result["probes"] == {}
+
+
+def test_going_on_from_a_backbone(config, finished, tmp_path):
+    run, result = finished
+    more = dataclasses.replace(
+        config, init=str(run / "model"), name="adapted", steps=1, gap_every=1,
+        optimizer=dataclasses.replace(config.optimizer, learning_rate=1e-9),
+        mixture=dataclasses.replace(config.mixture, short_share=0.0, weights={"lm": 1.0}),
+    )  # fmt: skip
+    adapted = pretrain(more, tmp_path / "run")
+    before, after = load_backbone(str(run / "model")), load_backbone(str(tmp_path / "run/model"))
+    assert before.tokenizer.fingerprint == after.tokenizer.fingerprint and after.name == "adapted"
+    for old, new in zip(jax.tree.leaves(before.params), jax.tree.leaves(after.params), strict=True):
+        assert jnp.array_equal(old, new)  # the rate is too small to move them
+    assert adapted["long_loss"] != result["long_loss"]
+    with pytest.raises(ValueError, match="unknown model 'spt-nona'.*did you mean 'spt-nano'?"):
+        pretrain(dataclasses.replace(config, init="spt-nona"), tmp_path / "other")
