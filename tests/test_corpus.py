@@ -6,7 +6,8 @@ import pytest
 
 from spt_jax.data import corpus as corpus_module
 from spt_jax.data.corpus import Corpus, Excerpt, drop_repeated, read_corpus
-from spt_jax.data.docstrings import Docstring, held_out
+from spt_jax.data.docstrings import Docstring
+from spt_jax.data.library import held_out
 
 NINE = "one two three four five six seven eight nine"
 

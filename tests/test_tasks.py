@@ -9,7 +9,9 @@ import pytest
 
 from spt_jax.config import TaskConfig
 from spt_jax.data import tasks
-from spt_jax.data.docstrings import LIBRARIES, LibraryRow
+from spt_jax.data.arguments import KINDS
+from spt_jax.data.library import LIBRARIES
+from spt_jax.data.rows import LabeledText
 from spt_jax.data.tasks import Example, Task, load_task, majority_score, task_names
 
 
@@ -200,14 +202,20 @@ def test_unknown_task(name):
     assert ("did you mean 'library'?" in str(caught.value)) == (name == "librery")
 
 
-def test_library_task(monkeypatch):
-    assert task_names() == ["library"]
-    rows = [LibraryRow(f"text {i}", "jax" if i % 2 else "hub") for i in range(4)]
+WORDS = {"library": LIBRARIES, "type": KINDS, "describes": ("yes", "no"), "argument": None}
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_built_in_task(monkeypatch, name):
+    assert task_names() == list(WORDS)
+    rows = [LabeledText(f"text {i}", "jax" if i % 2 else "hub") for i in range(4)]
     splits = {"train": rows, "dev": rows[:1], "test": rows[:3]}
-    monkeypatch.setattr(tasks, "library_rows", lambda: splits)
-    task = load_task(TaskConfig(name="library"))
-    assert task.label_words == tuple(LIBRARIES)
+    monkeypatch.setitem(tasks.BUILT_IN, name, (lambda: splits, tasks.BUILT_IN[name][1]))
+    task = load_task(TaskConfig(name=name))
+    assert task.name == name
+    assert task.label_words == (WORDS[name] and tuple(WORDS[name]))
     assert task.splits["test"][1] == Example("text 1", "jax")
+    assert load_task(TaskConfig(name=name, free_text=True)).label_words is None
 
 
 def test_sst2_by_options_alone(data_dir):

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from spt_jax.data.docstrings import Docstring, drop_held_out, read_docstrings
+from spt_jax.data.docstrings import Docstring, read_docstrings
+from spt_jax.data.library import drop_held_out
 from spt_jax.pretrain_config import PRETRAINING_PACKAGES
 
 NGRAM = 8  # words

@@ -5,6 +5,7 @@ shorter one's shingles are in the other, so a copy inside a longer text counts t
 matter: case, punctuation and line breaks do not.
 """
 
+import hashlib
 import re
 import sys
 import zlib
@@ -18,6 +19,11 @@ ALIKE = 0.5  # share of the shorter text's shingles that both have
 def words(text: str) -> list[str]:
     """The words of a text in lower case; an underscore separates words as a space does."""
     return re.findall(r"[^\W_]+", text.lower())
+
+
+def word_digest(text: str) -> bytes:
+    """sha256 of the words alone, so that a text that is reflowed keeps it."""
+    return hashlib.sha256(" ".join(words(text)).encode()).digest()
 
 
 class ShingleIndex:

@@ -1,26 +1,37 @@
 """Tasks: pairs of text, split into train, dev and test, and the words that may be answered.
 
-A task is the built-in one (`docstrings.py`) or a user's file: a template makes the input text of a
-row, a field its target. Where rows have to be split here, the split is a function of the row's
-input text alone: a row that occurs twice never stands in both train and test, and adding rows to a
-file moves no other row.
+A task is built in (`library.py`, `argument_tasks.py`) or a user's file: a template makes the input
+text of a row, a field its target. Where rows have to be split here, the split is a function of the
+row's input text alone: a row that occurs twice never stands in both train and test, and adding rows
+to a file moves no other row.
 """
 
 import hashlib
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from spt_jax.config import TaskConfig
-from spt_jax.data.docstrings import LIBRARIES, library_rows
+from spt_jax.data.argument_tasks import ANSWERS, argument_rows
+from spt_jax.data.arguments import KINDS
+from spt_jax.data.library import LIBRARIES, library_rows
+from spt_jax.data.rows import LabeledText
 from spt_jax.data.sources import Row, read_rows, shorten
 from spt_jax.errors import suggest
 
 SPLITS = ("train", "dev", "test")
 DEV_SHARE = TEST_SHARE = 0.1
+# Name -> (rows by split, label words; None where targets are free text).
+BUILT_IN: dict[str, tuple[Callable[[], dict[str, list[LabeledText]]], tuple[str, ...] | None]] = {
+    "library": (library_rows, tuple(LIBRARIES)),
+    "type": (partial(argument_rows, "type"), tuple(KINDS)),
+    "describes": (partial(argument_rows, "describes"), ANSWERS),
+    "argument": (partial(argument_rows, "argument"), None),
+}
 MAX_INFERRED = 50  # label words that are inferred without asking, if they are many of the rows
 
 
@@ -56,7 +67,7 @@ class _Located(NamedTuple):
 
 def task_names() -> list[str]:
     """Names of the built-in tasks."""
-    return ["library"]
+    return list(BUILT_IN)
 
 
 def load_task(config: TaskConfig) -> Task:
@@ -69,15 +80,16 @@ def load_task(config: TaskConfig) -> Task:
     """
     if config.source is not None:
         return _load_files(config, config.source, config.template or "", config.label or "")
-    if config.name not in task_names():
+    if config.name not in BUILT_IN:
         raise ValueError(
             f"unknown task '{config.name}'; built-in tasks: {', '.join(task_names())}"
             f"{suggest(str(config.name), task_names())}, or set task.source to a file of rows"
         )
-    rows = library_rows()
+    make, label_words = BUILT_IN[config.name]
+    rows = make()
     splits = {name: [Example(row.text, row.label) for row in rows[name]] for name in SPLITS}
-    label_words = None if config.free_text else tuple(LIBRARIES)
-    return Task("library", splits, label_words, _describe(splits, label_words))
+    label_words = None if config.free_text else label_words
+    return Task(config.name, splits, label_words, _describe(splits, label_words))
 
 
 def majority_score(task: Task) -> float:
