@@ -44,6 +44,7 @@ setup(
     extras_require={
         "test": ["pyright>=1.1.400", "pytest>=8.4", "ruff>=0.12"],
         "parity": ["peft>=0.18", "torch>=2.9"],
+        "results": ["matplotlib>=3.9", "scikit-learn>=1.6"],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
     },

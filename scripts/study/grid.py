@@ -1,0 +1,173 @@
+"""Which runs the results are made of: a task, a method and a seed, each with its whole config.
+
+The methods are prompt tuning, the paper's model tuning, and prompt tuning with one thing changed
+(its length, or where it starts). Invariant: runs that share a method differ in task and seed alone.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from spt_jax.config import (
+    DataConfig,
+    EvalConfig,
+    LogConfig,
+    OptimizerConfig,
+    PromptConfig,
+    TaskConfig,
+    TrainConfig,
+)
+
+PROMPT, MODEL = "prompt_tuning", "model_tuning"
+BUCKETS = (32, 48, 64, 96)
+DEV_ROWS = 500
+"""First rows of dev that a step is chosen by; test is always scored whole."""
+
+# What a run costs on two cores: examples per second at 64 inputs behind 20 vectors, the cost of a
+# scored row in such examples, rows of a test split, and seconds of reading and compiling.
+EXAMPLES_PER_SECOND, POSITIONS, SCORED_ROW, TEST_ROWS, STARTUP = 100, 84, 0.5, 1500, 45
+
+
+class Settings(NamedTuple):
+    """What differs between methods and tasks; `length` is 0 without a prompt."""
+
+    steps: int
+    rate: float
+    length: int
+    batch: int
+    inputs: int
+    targets: int
+    every: int
+
+
+class Sweep(NamedTuple):
+    """Prompt tuning with other lengths and other inits, on some of the tasks."""
+
+    tasks: tuple[str, ...]
+    lengths: tuple[int, ...]
+    inits: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run and its folder, `<workdir>/<task>/<method>/seed<k>`."""
+
+    task: str
+    method: str
+    seed: int
+    config: TrainConfig
+    folder: Path
+
+    def __str__(self) -> str:
+        return f"{self.task} {self.method} seed {self.seed}"
+
+
+def length_method(length: int) -> str:
+    """The method that trains a prompt of another length than its task's own."""
+    return f"length_{length}"
+
+
+def init_method(init: str) -> str:
+    """The method that trains a prompt from another init than the paper's."""
+    return f"init_{init}"
+
+
+def settings_of(
+    table: Mapping[tuple[str, str], Settings], task: str, method: str, steps: int | None = None
+) -> Settings:
+    """The row of a task, or that of `*`; `steps` replaces its own for a trial."""
+    settings = table.get((task, method)) or table["*", method]
+    if steps is None:
+        return settings
+    return settings._replace(steps=steps, every=min(steps, settings.every))
+
+
+def plan(
+    tasks: Mapping[str, TaskConfig],
+    table: Mapping[tuple[str, str], Settings],
+    sweep: Sweep,
+    seeds: Sequence[int],
+    workdir: Path,
+    *,
+    model: str,
+    steps: int | None = None,
+) -> list[Run]:
+    """All runs, in the order in which they are run: a task at a time, the figures' runs last.
+
+    Args:
+        tasks: Name -> config.
+        table: (task or `*`, method) -> settings.
+        sweep: The runs of the figures.
+        seeds: The unprompted model is scored in the run of the first one.
+        workdir: Folder of all runs.
+        model: The backbone.
+        steps: Of every run; those of the table by default.
+    """
+    runs = []
+
+    def add(name: str, method: str, settings: Settings, init: str) -> None:
+        common = _config(tasks[name], method, settings, init, model)
+        for seed in seeds:
+            baselines = method == PROMPT and seed == seeds[0]
+            scored = dataclasses.replace(common.eval, baselines=baselines)
+            config = dataclasses.replace(common, seed=seed, eval=scored)
+            runs.append(Run(name, method, seed, config, workdir / name / method / f"seed{seed}"))
+
+    first = PromptConfig().init
+    for name in tasks:
+        for method in (PROMPT, MODEL):
+            add(name, method, settings_of(table, name, method, steps), first)
+    for name in sweep.tasks:
+        if name in tasks:
+            settings = settings_of(table, name, PROMPT, steps)
+            for length in sweep.lengths:
+                if length != settings.length:
+                    changed = settings._replace(length=length)
+                    add(name, length_method(length), changed, first)
+            for init in sweep.inits:
+                if init != first:
+                    add(name, init_method(init), settings, init)
+    return runs
+
+
+def expected_minutes(config: TrainConfig) -> float:
+    """Minutes that a run takes on two cores, roughly."""
+    length = config.prompt.length if config.prompt else 0
+    rows = config.steps / config.eval.every * DEV_ROWS + TEST_ROWS
+    examples = config.steps * config.data.batch_size + SCORED_ROW * rows
+    positions = (config.data.inputs_length + length) / POSITIONS
+    return (examples * positions / EXAMPLES_PER_SECOND + STARTUP) / 60
+
+
+def _config(
+    task: TaskConfig, method: str, settings: Settings, init: str, model: str
+) -> TrainConfig:
+    common = TrainConfig(
+        task=task,
+        model=model,
+        data=DataConfig(
+            inputs_length=settings.inputs,
+            targets_length=settings.targets,
+            batch_size=settings.batch,
+            buckets=BUCKETS,
+        ),
+        eval=EvalConfig(every=settings.every, max_rows=DEV_ROWS),
+        log=LogConfig(keep=1),
+        steps=settings.steps,
+        dropout_rate=0.0,
+    )
+    if method == MODEL:
+        optimizer = OptimizerConfig(
+            preset="fresh",
+            learning_rate=settings.rate,
+            multiply_by_parameter_scale=True,
+            weight_decay=0.0,
+        )
+        return dataclasses.replace(common, tune="model", prompt=None, optimizer=optimizer)
+    return dataclasses.replace(
+        common,
+        prompt=PromptConfig(length=settings.length, init=init),  # type: ignore[arg-type]
+        optimizer=OptimizerConfig(learning_rate=settings.rate, schedule="linear"),
+    )

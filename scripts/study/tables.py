@@ -1,0 +1,231 @@
+"""Finished runs as tables of Markdown: scores, goals, lengths and inits, costs, tasks.
+
+A number is the mean over the seeds with their sample deviation. Invariant: a table never hides what
+is missing: fewer seeds than asked for are counted behind the number, and a dash is no result.
+"""
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from study.grid import MODEL, PROMPT, init_method, length_method
+from study.runs import Record
+
+DASH = "–"
+GAIN_GOAL, SHARE_GOAL = 25.0, 0.8
+"""Of the built-in classifications: points over the majority, and share of model tuning's gain."""
+SCORE_GOALS = {"sst2": 70.0, "trec": 70.0, "subj": 80.0, "agnews": 75.0}
+
+
+@dataclass(frozen=True)
+class TaskResults:
+    """All that is known of a task.
+
+    Args:
+        name: Of the task.
+        title: For people.
+        baselines: What `score_baselines` returned.
+        records: Method -> its finished runs, by seed. Those of prompt tuning stand under the
+            methods of their length and init too.
+        seeds: How many were asked for.
+    """
+
+    name: str
+    title: str
+    baselines: Mapping
+    records: Mapping[str, Sequence[Record]]
+    seeds: int
+
+    def values(self, method: str, name: str) -> list[float]:
+        """A number of result.json over the seeds, where it is there."""
+        found = [record.result.get(name) for record in self.records.get(method, ())]
+        return [value for value in found if value is not None]
+
+    def mean(self, method: str, name: str = "score") -> float | None:
+        """The mean over the seeds; None without runs."""
+        values = self.values(method, name)
+        return statistics.mean(values) if values else None
+
+    def show(self, method: str, name: str = "score") -> str:
+        """Mean, deviation, and how many seeds are still missing."""
+        values = self.values(method, name)
+        if not values:
+            return DASH
+        text = f"{statistics.mean(values):.1f}"
+        if len(values) > 1:
+            text += f" ± {statistics.stdev(values):.1f}"
+        return text if len(values) == self.seeds else f"{text} ({len(values)} of {self.seeds})"
+
+
+def by_task(
+    records: Sequence[Record],
+    baselines: Mapping[str, Mapping],
+    titles: Mapping[str, str],
+    seeds: int,
+) -> list[TaskResults]:
+    """The records of each task that has baselines.
+
+    Args:
+        records: All of them.
+        baselines: Task -> what `score_baselines` returned.
+        titles: Task -> its name for people, where that is another.
+        seeds: How many were asked for.
+    """
+    results = []
+    for name, facts in baselines.items():
+        methods: dict[str, list[Record]] = {}
+        for record in records:
+            run, prompt = record.run, record.run.config.prompt
+            if run.task == name:
+                names = [run.method]
+                if run.method == PROMPT and prompt is not None:
+                    names += [length_method(prompt.length), init_method(prompt.init)]
+                for method in names:
+                    methods.setdefault(method, []).append(record)
+        results.append(TaskResults(name, titles.get(name, name), facts, methods, seeds))
+    return results
+
+
+def swept(results: Sequence[TaskResults], methods: Iterable[str]) -> list[TaskResults]:
+    """The tasks on which two or more of these methods can be compared."""
+    methods = list(methods)
+    return [task for task in results if sum(method in task.records for method in methods) > 1]
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of Markdown, the first column to the left and the others to the right."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def score_table(results: Sequence[TaskResults]) -> str:
+    """Every method on every task, generated and ranked."""
+
+    def row(task: TaskResults) -> list[str]:
+        words = task.baselines["bag_of_words"]
+        return [
+            task.title,
+            f"{task.baselines['majority_score']:.1f}",
+            f"{words['score']:.1f}" if words else DASH,
+            _first(task.values(PROMPT, "unprompted_score")),
+            _first(task.values(PROMPT, "unprompted_rank_score")),
+            f"**{task.show(PROMPT)}**",
+            task.show(PROMPT, "rank_score"),
+            task.show(MODEL),
+            task.show(MODEL, "rank_score"),
+        ]
+
+    header = ("task", "majority", "bag of words", "unprompted", "rank", "**prompt tuning**")
+    return table((*header, "rank", "model tuning", "rank"), map(row, results))
+
+
+def goal_table(results: Sequence[TaskResults]) -> str:
+    """What the prompt gains, beside the goals of the project."""
+    header = ("task", "prompt − majority", "(prompt − majority) / (model − majority)")
+    rows = [[task.title, *_gains(task), *goal(task)] for task in results]
+    return table((*header, "goal", "met"), rows)
+
+
+def gain_and_share(task: TaskResults) -> tuple[float | None, float | None]:
+    """Points of the prompt over the majority, and their share of what model tuning gains.
+
+    None where a run is missing, and for the share where model tuning gains nothing.
+    """
+    prompt, model, majority = task.mean(PROMPT), task.mean(MODEL), task.baselines["majority_score"]
+    if prompt is None:
+        return None, None
+    if model is None or model <= majority:
+        return prompt - majority, None
+    return prompt - majority, (prompt - majority) / (model - majority)
+
+
+def goal(task: TaskResults) -> tuple[str, str]:
+    """The goal of a task, and whether it is met: `yes`, or `no` with what falls short."""
+    score, wanted = task.mean(PROMPT), SCORE_GOALS.get(task.name)
+    if wanted is not None:
+        text = f"score ≥ {wanted:g}"
+        if score is None:
+            return text, DASH
+        return text, "yes" if score >= wanted else f"no: score {score:.2f}"
+    if task.baselines["label_words"] is None:
+        return DASH, DASH
+    text = f"gain ≥ {GAIN_GOAL:g}, share ≥ {SHARE_GOAL:g}"
+    gain, share = gain_and_share(task)
+    if gain is None or task.mean(MODEL) is None:
+        return text, DASH
+    missed = []
+    if gain < GAIN_GOAL:
+        missed.append("gain")
+    if share is None or share < SHARE_GOAL:
+        missed.append("share")
+    return text, f"no: {' and '.join(missed)}" if missed else "yes"
+
+
+def method_table(results: Sequence[TaskResults], first: str, methods: Mapping[str, str]) -> str:
+    """Scores of some methods side by side.
+
+    Args:
+        results: A row for each.
+        first: Head of the first column.
+        methods: Head of a column -> its method.
+    """
+    rows = ([task.title, *map(task.show, methods.values())] for task in results)
+    return table((first, *methods), rows)
+
+
+def cost_table(results: Sequence[TaskResults]) -> str:
+    """Settings, steps and time of a run of each task and method."""
+    rows = []
+    for task in results:
+        for method in (PROMPT, MODEL):
+            if records := task.records.get(method):
+                config, result = records[0].run.config, records[0].result
+                length = str(config.prompt.length) if config.prompt else DASH
+                seconds = [s for r in records if (s := r.measured.get("seconds")) is not None]
+                speed = task.mean(method, "examples_per_second")
+                best = statistics.mean(task.values(method, "best_step"))
+                rows.append(
+                    [
+                        task.title,
+                        method.replace("_", " "),
+                        f"{config.steps:,}",
+                        f"{best:,.0f}",
+                        f"{config.optimizer.learning_rate:g}",
+                        length,
+                        str(config.data.batch_size),
+                        str(config.data.inputs_length),
+                        f"{result['trained_params']:,}",
+                        f"{speed:,.0f}" if speed else DASH,
+                        f"{statistics.mean(seconds) / 60:.1f}" if seconds else DASH,
+                    ]
+                )
+    header = ("task", "method", "steps", "best step", "rate", "length", "batch", "inputs")
+    return table((*header, "trained", "examples/s", "minutes"), rows)
+
+
+def task_table(results: Sequence[TaskResults]) -> str:
+    """Rows and answers of each task, and what the model did not get to see of them."""
+
+    def row(task: TaskResults) -> list[str]:
+        facts, words = task.baselines, task.baselines["label_words"]
+        records = task.records.get(PROMPT)
+        cut = f"{100 * records[0].manifest['data']['truncated']['test']:.1f}%" if records else DASH
+        return [
+            task.title,
+            *(f"{facts['rows'][split]:,}" for split in ("train", "dev", "test")),
+            f"{facts['seen_in_train']:,}",
+            cut,
+            ", ".join(words) if words else "free text",
+        ]
+
+    header = ("task", "train", "dev", "test", "seen", "cut", "answers")
+    return table(header, map(row, results))
+
+
+def _gains(task: TaskResults) -> tuple[str, str]:
+    gain, share = gain_and_share(task)
+    return DASH if gain is None else f"{gain:.1f}", DASH if share is None else f"{share:.2f}"
+
+
+def _first(values: Sequence[float]) -> str:
+    return f"{values[0]:.1f}" if values else DASH
