@@ -19,8 +19,10 @@ if TYPE_CHECKING:
         TrainConfig,
     )
     from spt_jax.data.tasks import Example, Task, load_task, task_names
+    from spt_jax.decode_config import DecodeConfig
     from spt_jax.errors import RunError
     from spt_jax.evaluate import evaluate_run, predict_run
+    from spt_jax.generation import generate
     from spt_jax.interpret import nearest_words
     from spt_jax.pretrain_config import ArchitectureConfig, MixtureConfig, PretrainConfig
     from spt_jax.prompt_file import load_prompt, save_prompt
@@ -42,8 +44,10 @@ _NAMES = {  # the imports above, by module
         "TrainConfig",
     ),
     "data.tasks": ("Example", "Task", "load_task", "task_names"),
+    "decode_config": ("DecodeConfig",),
     "errors": ("RunError",),
     "evaluate": ("evaluate_run", "predict_run"),
+    "generation": ("generate",),
     "interpret": ("nearest_words",),
     "pretrain_config": ("ArchitectureConfig", "MixtureConfig", "PretrainConfig"),
     "prompt_file": ("load_prompt", "save_prompt"),

@@ -1,7 +1,10 @@
-"""Greedy decoding with a KV cache, and the likelihood of given answers.
+"""Writing an answer token by token with a KV cache, and the likelihood of given answers.
 
-The encoder runs once. Both functions are pure and jit as they are.
+The encoder runs once. What a row gives depends on no other row of its batch. All functions are pure
+and jit as they are.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +14,7 @@ from spt_jax.config import LossConfig
 from spt_jax.forward import START_ID, apply_t5, decode, encode
 from spt_jax.losses import token_losses
 from spt_jax.t5 import T5, Cache
+from spt_jax.t5.layers import wide
 from spt_jax.typing import Array, Bool, Float, Int, Params
 
 EOS_ID = 1
@@ -18,12 +22,13 @@ EOS_ID = 1
 
 @struct.dataclass
 class _Loop:
-    """The state of greedy decoding before it reads position `position`.
+    """The state of decoding before it reads position `position`.
 
     Args:
         position: Of the target that is read next, counted from 0, the start id.
         last: The id there, one per row [B, 1].
         ids: What was decoded so far [B, U], 0 elsewhere.
+        log_probs: The log-probability of that [B].
         done: Rows that have ended [B].
         cache: The decoder's.
     """
@@ -31,32 +36,37 @@ class _Loop:
     position: Int[Array, ""]
     last: Int[Array, "B 1"]
     ids: Int[Array, "B U"]
+    log_probs: Float[Array, " B"]
     done: Bool[Array, " B"]
     cache: Cache
 
 
-def greedy(
+def write(
     model: T5,
     params: Params,
     inputs: Int[Array, "B T"],
+    choose: Callable[[Float[Array, "B V"], Int[Array, ""]], Int[Array, " B"]],
     *,
     length: int,
     prompt_mask: Bool[Array, "B P"] | None = None,
-) -> Int[Array, "B U"]:
-    """The most likely next token, again and again, until every row has written EOS.
+) -> tuple[Int[Array, "B U"], Float[Array, " B"]]:
+    """Writes the token that `choose` takes, again and again, until every row has written EOS.
 
     Args:
         model: The T5.
         params: With or without a prompt.
         inputs: Token ids, 0 where padded.
+        choose: From the logits of each row and their position, counted from 0, to one id per row.
         length: Most tokens to write, U, EOS included.
         prompt_mask: See `forward.prepend`.
 
     Returns:
-        Ids, 0 after EOS.
+        Ids, 0 after EOS, and the log-probability that the model gives them, whatever `choose` drew
+        from. A row of padding alone has nothing to say: all 0, at -inf.
     """
     encoded, mask = encode(model, params, inputs, prompt_mask=prompt_mask)
-    batch = inputs.shape[0]
+    batch, empty = inputs.shape[0], ~jnp.any(inputs > 0, axis=1)
+    cache = apply_t5(model, params, encoded, length, method="start_cache")
 
     def running(loop: _Loop):
         # Room is left, and some row has not ended.
@@ -67,13 +77,15 @@ def greedy(
         logits, cache = apply_t5(
             model, params, embedded, loop.cache, loop.position, mask, method="decode_step"
         )
-        best = jnp.argmax(logits[:, 0], axis=-1).astype(jnp.int32)
-        best = jnp.where(loop.done, 0, best)
+        ids = choose(logits[:, 0], loop.position).astype(jnp.int32)
+        ids = jnp.where(loop.done, 0, ids)[:, None]
+        log_probs = jnp.take_along_axis(jax.nn.log_softmax(logits[:, 0]), ids, axis=1)[:, 0]
         return _Loop(
             position=loop.position + 1,
-            last=best[:, None],
-            ids=jax.lax.dynamic_update_slice_in_dim(loop.ids, best[:, None], loop.position, 1),
-            done=loop.done | (best == EOS_ID),
+            last=ids,
+            ids=jax.lax.dynamic_update_slice_in_dim(loop.ids, ids, loop.position, axis=1),
+            log_probs=jnp.where(loop.done, loop.log_probs, loop.log_probs + log_probs),
+            done=loop.done | (ids[:, 0] == EOS_ID),
             cache=cache,
         )
 
@@ -81,10 +93,29 @@ def greedy(
         position=jnp.int32(0),
         last=jnp.full((batch, 1), START_ID, jnp.int32),
         ids=jnp.zeros((batch, length), jnp.int32),
-        done=~jnp.any(inputs > 0, axis=1),  # rows of padding alone have nothing to say
-        cache=apply_t5(model, params, encoded, length, method="start_cache"),
+        log_probs=jnp.where(empty, -jnp.inf, jnp.zeros((), wide(model.dtype))),
+        done=empty,
+        cache=cache,
     )
-    return jax.lax.while_loop(running, write_one, start).ids
+    end = jax.lax.while_loop(running, write_one, start)
+    return end.ids, end.log_probs
+
+
+def likeliest(logits: Float[Array, "B V"], position: Int[Array, ""]) -> Int[Array, " B"]:
+    """The choice of greedy decoding; of equals the lowest id."""
+    return jnp.argmax(logits, axis=-1)
+
+
+def greedy(
+    model: T5,
+    params: Params,
+    inputs: Int[Array, "B T"],
+    *,
+    length: int,
+    prompt_mask: Bool[Array, "B P"] | None = None,
+) -> Int[Array, "B U"]:
+    """The ids of `write` where the likeliest token is taken every time."""
+    return write(model, params, inputs, likeliest, length=length, prompt_mask=prompt_mask)[0]
 
 
 def answer_log_probs(

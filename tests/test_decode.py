@@ -1,38 +1,20 @@
+import decoding
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import random_params
+from decoding import INPUTS, MODEL, SHAPE, forward, make_params
 
-import spt_jax.forward
 from spt_jax import decode
-from spt_jax.t5 import T5, T5Config
-
-SHAPE = T5Config(
-    vocab_size=30,
-    d_model=16,
-    d_kv=8,
-    d_ff=24,
-    num_heads=2,
-    num_layers=1,
-    num_decoder_layers=2,
-)
-MODEL = T5(SHAPE)
-INPUTS = jnp.array([[7, 8, 9, 10, 1], [11, 12, 1, 0, 0], [3, 1, 0, 0, 0], [0, 0, 0, 0, 0]])
 
 greedy = jax.jit(decode.greedy, static_argnums=0, static_argnames="length")
+write = jax.jit(decode.write, static_argnums=(0, 3), static_argnames="length")
 answer_log_probs = jax.jit(decode.answer_log_probs, static_argnums=0)
-forward = jax.jit(spt_jax.forward.forward, static_argnums=0)
 
 
 @pytest.fixture(params=[None, 3], ids=["plain", "prompted"])
 def params(request):
-    t5 = random_params(SHAPE, 4)
-    # Logits that differ by more than rounding, and an end marker that some rows choose.
-    t5["decoder"]["logits_dense"]["kernel"] *= 3.0
-    if request.param is None:
-        return {"t5": t5}
-    return {"t5": t5, "prompt": jax.random.normal(jax.random.key(1), (request.param, 16))}
+    return make_params(prompt=request.param)
 
 
 def by_hand(params, length):
@@ -56,21 +38,43 @@ def test_rows_end_at_eos_and_padding_rows_write_nothing(params):
     eager = jax.tree.map(jnp.copy, params)
     kernel = eager["t5"]["decoder"]["logits_dense"]["kernel"]
     eager["t5"]["decoder"]["logits_dense"]["kernel"] = jnp.zeros_like(kernel)
-    found = greedy(MODEL, eager, INPUTS, length=5)
-    assert found.tolist() == [[0] * 5] * 4  # all logits equal: id 0, never EOS, full length
+    found = greedy(MODEL, eager, INPUTS, length=9)
+    assert found.tolist() == [[0] * 9] * 4  # all logits equal: id 0, never EOS, full length
     eager["t5"]["decoder"]["logits_dense"]["kernel"] = (
         jnp.zeros_like(kernel).at[:, 1].set(kernel[:, 1])
     )
-    found = np.asarray(greedy(MODEL, eager, INPUTS, length=5))
-    assert found[3].tolist() == [0] * 5
+    found = np.asarray(greedy(MODEL, eager, INPUTS, length=9))
+    assert found[3].tolist() == [0] * 9
     for row in found[:3]:
         if 1 in row.tolist():
             assert not row[row.tolist().index(1) + 1 :].any()
 
 
 def test_stopping_early_changes_nothing(params):
-    short, long = (np.asarray(greedy(MODEL, params, INPUTS, length=u)) for u in (4, 12))
+    short, long = (np.asarray(greedy(MODEL, params, INPUTS, length=u)) for u in (4, 9))
     np.testing.assert_array_equal(long[:, :4], short)
+
+
+def test_the_loop_ends_with_its_last_row():
+    params, model = make_params(eos=4.0), decoding.CountingT5(SHAPE)
+    decoding.steps.clear()
+    ids = np.asarray(greedy(model, params, INPUTS, length=12))
+    jax.effects_barrier()
+    longest = max(row.tolist().index(decode.EOS_ID) + 1 for row in ids[:3])
+    assert decoding.steps == list(range(longest)) and 1 < longest < 12
+
+
+def test_log_probs_are_the_models_whatever_was_chosen():
+    params = make_params()
+
+    def choose(logits, position):
+        return jnp.where(position == jnp.arange(4), decode.EOS_ID, 5 + position)
+
+    ids, log_probs = write(MODEL, params, INPUTS, choose, length=6)
+    assert ids[:, :4].tolist() == [[1, 0, 0, 0], [5, 1, 0, 0], [5, 6, 1, 0], [0, 0, 0, 0]]
+    expected = jnp.diagonal(answer_log_probs(MODEL, params, INPUTS, ids))
+    np.testing.assert_allclose(log_probs[:3], expected[:3], rtol=1e-5)
+    assert np.isneginf(log_probs[3])
 
 
 def test_answer_log_probs_are_those_of_the_forward_pass(params):
