@@ -297,6 +297,34 @@ def test_copy_first_and_last(plain):
         assert plain_words(body)[-1] == answer
 
 
+def test_repeat_is_the_passage_from_the_argument_on(plain):
+    lengths = []
+    for (word,), body, answer in rows(plain, "repeat"):
+        assert plain_words(answer)[0] == word and body.count(answer) == 1
+        assert plain_words(body).count(word) == 1
+        lengths.append(len(answer.split()))
+    assert max(lengths) > 8 > min(lengths)
+
+
+def test_look_up_says_what_the_table_says(plain):
+    asked_of = Counter()
+    for _, body, answer in rows(plain, "look_up"):
+        table, asked = re.fullmatch(r"((?:for \S+ say \S+ )+)text: (.*)", body).groups()
+        says = dict(re.findall(r"for (\S+) say (\S+) ", table))
+        assert answer.split() == [w for key in asked.split() for w in (key, says[key])]
+        asked_of[len(says), len(asked.split())] += 1
+    assert len(asked_of) > 10
+
+
+def test_mend_restores_the_text(plain, corpus):
+    whole = list(corpus.texts())
+    for _, body, answer in rows(plain, "mend"):
+        assert any(answer in text for text in whole)
+        given, mended = body.split(), answer.split()
+        assert len(given) == len(mended) and any(a != b for a, b in zip(given, mended))
+        assert any(a == b for a, b in zip(given, mended))
+
+
 @pytest.mark.parametrize(("name", "offset"), [("after", 1), ("before", -1)])
 def test_neighbour_of_the_argument(plain, name, offset):
     for (word,), body, answer in rows(plain, name):

@@ -1,7 +1,8 @@
 """The pretraining mixture: self-supervised text-to-text rows, as a pure function of (seed, step).
 
-A step is either *long* (span corruption and prefix LM, as in T5) or *short*: tasks that an
-instruction in plain words selects and a few tokens answer, each answer made from the text itself.
+A step is either *long* (span corruption and prefix LM, as in T5, and tasks that copy many words) or
+*short*: tasks that an instruction in plain words selects and a few tokens answer, each answer made
+from the text itself.
 Instructions come in several wordings and may rename the labels, so that the model learns to take
 them from the start of its input, which is where a soft prompt will stand.
 
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from spt_jax.data import passage_tasks, word_tasks
+from spt_jax.data import dense_tasks, passage_tasks, word_tasks
 from spt_jax.data.corpus import Corpus
 from spt_jax.data.draws import ARGUMENT, SHORT_ARGUMENT, Draw, Row
 from spt_jax.data.instructions import INSTRUCTIONS
@@ -49,6 +50,9 @@ _YES_NO = ("yes", "no")
 TASKS: dict[str, Task] = {
     "span_corruption": Task(passage_tasks.span_corruption, long=True),
     "lm": Task(passage_tasks.lm, long=True),
+    "repeat": Task(dense_tasks.repeat, long=True),
+    "look_up": Task(dense_tasks.look_up, long=True),
+    "mend": Task(dense_tasks.mend, long=True),
     "name": Task(passage_tasks.name),
     "kind": Task(passage_tasks.kind, passage_tasks.KINDS),
     "summary": Task(passage_tasks.summary),

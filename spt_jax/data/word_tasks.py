@@ -177,7 +177,7 @@ def assign(draw: Draw) -> Row | None:
             break
     else:
         return None
-    answers = _different_words(draw, groups)
+    answers = different_words(draw, groups)
     table: list[int] = []
     for group in draw.rng.permutation(groups).tolist():
         named = [i for word in keywords[group] for i in passages.word(word)]
@@ -266,7 +266,7 @@ def _keywords(draw: Draw, words: np.ndarray, taken: set[int]) -> np.ndarray | No
     return words[draw.rng.choice(first, wanted, replace=False, p=weights / weights.sum())]
 
 
-def _different_words(draw: Draw, count: int) -> list[list[int]]:
+def different_words(draw: Draw, count: int) -> list[list[int]]:
     """So many different short words: of the labels, each as likely, or as frequent as in text."""
     passages, found = draw.passages, []
     while len(found) < count:
