@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from spt_jax.cli import _COMMANDS
+from spt_jax.cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -31,7 +31,7 @@ def test_the_python_example_trains_and_orbax_alone_loads_its_prompt(tmp_path):
 
 @pytest.mark.parametrize("command", sorted(set(re.findall(r"^spt-jax (\w+)", README, re.M))))
 def test_commands_exist(command):
-    assert command in _COMMANDS
+    assert command in COMMANDS
 
 
 @pytest.mark.parametrize("config", sorted(set(re.findall(r"configs/(\w+)\.yaml", README))))

@@ -1,8 +1,8 @@
 """Pretraining tasks whose long answers are all found in the input: repeat, look up, mend.
 
 Finding a place in the input by its content and copying what stands there is what the short tasks
-(and a soft prompt, which has to name its own label words) build on. A short answer exercises it once
-a row and leaves it to chance when a small model learns it; these answers exercise it at every token.
+build on, and a soft prompt, which has to name its own label words. A short answer exercises it once
+a row, and leaves it to chance when a small model learns it; these answers do so at every token.
 """
 
 import numpy as np

@@ -1,0 +1,1 @@
+"""The commands of `spt-jax`, a module each: read the options, call the library, print."""

@@ -1,0 +1,65 @@
+"""What the commands have in common: the parser with its usual flags, and where they print.
+
+Nothing here imports jax, so that help and a mistyped option answer at once.
+"""
+
+import contextlib
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from spt_jax.argparsing import Parser
+from spt_jax.config import to_dict
+
+
+def make_parser(command: Callable, config: type | None = None) -> Parser:
+    """The parser of a command, named and described as its function, with --json and --debug."""
+    parser = Parser(command.__name__, command.__doc__ or "", config)
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="Print one JSON object on stdout, and everything else on stderr.",
+    )
+    parser.add_argument("--debug", action="store_true", help="Print the traceback of an error.")
+    return parser
+
+
+def add_run(parser: Parser) -> None:
+    """Adds the folder of one run."""
+    parser.add_argument("run", help="Folder of a training run, such as runs/quickstart.")
+
+
+def add_run_flags(parser: Parser) -> None:
+    """Adds what the commands that make a run have in common."""
+    parser.add_flag(
+        "workdir",
+        str | None,
+        None,
+        "Folder of the run; runs/<name of the config or task> by default.",
+        metavar="DIR",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="Start over: delete what the folder holds."
+    )
+
+
+def workdir(flags: Any, name: str) -> Path:
+    """The folder that was given, or runs/ with the config file's name or else with `name`."""
+    if flags.workdir is not None:
+        return Path(flags.workdir)
+    name = Path(flags.config[-1]).stem if flags.config else name
+    return Path("runs") / (re.sub(r"[^\w.-]+", "_", name).lstrip(".") or "unnamed")
+
+
+def stdout_to_stderr_if(condition: bool) -> contextlib.AbstractContextManager:
+    """While it lasts, what is printed goes to stderr, where the condition holds."""
+    return contextlib.redirect_stdout(sys.stderr) if condition else contextlib.nullcontext()
+
+
+def print_config(config: Any) -> None:
+    """Prints a config as YAML."""
+    import yaml
+
+    print(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), end="")

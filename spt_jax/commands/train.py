@@ -1,0 +1,68 @@
+"""`spt-jax train`: a prompt, or one for each of several seeds."""
+
+import dataclasses
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from spt_jax.commands.options import (
+    add_run_flags,
+    make_parser,
+    print_config,
+    stdout_to_stderr_if,
+    workdir,
+)
+from spt_jax.config import TrainConfig
+from spt_jax.printing import print_result
+
+
+def train(argv: Sequence[str]) -> None:
+    """Train a soft prompt for a frozen T5, or continue a run."""
+    parser = make_parser(train, TrainConfig)
+    add_run_flags(parser)
+    parser.add_flag(
+        "seeds",
+        str | None,
+        None,
+        "Train once for each seed, in WORKDIR/seed_S, and print mean and sample deviation.",
+        metavar="S,S,...",
+    )
+    flags, config = parser.read(argv)
+    if flags.print_config:
+        return print_config(config)
+    seeds = None if flags.seeds is None else _read_seeds(flags.seeds)
+    folder = workdir(flags, config.task.name or Path(config.task.source).stem)
+    options = {"overwrite": flags.overwrite, "command": ["spt-jax", "train", *argv]}
+    with stdout_to_stderr_if(flags.json):
+        from spt_jax.train import fit
+
+        if seeds is None:
+            result = fit(config, folder, **options)
+        else:
+            result = _summary(
+                [
+                    fit(dataclasses.replace(config, seed=seed), folder / f"seed_{seed}", **options)
+                    for seed in seeds
+                ]
+            )
+    print_result(result, flags.json)
+
+
+def _read_seeds(text: str) -> list[int]:
+    seeds = [int(seed) for seed in text.split(",") if re.fullmatch("[0-9]+", seed)]
+    if len({*seeds}) < text.count(",") + 1:
+        raise ValueError(f"--seeds is '{text}', expected different whole numbers such as 0,1,2")
+    return seeds
+
+
+def _summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Mean and sample deviation of each score over the runs, and the runs."""
+    summary: dict[str, Any] = {"task": runs[0].get("task"), "seeds": [run["seed"] for run in runs]}
+    for key in runs[0]:
+        scores = [run[key] for run in runs if run.get(key) is not None]
+        if key.endswith("score") and len(scores) == len(runs):
+            summary[key] = statistics.mean(scores)
+            summary[f"{key}_deviation"] = statistics.stdev(scores) if len(scores) > 1 else None
+    return {**summary, "runs": [dict(run) for run in runs]}
