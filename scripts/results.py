@@ -4,7 +4,8 @@
     SPT_JAX_DATA=/folder python scripts/results.py              # --dry-run says how long it takes
 
 Each run is a run folder, `<workdir>/<task>/<method>/seed<k>`. The same command goes on where it was
-stopped, trains nothing twice, and writes the document anew from all that is finished.
+stopped, trains nothing twice, and writes the document anew from all that is finished. What the
+document needs of the runs is kept beside it, in a .jsonl, so that it outlives their folders.
 """
 
 import importlib.util
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+from study.archive import pack, unpack
 from study.baselines import score_baselines
 from study.datasets import DATASETS, convert, task_config
 from study.grid import MODEL, PROMPT, Run, Settings, Sweep, expected_minutes, plan
@@ -67,6 +69,8 @@ def _main(argv: Sequence[str]) -> int:
     chosen = _only(flags.only, tasks)
     runs = plan(tasks, SETTINGS, SWEEP, seeds, workdir, model=flags.model, steps=flags.steps)
     model = describe(flags.model, 1)
+    archive = Path(flags.output).with_suffix(".jsonl")
+    unpack(archive, workdir)
     if flags.dry_run:
         return _list([r for r in runs if r.task in chosen], Origin(model["fingerprint"], {}))
 
@@ -94,6 +98,7 @@ def _main(argv: Sequence[str]) -> int:
         failed += train_all(chosen_runs, states, command, overwrite=flags.overwrite)
 
     records = collect(known, origin)
+    pack(records, workdir, archive)
     finished = {record.run.folder for record in records}
     titles = {name: dataset.title for name, dataset in DATASETS.items()}
     study = Study(

@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -29,10 +30,9 @@ def from_scripts(*names):
         sys.path.remove(SCRIPTS)
 
 
-results, baselines, datasets, figures, grid, report, runs, tables = from_scripts(
-    "results",
-    *("study.baselines", "study.datasets", "study.figures", "study.grid"),
-    *("study.report", "study.runs", "study.tables"),
+results, archive, baselines, datasets, figures, grid, report, runs, tables = from_scripts(
+    *("results", "study.archive", "study.baselines", "study.datasets"),
+    *("study.figures", "study.grid", "study.report", "study.runs", "study.tables"),
 )
 
 WITHOUT_EXTRA = [name for name in results.EXTRA if importlib.util.find_spec(name) is None]
@@ -325,6 +325,27 @@ def test_a_record_is_read_from_a_real_run(tmp_path):
     assert "| tiny |" in tables.task_table([study]) and "0.0% |" in tables.task_table([study])
 
 
+def test_archived_runs_are_finished_without_their_folders(tmp_path, monkeypatch):
+    planned, file = make_plan(tmp_path / "runs", (0,)), tmp_path / "docs" / "results.jsonl"
+    monkeypatch.setattr(runs, "fit", fake_fit([]))
+    assert train(planned) == []
+    records = runs.collect(planned, ORIGIN)
+    archive.pack(records, tmp_path / "runs", file)
+    shutil.rmtree(tmp_path / "runs")
+    assert runs.collect(planned, ORIGIN) == []
+    archive.unpack(file, tmp_path / "runs")
+    assert runs.collect(planned, ORIGIN) == records and len(records[0].curve) > 0
+    planned[0].folder.joinpath("result.json").write_text("{}")
+    archive.unpack(file, tmp_path / "runs")  # what is there stays
+    assert planned[0].folder.joinpath("result.json").read_text() == "{}"
+
+
+def test_an_archive_of_something_else_is_named_with_its_line(tmp_path):
+    (tmp_path / "results.jsonl").write_text('{"run": "a"}\n')
+    with pytest.raises(ValueError, match="results.jsonl, line 1 is no archived run .*restore the"):
+        archive.unpack(tmp_path / "results.jsonl", tmp_path / "runs")
+
+
 # Tables
 
 
@@ -558,6 +579,7 @@ def test_the_script_trains_what_is_missing_and_writes_the_document(
     monkeypatch.setattr(runs, "fit", fake_fit(calls))
     assert results.main([*options, "--seeds=0"]) == 0
     assert len(calls) == 10  # the one that had failed
+    shutil.rmtree(tmp_path / "runs" / "library")  # its runs are in the archive
     monkeypatch.setattr(runs, "fit", None)
     assert results.main([*options, "--seeds=0,1", "--report"]) == 0
     assert "(1 of 2)" in (tmp_path / "docs" / "results.md").read_text()
