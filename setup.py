@@ -42,7 +42,7 @@ setup(
         "transformers>=5.0",
     ],
     extras_require={
-        "test": ["pyright>=1.1.400", "pytest>=8.4", "ruff>=0.12"],
+        "test": ["pyright>=1.1.400", "pytest>=8.4", "pytest-xdist>=3.8", "ruff>=0.12"],
         "parity": ["peft>=0.18", "torch>=2.9"],
         "results": ["matplotlib>=3.9", "scikit-learn>=1.6"],
         "tpu": ["jax[tpu]"],

@@ -76,14 +76,13 @@ def test_accumulation_changes_neither_loss_nor_gradient(tune, reduction):
     state, frozen, _ = make(tune)
     options = dict(model=T5(SHAPE), loss=LossConfig(reduction=reduction))
     whole, grads = grads_of(state.trained, frozen, BATCH, KEY, **options)
-    for accumulate in (2, 4):
-        sums, parts = grads_of(state.trained, frozen, BATCH, KEY, **options, accumulate=accumulate)
-        np.testing.assert_allclose(sums.total(reduction), whole.total(reduction), rtol=1e-5)
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(b).max())),
-            parts,
-            grads,
-        )
+    sums, parts = grads_of(state.trained, frozen, BATCH, KEY, **options, accumulate=2)
+    np.testing.assert_allclose(sums.total(reduction), whole.total(reduction), rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * float(np.abs(b).max())),
+        parts,
+        grads,
+    )
 
 
 def test_mean_is_the_sum_over_the_number_of_target_tokens():
