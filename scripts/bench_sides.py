@@ -292,22 +292,27 @@ def memory_mib() -> dict[str, int]:
     return {"now": round(now), "peak": round(peak)}
 
 
-def serve(role: str, job: dict, connection: Any) -> None:
+ROLES = {"spt_jax": Ours, "peft": Peft}
+
+
+def serve(role: str, job: dict, connection: Any, module: str) -> None:
     """A child: prepares and ends, or makes a side and answers calls until it gets None.
 
     Args:
-        role: `prepare`, `spt_jax` or `peft`.
+        role: `prepare`, or one of the module's `ROLES`.
         job: The options, as plain values.
         connection: To the parent, which gets ("ok", value) or ("error", message).
+        module: The name of a module like this one, with `prepare` and `ROLES`.
     """
     os.dup2(2, 1)  # what a library prints must not meet the result on stdout
     os.environ.update(JAX_PLATFORMS="cpu", HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error")
     warnings.simplefilter("ignore")  # of deprecations inside their libraries
     try:
+        sides = importlib.import_module(module)
         if role == "prepare":
-            connection.send(("ok", prepare(job)))
+            connection.send(("ok", sides.prepare(job)))
             return
-        side = Ours(job) if role == "spt_jax" else Peft(job)
+        side = sides.ROLES[role](job)
         connection.send(("ok", {**side.facts, "memory": memory_mib()}))
         while (call := connection.recv()) is not None:
             name, args = call

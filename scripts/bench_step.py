@@ -40,11 +40,12 @@ class SideError(RuntimeError):
 class Child:
     """The parent's end of a child process."""
 
-    def __init__(self, role: str, job: dict):
+    def __init__(self, role: str, job: dict, module: str = "bench_sides"):
         context = multiprocessing.get_context("spawn")
         self._role = role
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(role, job, theirs), daemon=True)
+        args = role, job, theirs, module
+        self._process = context.Process(target=serve, args=args, daemon=True)
         self._process.start()
         theirs.close()
 

@@ -8,8 +8,9 @@ and not a bound where length_penalty > 0, as a longer answer could still have wo
 
     axes: M beams, R results, C continuations; otherwise those of `typing`
 
-One invariant: a beam is no copy of its row. `vmap` runs the decoder over the beams, and what all
-beams of a row share, the keys and values of the encoder's output, is there once.
+One invariant: a beam is no copy of its row. The beams of a row are its queries: the keys and values
+of the encoder's output are there once, and those of the beams stay where they were written
+(`t5.cache`).
 """
 
 import dataclasses
@@ -21,8 +22,10 @@ from flax import struct
 from spt_jax.decode import EOS_ID
 from spt_jax.decode_config import DecodeConfig
 from spt_jax.forward import START_ID, apply_t5, encode
-from spt_jax.t5 import T5, Cache
+from spt_jax.t5 import T5
+from spt_jax.t5.cache import Past
 from spt_jax.t5.layers import wide
+from spt_jax.topk import top_k
 from spt_jax.typing import Array, Bool, Float, Int, Params
 
 
@@ -38,7 +41,7 @@ class _Search:
         answers: The best that ended so far, best first [B, M, U]; 0 after EOS.
         scores: Theirs [B, M]; -inf where there is no answer yet.
         done: Rows whose answers are final [B].
-        cache: The decoder's, [L, M, B, U, N, H] its keys and values, [L, B, S, N, H] the others.
+        past: What the decoder remembers of all beams.
     """
 
     position: Int[Array, ""]
@@ -48,22 +51,21 @@ class _Search:
     answers: Int[Array, "B M U"]
     scores: Float[Array, "B M"]
     done: Bool[Array, " B"]
-    cache: Cache
+    past: Past
 
 
-# Of each row those that are chosen, [B, M]: of what is [B, C, ...], and of keys or values.
+# Of what is [B, C, ...], those of each row that are chosen, [B, M].
 _pick = jax.vmap(lambda row, chosen: row[chosen])
-_pick_cached = jax.vmap(lambda row, chosen: row[:, chosen], in_axes=(2, 0), out_axes=2)
 
 
 def _extend(
     search: _Search, next_log_probs: Float[Array, "B M V"], config: DecodeConfig
 ) -> tuple[_Search, Int[Array, "B M"]]:
-    """The search with one more token in every beam, its cache aside; and each beam's parent."""
+    """The search with one more token in every beam, its past aside; and each beam's parent."""
     batch, beams, length = search.ids.shape
     vocab = next_log_probs.shape[-1]
     log_probs = search.log_probs[:, :, None] + next_log_probs
-    log_probs, place = jax.lax.top_k(log_probs.reshape(batch, beams * vocab), 2 * beams)
+    log_probs, place = top_k(log_probs.reshape(batch, beams * vocab), 2 * beams)
     parents, last = place // vocab, place % vocab
     ids = jax.lax.dynamic_update_slice_in_dim(
         _pick(search.ids, parents), last[:, :, None], search.position, axis=2
@@ -117,29 +119,23 @@ def beam_search(
     encoded, mask = encode(model, params, inputs, prompt_mask=prompt_mask)
     batch, beams = inputs.shape[0], config.num_beams
     dtype = wide(model.dtype)
+    cache = apply_t5(model, params, encoded, length, beams, method="start_cache")
 
     def running(search: _Search):
         # Room is left, and the answers of some row are not final.
         return (search.position < length) & ~jnp.all(search.done)
 
     def write_one(search: _Search):
-        def step(last: Int[Array, " B"], keys: Array, values: Array):
-            cache = dataclasses.replace(search.cache, keys=keys, values=values)
-            embedded = apply_t5(model, params, last[:, None], method="embed")
-            logits, cache = apply_t5(
-                model, params, embedded, cache, search.position, mask, method="decode_step"
-            )
-            return logits[:, 0], cache.keys, cache.values
-
-        logits, keys, values = jax.vmap(step, in_axes=1, out_axes=1)(
-            search.last, search.cache.keys, search.cache.values
+        embedded = apply_t5(model, params, search.last, method="embed")
+        now = dataclasses.replace(cache, past=search.past)
+        logits, after = apply_t5(
+            model, params, embedded, now, search.position, mask, method="decode_step"
         )
         extended, parents = _extend(search, jax.nn.log_softmax(logits), config)
-        keys, values = _pick_cached(keys, parents), _pick_cached(values, parents)
-        cache = dataclasses.replace(search.cache, keys=keys, values=values)
-        return dataclasses.replace(extended, cache=cache)
+        ancestors = _pick(after.past.ancestors, parents)
+        past = dataclasses.replace(after.past, ancestors=ancestors)
+        return dataclasses.replace(extended, past=past)
 
-    cache = apply_t5(model, params, encoded, length, method="start_cache")
     start = _Search(
         position=jnp.int32(0),
         last=jnp.full((batch, beams), START_ID, jnp.int32),
@@ -149,11 +145,7 @@ def beam_search(
         answers=jnp.zeros((batch, beams, length), jnp.int32),
         scores=jnp.full((batch, beams), -jnp.inf, dtype),
         done=~jnp.any(inputs > 0, axis=1),  # rows of padding alone have nothing to say
-        cache=dataclasses.replace(
-            cache,
-            keys=jnp.repeat(cache.keys[:, None], beams, axis=1),
-            values=jnp.repeat(cache.values[:, None], beams, axis=1),
-        ),
+        past=cache.past,
     )
     end = jax.lax.while_loop(running, write_one, start)
     return end.answers[:, : config.num_results], end.scores[:, : config.num_results]

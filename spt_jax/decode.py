@@ -4,6 +4,7 @@ The encoder runs once. What a row gives depends on no other row of its batch. Al
 and jit as they are.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -13,8 +14,10 @@ from flax import struct
 from spt_jax.config import LossConfig
 from spt_jax.forward import START_ID, apply_t5, decode, encode
 from spt_jax.losses import token_losses
-from spt_jax.t5 import T5, Cache
+from spt_jax.t5 import T5
+from spt_jax.t5.cache import Past
 from spt_jax.t5.layers import wide
+from spt_jax.topk import top_k
 from spt_jax.typing import Array, Bool, Float, Int, Params
 
 EOS_ID = 1
@@ -30,7 +33,7 @@ class _Loop:
         ids: What was decoded so far [B, U], 0 elsewhere.
         log_probs: The log-probability of that [B].
         done: Rows that have ended [B].
-        cache: The decoder's.
+        past: What the decoder remembers.
     """
 
     position: Int[Array, ""]
@@ -38,7 +41,7 @@ class _Loop:
     ids: Int[Array, "B U"]
     log_probs: Float[Array, " B"]
     done: Bool[Array, " B"]
-    cache: Cache
+    past: Past
 
 
 def write(
@@ -74,8 +77,9 @@ def write(
 
     def write_one(loop: _Loop):
         embedded = apply_t5(model, params, loop.last, method="embed")
-        logits, cache = apply_t5(
-            model, params, embedded, loop.cache, loop.position, mask, method="decode_step"
+        now = dataclasses.replace(cache, past=loop.past)
+        logits, after = apply_t5(
+            model, params, embedded, now, loop.position, mask, method="decode_step"
         )
         ids = choose(logits[:, 0], loop.position).astype(jnp.int32)
         ids = jnp.where(loop.done, 0, ids)[:, None]
@@ -86,7 +90,7 @@ def write(
             ids=jax.lax.dynamic_update_slice_in_dim(loop.ids, ids, loop.position, axis=1),
             log_probs=jnp.where(loop.done, loop.log_probs, loop.log_probs + log_probs),
             done=loop.done | (ids[:, 0] == EOS_ID),
-            cache=cache,
+            past=after.past,
         )
 
     start = _Loop(
@@ -95,7 +99,7 @@ def write(
         ids=jnp.zeros((batch, length), jnp.int32),
         log_probs=jnp.where(empty, -jnp.inf, jnp.zeros((), wide(model.dtype))),
         done=empty,
-        cache=cache,
+        past=cache.past,
     )
     end = jax.lax.while_loop(running, write_one, start)
     return end.ids, end.log_probs
@@ -103,7 +107,7 @@ def write(
 
 def likeliest(logits: Float[Array, "B V"], position: Int[Array, ""]) -> Int[Array, " B"]:
     """The choice of greedy decoding; of equals the lowest id."""
-    return jnp.argmax(logits, axis=-1)
+    return top_k(logits, 1)[1][:, 0]
 
 
 def greedy(
@@ -122,7 +126,7 @@ def answer_log_probs(
     model: T5,
     params: Params,
     inputs: Int[Array, "B T"],
-    answers: Int[Array, "W U"],
+    answers: Int[Array, "*b W U"],
     *,
     prompt_mask: Bool[Array, "B P"] | None = None,
 ) -> Float[Array, "B W"]:
@@ -132,17 +136,18 @@ def answer_log_probs(
         model: The T5.
         params: With or without a prompt.
         inputs: Token ids, 0 where padded.
-        answers: Token ids with EOS, 0 where padded, the same for all rows.
+        answers: Token ids with EOS, 0 where padded: the same for all rows, or those of each row
+            [B, W, U].
         prompt_mask: See `forward.prepend`.
     """
     encoded, mask = encode(model, params, inputs, prompt_mask=prompt_mask)
 
-    def log_prob(answer: Int[Array, " U"]) -> Float[Array, " B"]:
-        targets = jnp.broadcast_to(answer, (inputs.shape[0], answer.shape[0]))
+    def log_prob(answer: Int[Array, "*b U"]) -> Float[Array, " B"]:
+        targets = jnp.broadcast_to(answer, (inputs.shape[0], answer.shape[-1]))
         logits = decode(model, params, encoded, mask, targets)
         loss, _ = token_losses(logits, targets, LossConfig())
         return -jnp.sum(jnp.where(targets > 0, loss, jnp.zeros((), loss.dtype)), axis=1)
 
     # vmap leaves what does not depend on the answer, such as the keys and values of the encoder's
     # output, computed once.
-    return jax.vmap(log_prob, out_axes=1)(answers)
+    return jax.vmap(log_prob, in_axes=-2, out_axes=1)(answers)

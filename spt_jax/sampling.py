@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from spt_jax.decode_config import DecodeConfig
+from spt_jax.topk import top_k
 from spt_jax.typing import Array, Float, Int, Key
 
 
@@ -25,7 +26,7 @@ def candidates(
     vocab = logits.shape[-1]
     if config.top_k is None and config.top_p == 1:
         return logits, jnp.broadcast_to(jnp.arange(vocab), logits.shape)
-    logits, ids = jax.lax.top_k(logits, min(config.top_k or vocab, vocab))
+    logits, ids = top_k(logits, min(config.top_k or vocab, vocab))
     if config.top_p < 1:
         probs = jax.nn.softmax(logits, axis=-1)
         likelier = jnp.cumsum(probs, axis=-1) - probs  # the probability of those before; 0 at first

@@ -1,6 +1,7 @@
 """A tiny T5 that writes answers of different lengths, and rows for it to answer."""
 
 import jax
+import jax.extend
 import numpy as np
 from tiny import random_params
 
@@ -43,6 +44,14 @@ def next_log_probs(
         ids[number, : len(answer)] = answer
     logits = forward(model, params, np.tile(row, (len(written), 1)), ids)
     return np.asarray(jax.nn.log_softmax(logits[:, len(written[0])]))
+
+
+def equations(jaxpr):
+    """Everything that a program computes, inside its loops too."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from equations(inner)
 
 
 class CountingT5(T5):

@@ -4,7 +4,6 @@ import itertools
 
 import decoding
 import jax
-import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -149,19 +148,19 @@ def test_scores_in_bfloat16_are_those_of_its_full_decoder():
             np.testing.assert_allclose(score, expected, rtol=0.03)
 
 
-def arrays_of(jaxpr):
-    """The shapes of everything that a program computes, inside its loops too."""
-    for equation in jaxpr.eqns:
-        yield from (variable.aval.shape for variable in equation.outvars)
-        for inner in jax.extend.core.jaxprs_in_params(equation.params):
-            yield from arrays_of(inner)
-
-
-def test_the_keys_of_the_encoder_are_there_once():
+def test_keys_are_there_once_and_stay_where_they_are():
     config = DecodeConfig(num_beams=7)
     run = functools.partial(beam_search, MODEL, config=config, length=11)
     inputs = jnp.ones((3, 13), jnp.int32)
-    shapes = set(arrays_of(jax.make_jaxpr(run)(make_params(), inputs).jaxpr))
-    assert any({7, 11, 8} <= set(shape) for shape in shapes)  # keys of the beams: M, U, H
+    every = list(decoding.equations(jax.make_jaxpr(run)(make_params(), inputs).jaxpr))
+    shapes = {variable.aval.shape for equation in every for variable in equation.outvars}
+    assert any({7 * 11, 8} <= set(shape) for shape in shapes)  # keys of the beams: M * U, H
     assert any({13, 8} <= set(shape) for shape in shapes)  # of the encoder's output: S, H
     assert not any({7, 13, 8} <= set(shape) for shape in shapes)
+    makers = {
+        equation.primitive.name
+        for equation in every
+        for variable in equation.outvars
+        if {7 * 11, 8} <= set(variable.aval.shape)
+    }
+    assert "dynamic_update_slice" in makers and "gather" not in makers, makers

@@ -1,5 +1,6 @@
 import functools
 
+import decoding
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -90,6 +91,13 @@ def test_several_samples_by_mapping_over_keys():
         alone, _ = run(MODEL, params, INPUTS, SAMPLE, length=LENGTH, key=key)
         np.testing.assert_array_equal(ids, alone)
     assert len({tuple(ids[0, 0].tolist()) for ids in several}) == 3
+
+    # What does not depend on the key is there once: no weight, no key of the encoder's output.
+    every = decoding.equations(jax.make_jaxpr(jax.vmap(one))(keys).jaxpr)
+    shapes = {variable.aval.shape for equation in every for variable in equation.outvars}
+    weight, keys_of_inputs, keys_of_answers = (16, 24), (4, 2, 8, 8), (4, 2, 8, LENGTH)
+    assert {weight, keys_of_inputs, (3, *keys_of_answers)} <= shapes
+    assert not {(3, *weight), (3, *keys_of_inputs)} & shapes
 
 
 def test_sampling_needs_a_key():

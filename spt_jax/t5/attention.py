@@ -100,16 +100,26 @@ class Attention(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        keys_values: tuple[Float[Array, "B S N H"], Float[Array, "B S N H"]],
+        keys_values: tuple[Float[Array, "..."], Float[Array, "..."]],
         *,
         mask: Bool[Array, "b 1 t S"],
-        bias: Float[Array, "1 N T S"] | None = None,
+        bias: Float[Array, "1 N t S"] | None = None,
         train: bool = False,
+        layout: str = "BSNH",
     ) -> Float[Array, "B T D"]:
-        """Attends from `x`; `mask` broadcasts over batch, heads and queries."""
+        """Attends from `x`.
+
+        Args:
+            x: Where queries come from.
+            keys_values: Of what is attended to, with axes in the order of `layout`.
+            mask: What each query sees; it broadcasts over batch, heads and queries.
+            bias: Added to the scores.
+            train: Whether to drop weights.
+            layout: The axes B, S, N and H in any order.
+        """
         keys, values = keys_values
         scores = jnp.einsum(
-            "BTNH,BSNH->BNTS",
+            f"BTNH,{layout}->BNTS",
             self._split_heads(self.query(x)),
             keys,
             preferred_element_type=wide(self.dtype),
@@ -120,5 +130,5 @@ class Attention(nn.Module):
         scores = jnp.where(mask, scores, jnp.asarray(-1e9, scores.dtype))
         weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
         weights = dropout(self.dropout_rate, weights, broadcast=-2, module=self, train=train)
-        x = jnp.einsum("BNTS,BSNH->BTNH", weights, values)
+        x = jnp.einsum(f"BNTS,{layout}->BTNH", weights, values)
         return self.out(x.reshape(*x.shape[:-2], -1))

@@ -5,7 +5,7 @@ compile time does not grow with depth. Parameter names are T5X's. Dropout sits w
 has it: on the embedded input (after a prompt is prepended), on the attention weights, inside the
 MLP, on the output of each sub-layer and after the final norm.
 
-Decoding keeps keys and values in a `Cache`, a plain pytree that callers carry from step to step.
+Decoding a target at a time keeps keys and values in a `cache.Cache`.
 """
 
 import dataclasses
@@ -14,32 +14,15 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from spt_jax.t5.attention import Attention, RelativePositionBias
+from spt_jax.t5.cache import LAYOUT, Cache, Past, append, cached, extend, visible
 from spt_jax.t5.config import T5Config
 from spt_jax.t5.layers import MLP, DType, Embedder, LogitsDense, RMSNorm, dropout
 from spt_jax.typing import Array, Bool, Float, Int
 
 UNROLLED = 4
 """Layers up to which a stack is unrolled: the copies that a scan makes cost more than it saves."""
-
-
-@struct.dataclass
-class Cache:
-    """What the decoder remembers between steps; L decoder layers, room for U targets.
-
-    Args:
-        keys: Self-attention keys [L, B, U, N, H], filled up to the current step.
-        values: Likewise the values.
-        cross_keys: Keys of the encoder's output [L, B, S, N, H], computed once.
-        cross_values: Likewise the values.
-    """
-
-    keys: Array
-    values: Array
-    cross_keys: Array
-    cross_values: Array
 
 
 class _Layer(nn.Module):
@@ -91,48 +74,37 @@ class DecoderLayer(_Layer):
         cross = self.encoder_decoder_attention.keys_values(encoded)
         return self._attend(x, y, own, cross, bias, mask, cross_mask, train), None
 
-    def cross_keys_values(self, carry, encoded):
-        return carry, self.encoder_decoder_attention.keys_values(encoded)
+    def cross_keys_values(self, encoded):
+        return tuple(map(cached, self.encoder_decoder_attention.keys_values(encoded)))
 
-    def step(self, x, cache, bias, mask, cross_mask, position):
+    def step(self, x, own, cross, bias, mask, cross_mask, position):
         y = self.pre_self_attention_layer_norm(x)
-        keys, values = (
-            jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), position, axis=1)
-            for old, new in zip((cache.keys, cache.values), self.self_attention.keys_values(y))
-        )
-        cross = cache.cross_keys, cache.cross_values
-        x = self._attend(x, y, (keys, values), cross, bias, mask, cross_mask, train=False)
-        return x, (keys, values)
+        new = self.self_attention.keys_values(y)
+        own = tuple(append(old, one, position) for old, one in zip(own, new))
+        return self._attend(x, y, own, cross, bias, mask, cross_mask, False, LAYOUT), own
 
-    def _attend(self, x, y, own, cross, bias, mask, cross_mask, train):
+    def _attend(self, x, y, own, cross, bias, mask, cross_mask, train, layout="BSNH"):
         """The layer on its input `x`, whose norm is `y`, with both pairs of keys and values."""
-        y = self.self_attention(y, own, bias=bias, mask=mask, train=train)
+        y = self.self_attention(y, own, bias=bias, mask=mask, train=train, layout=layout)
         x = self._residual(x, y, train)
         y = self.pre_cross_attention_layer_norm(x)
-        y = self.encoder_decoder_attention(y, cross, mask=cross_mask, train=train)
+        y = self.encoder_decoder_attention(y, cross, mask=cross_mask, train=train, layout=layout)
         x = self._residual(x, y, train)
         y = self.mlp(self.pre_mlp_layer_norm(x), train=train)
         return self._residual(x, y, train)
 
 
-def _scan(layer: type[nn.Module], length: int, methods: dict[str, tuple]) -> type[nn.Module]:
-    """`length` copies of `layer` in a row; `methods` has the `in_axes` of each method."""
+def _scan(layer: type[nn.Module], length: int, arguments: int) -> type[nn.Module]:
+    """`length` copies of `layer` in a row, which all see the same `arguments` after the first."""
+    in_axes: Any = (nn.broadcast,) * arguments
     return nn.scan(
         layer,
-        methods={
-            name: dict(
-                variable_axes={"params": 0},
-                split_rngs={"params": True, "dropout": True},
-                in_axes=in_axes,
-                length=length,
-                unroll=length if length <= UNROLLED else 1,
-            )
-            for name, in_axes in methods.items()
-        },
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=in_axes,
+        length=length,
+        unroll=length if length <= UNROLLED else 1,
     )
-
-
-ALL = nn.broadcast  # each layer sees the whole argument, not its own slice
 
 
 class Encoder(nn.Module):
@@ -147,7 +119,7 @@ class Encoder(nn.Module):
         if self.remat:
             layer = nn.remat(layer, prevent_cse=False, static_argnums=(4,))
         self.relpos_bias = RelativePositionBias(c, True, self.dtype)
-        scanned = _scan(layer, c.num_layers, {"__call__": (ALL, ALL, ALL)})
+        scanned = _scan(layer, c.num_layers, 3)
         self.layers = scanned(c, self.dtype, self.dropout_rate)
         self.encoder_norm = RMSNorm(c.layer_norm_epsilon, self.dtype)
 
@@ -172,15 +144,7 @@ class Decoder(nn.Module):
         if self.remat:
             layer = nn.remat(layer, prevent_cse=False, static_argnums=(6,))
         self.relpos_bias = RelativePositionBias(c, False, self.dtype)
-        scanned = _scan(
-            layer,
-            c.num_decoder_layers,
-            {
-                "__call__": (ALL, ALL, ALL, ALL, ALL),
-                "cross_keys_values": (ALL,),
-                "step": (0, ALL, ALL, ALL, ALL),
-            },
-        )
+        scanned = _scan(layer, c.num_decoder_layers, 5)
         self.layers = scanned(c, self.dtype, self.dropout_rate)
         self.decoder_norm = RMSNorm(c.layer_norm_epsilon, self.dtype)
         if not c.tied_head:
@@ -196,20 +160,39 @@ class Decoder(nn.Module):
             self.dropout_rate, self.decoder_norm(x), broadcast=-2, module=self, train=train
         )
 
-    def start(self, encoded, targets):
-        _, (cross_keys, cross_values) = self.layers.cross_keys_values(None, encoded)
-        shape = (*cross_keys.shape[:2], targets, *cross_keys.shape[3:])
-        empty = jnp.zeros(shape, self.dtype)
-        return Cache(empty, empty, cross_keys, cross_values)
+    def _run_layer(self, params, *args, method) -> Any:
+        layer = DecoderLayer(self.config, self.dtype, self.dropout_rate, parent=None)
+        return layer.apply({"params": params}, *args, method=method)
+
+    def _layer(self, number) -> Any:
+        stacked = self.variables["params"]["layers"]
+        return jax.tree.map(lambda leaf: leaf[number].astype(self.dtype), stacked)
+
+    def start(self, encoded, targets, beams):
+        c = self.config
+        layers = tuple(map(self._layer, range(c.num_decoder_layers)))
+        cross = tuple(
+            self._run_layer(layer, encoded, method="cross_keys_values") for layer in layers
+        )
+        batch = encoded.shape[0]
+        empty = jnp.zeros((batch, c.num_heads, c.d_kv, targets * beams), self.dtype)
+        ancestors = jnp.zeros((batch, beams, targets), jnp.int32)
+        return Cache(Past(((empty, empty),) * len(layers), ancestors), cross, layers)
 
     def step(self, x, cache, position, mask):
-        targets = cache.keys.shape[2]
-        seen = (jnp.arange(targets) <= position)[None, None, None, :]
-        bias = self.relpos_bias.row(position, targets)
-        x, (keys, values) = self.layers.step(
-            x.astype(self.dtype), cache, bias, seen, mask[:, None, None, :], position
-        )
-        return self.decoder_norm(x), dataclasses.replace(cache, keys=keys, values=values)
+        ancestors = extend(cache.past.ancestors, position)
+        seen, cross_mask = visible(ancestors, position), mask[:, None, None, :]
+        bias = self.relpos_bias.row(position, ancestors.shape[2])
+        bias = jnp.repeat(bias, x.shape[1], axis=3)  # of positions, for every beam's slot
+        x, grown = x.astype(self.dtype), []
+        # No scan: it would copy every layer's weights out of the stack, at every step.
+        for layer, own, cross in zip(cache.layers, cache.past.own, cache.cross):
+            x, own = self._run_layer(
+                layer, x, own, cross, bias, seen, cross_mask, position, method="step"
+            )
+            grown.append(own)
+        past = Past(tuple(grown), ancestors)
+        return self.decoder_norm(x), dataclasses.replace(cache, past=past)
 
     def logits(self, x):
         return self.logits_dense(x)
@@ -257,18 +240,18 @@ class T5(nn.Module):
         """Logits of the next target at every position, in float32 or wider."""
         return self._logits(self.decoder(embedded, encoded, mask, train))
 
-    def start_cache(self, encoded: Float[Array, "B S D"], targets: int) -> Cache:
-        """A cache with room for `targets` steps of `decode_step`."""
-        return self.decoder.start(encoded, targets)
+    def start_cache(self, encoded: Float[Array, "B S D"], targets: int, beams: int = 1) -> Cache:
+        """A cache with room for `targets` steps of `decode_step`, with `beams` targets each."""
+        return self.decoder.start(encoded, targets, beams)
 
     def decode_step(
         self,
-        embedded: Float[Array, "B 1 D"],
+        embedded: Float[Array, "B M D"],
         cache: Cache,
         position: Int[Array, ""],
         mask: Bool[Array, "B S"],
-    ) -> tuple[Float[Array, "B 1 V"], Cache]:
-        """Logits of the target after the one at `position`, and the cache with it."""
+    ) -> tuple[Float[Array, "B M V"], Cache]:
+        """Logits of the target after the one at `position` of each beam, and the cache with it."""
         x, cache = self.decoder.step(embedded, cache, position, mask)
         return self._logits(x), cache
 

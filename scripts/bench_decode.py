@@ -1,0 +1,235 @@
+"""Writing answers: spt_jax beside `generate` of transformers in torch, on this CPU.
+
+    python scripts/bench_decode.py --markdown
+
+Each side is a process of its own with the same random weights, and they take turns: ours, theirs,
+ours, theirs. The one that waits uses no core. No answer ends early, and both sides must write the
+same before anything is timed. `docs/benchmarks.md` says more.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from bench_step import Child, SideError, Sides, describe_machine, say, spread
+
+SIDES = ("spt_jax", "torch")
+MODULE = "bench_decode_sides"
+COMPARED = 8  # tokens; a tie that rounding breaks changes all that follow
+MIN_PAIRS = 3
+
+
+def check_agreement(answers: dict[str, np.ndarray], title: str) -> float:
+    """The share of rows with the same ids; raises SideError where the sides write other things."""
+    ours, theirs = (answers[name] for name in SIDES)
+    if ours.shape != theirs.shape:
+        raise SideError(
+            f"the sides do not write the same for {title}: {list(ours.shape)} ids in spt_jax and "
+            f"{list(theirs.shape)} in torch; the end marker must be out of reach"
+        )
+    alike = np.all(ours[:, :COMPARED] == theirs[:, :COMPARED], axis=1)
+    if np.mean(alike) < 0.5:
+        raise SideError(
+            f"the sides do not write the same for {title}: the first {COMPARED} tokens are equal "
+            f"in {np.sum(alike)} of {len(alike)} rows; expected at least half"
+        )
+    return float(np.mean(np.all(ours == theirs, axis=1)))
+
+
+def time_setting(sides: Sides, inputs: np.ndarray, beams: int, job: dict, title: str) -> dict:
+    """Pairs of runs on one batch: as many as fit, and at least three."""
+    first = {name: sides[name].ask("generate", inputs, beams) for name in SIDES}
+    same = check_agreement({name: first[name]["ids"] for name in SIDES}, title)
+    seconds: dict[str, list[float]] = {name: [] for name in SIDES}
+    started = time.perf_counter()
+    least = min(MIN_PAIRS, job["pairs"])
+    for pair in range(job["pairs"]):
+        if pair >= least and time.perf_counter() - started > job["seconds"]:
+            break
+        for name in SIDES:
+            seconds[name].append(sides[name].ask("generate", inputs, beams)["seconds"])
+    ratio = spread([theirs / ours for ours, theirs in zip(*seconds.values())])
+    ours, theirs = (statistics.median(seconds[name]) for name in SIDES)
+    say(f"{title}: {ours:.2f} s, torch {theirs:.2f} s, ratio {ratio['median']:.2f}")
+    return {
+        "batch_size": len(inputs),
+        "beams": beams,
+        "first_seconds": {name: first[name]["seconds"] for name in SIDES},
+        "seconds": seconds,
+        "ratio": ratio,
+        "same_answers": same,
+    }
+
+
+def measure_shape(job: dict) -> dict:
+    """Every setting of one shape."""
+    sides: Sides = {}
+    with tempfile.TemporaryDirectory() as folder:
+        job = {**job, "folder": folder}
+        say(f"{job['shape']}: making the weights and loading both sides")
+        prepared = Child("prepare", job, MODULE).answer()
+        try:
+            for name in SIDES:
+                sides[name] = Child(name, job, MODULE)
+            facts = {name: sides[name].answer() for name in SIDES}
+            settings = []
+            for batch_size in job["batch_sizes"]:
+                rng = np.random.default_rng(batch_size)
+                shape = batch_size, job["inputs_length"]
+                inputs = rng.integers(2, prepared["vocab_size"], shape, np.int32)
+                inputs[:, -1] = 1
+                for beams in job["beams"]:
+                    title = f"{job['shape']}, batch {batch_size}, {beams} beams"
+                    settings.append(time_setting(sides, inputs, beams, job, title))
+        finally:
+            for side in sides.values():
+                side.end()
+    return {"shape": job["shape"], **prepared, "torch": facts["torch"], "settings": settings}
+
+
+def measure(job: dict, command: str) -> dict:
+    """The whole benchmark, as what `--json` prints."""
+    options = ("inputs_length", "targets_length", "pairs", "seconds")
+    return {
+        "command": command,
+        "machine": describe_machine(job["cores"]),
+        "setup": {name: job[name] for name in options},
+        "shapes": [measure_shape({**job, "shape": shape}) for shape in job["shapes"]],
+    }
+
+
+def machine_lines(result: dict) -> list[str]:
+    """The head of a section of docs/benchmarks.md: where it was measured, and how."""
+    machine = result["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    tuning = " ".join(f"{name}={value}" for name, value in machine["environment"].items())
+    return [
+        f"## {machine['cpu']}, {machine['cores']} cores, {machine['date']}",
+        "",
+        f"```\n{tuning + ' ' if tuning else ''}{result['command']}\n```",
+        "",
+        f"{machine['memory_gib']:.0f} GiB of memory, {machine['system']}; {versions}.",
+        "",
+    ]
+
+
+def to_markdown(result: dict) -> str:
+    """The section of docs/benchmarks.md."""
+    setup, torch = result["setup"], result["shapes"][0]["torch"]
+
+    def line(shape: dict, setting: dict) -> str:
+        ours, theirs = (statistics.median(setting["seconds"][name]) for name in SIDES)
+        ratio = setting["ratio"]
+        tokens = setting["batch_size"] * setup["targets_length"] / ours
+        cells = [
+            f"{shape['shape']}, {shape['parameters'] / 1e6:.0f}M",
+            str(setting["batch_size"]),
+            "greedy" if setting["beams"] == 1 else f"{setting['beams']} beams",
+            f"{ours:.2f}",
+            f"{theirs:.2f}",
+            f"**{ratio['median']:.2f}** ({ratio['min']:.2f} to {ratio['max']:.2f})",
+            f"{tokens:.0f}",
+            f"{setting['first_seconds']['spt_jax']:.1f}",
+            f"{setting['same_answers']:.0%}",
+        ]
+        return f"| {' | '.join(cells)} |"
+
+    return "\n".join(
+        [
+            *machine_lines(result),
+            f"T5 1.1 with random weights in float32, inputs of {setup['inputs_length']} tokens "
+            f"without a prompt, {setup['targets_length']} new tokens. torch has "
+            f"{torch['threads']} threads, attention `{torch['attention']}`.",
+            "",
+            "| shape | batch | | spt_jax, s | torch, s | ratio, torch / spt_jax "
+            "| spt_jax, tokens/s | first call, with compilation, s | same answers |",
+            "|---|---|---|---|---|---|---|---|---|",
+            *(line(shape, setting) for shape in result["shapes"] for setting in shape["settings"]),
+        ]
+    )
+
+
+def positive(text: str) -> int:
+    """An option's whole number, of 1 or more."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number of 1 or more")
+    return int(text)
+
+
+def add_form(parser: argparse.ArgumentParser) -> None:
+    """The options that say what is printed."""
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print one JSON object")
+    form.add_argument(
+        "--markdown", action="store_true", help="print the section of docs/benchmarks.md (default)"
+    )
+
+
+def parse_args(argv: list[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").splitlines()[0], allow_abbrev=False
+    )
+
+    def option(name: str, default: Any, described: str, **more) -> None:
+        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+        described += f" (default {shown})"
+        more = {"type": positive, "metavar": "N", **more}
+        parser.add_argument(name, default=default, help=described, **more)
+
+    shapes = {"type": str, "metavar": None, "choices": ("small", "base", "tiny"), "nargs": "+"}
+    option("--shapes", ("small", "base"), "of T5 1.1; tiny is a toy", **shapes)
+    option("--batch_sizes", (1, 32), "rows at a time", nargs="+")
+    option("--beams", (1, 4), "1 is greedy decoding", nargs="+")
+    option("--inputs_length", 64, "tokens of an input")
+    option("--targets_length", 64, "tokens of an answer")
+    option("--pairs", 5, "most timed runs of each side in a setting")
+    option("--seconds", 60, "after which a setting has no further pair once it has three")
+    add_form(parser)
+    return parser.parse_args(argv)
+
+
+def run(
+    name: str,
+    needs: tuple[str, str],
+    measure: Callable[[dict, str], dict],
+    markdown: Callable[[dict], str],
+    argv: list[str],
+    args: argparse.Namespace,
+) -> int:
+    """Measures and prints what a script named `name` does; returns the exit code."""
+    absent = [package for package in needs if importlib.util.find_spec(package) is None]
+    if absent:
+        say(
+            f"{name} compares with {needs[-1]}, but {' and '.join(absent)} cannot be imported; "
+            'pip install -e ".[parity]" brings both'
+        )
+        return 2
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    try:
+        result = measure(
+            {**vars(args), "cores": cores or 1}, " ".join([f"python scripts/{name}.py", *argv])
+        )
+    except SideError as error:
+        say(str(error))
+        return 1
+    print(json.dumps(result) if args.json else markdown(result))
+    return 0
+
+
+def main(argv: list[str]) -> int:
+    """Runs it; returns the exit code."""
+    args = parse_args(argv)
+    return run("bench_decode", ("torch", "transformers"), measure, to_markdown, argv, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
