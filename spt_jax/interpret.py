@@ -10,7 +10,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from spt_jax.evaluate import load_run
+from spt_jax.trained import load_run
 from spt_jax.typing import Array, Float
 
 

@@ -23,15 +23,15 @@ PLAIN_SECONDS = 10.0
 
 
 class Bar:
-    """Progress of a known number of steps, on stderr. A context manager.
+    """Progress of a run, on stderr. A context manager.
 
     Args:
         title: What is running.
-        total: Steps in all.
+        total: Steps in all; None where nobody knows.
         done: Steps done before, of a resumed run.
     """
 
-    def __init__(self, title: str, total: int, done: int = 0):
+    def __init__(self, title: str, total: int | None, done: int = 0):
         self._title, self._total, self._done = title, total, done
         self._started, self._first, self._spoken = time.monotonic(), done, 0.0
         self._fields = ""
@@ -75,8 +75,11 @@ class Bar:
         self._spoken = time.monotonic()
         seconds = self._spoken - self._started
         rate = (self._done - self._first) / seconds if seconds > 0 else 0.0
-        left = f", {(self._total - self._done) / rate:.0f} s left" if rate else ""
-        line = f"{self._title} {self._done}/{self._total}  {self._fields}  {seconds:.0f} s{left}"
+        done, left = f"{self._done}", ""
+        if self._total is not None:
+            done = f"{self._done}/{self._total}"
+            left = f", {(self._total - self._done) / rate:.0f} s left" if rate else ""
+        line = f"{self._title} {done}  {self._fields}  {seconds:.0f} s{left}"
         print(line, file=sys.stderr, flush=True)
 
 

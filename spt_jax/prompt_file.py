@@ -13,6 +13,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from spt_jax.backbone import Backbone
 from spt_jax.runlog import write_atomic
 
 
@@ -69,6 +70,26 @@ def load_prompt(path: str | os.PathLike) -> tuple[np.ndarray, dict[str, str]]:
         ) from error
     _check_finite(array, str(path))
     return array, metadata
+
+
+def require_same_model(
+    metadata: dict[str, str], backbone: Backbone, file: Path, *, tuned: bool = False
+) -> None:
+    """Raises ValueError where a prompt file was trained for another backbone.
+
+    Args:
+        metadata: Of the prompt file.
+        backbone: The one that is loaded.
+        file: For the message.
+        tuned: The backbone was trained together with the prompt, so only its width must fit.
+    """
+    trained_on = metadata.get("fingerprint")
+    if not tuned and trained_on is not None and trained_on != backbone.fingerprint:
+        raise ValueError(
+            f"prompt {file} was trained on model '{metadata.get('model')}' with fingerprint "
+            f"{trained_on[:12]} but '{backbone.name}' has {backbone.fingerprint[:12]}; "
+            "load that model for it"
+        )
 
 
 def _check_prompt(shape: tuple[int, ...], dtype: str, origin: str) -> None:

@@ -15,10 +15,10 @@ README = (ROOT / "README.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
-def test_the_python_example_trains_and_orbax_alone_loads_its_prompt(tmp_path):
+def test_the_python_examples_train_and_serve_and_orbax_alone_loads_the_prompt(tmp_path):
     tiny.write_rows(tmp_path / "rows.jsonl")
-    train, load = PYTHON
-    subprocess.run([sys.executable, "-c", train], check=True, cwd=tmp_path)
+    train, load, serve = PYTHON
+    subprocess.run([sys.executable, "-c", train + serve], check=True, cwd=tmp_path)
     # The path of the README stands for the folder that the first example wrote.
     load = load.replace("/absolute/path", str(tmp_path))
     load += (

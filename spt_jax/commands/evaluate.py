@@ -1,21 +1,75 @@
 """`spt-jax evaluate`: scores of finished runs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from spt_jax.commands.options import add_run, make_parser, stdout_to_stderr_if
-from spt_jax.printing import print_result
+from spt_jax.commands.options import make_parser, stdout_to_stderr_if
+from spt_jax.printing import print_result, print_table
 
 
 def evaluate(argv: Sequence[str]) -> None:
-    """Score a run's best prompt on a split."""
+    """Score the best prompt of a run, or of several on one model, on a split."""
     parser = make_parser(evaluate)
-    add_run(parser)
+    parser.add_argument(
+        "run",
+        nargs="+",
+        help="Folder of a training run, such as runs/quickstart. Several that share a frozen model "
+        "are evaluated together, rows of all tasks in the same batches.",
+    )
     parser.add_flag("split", Literal["test", "dev", "train"], "test", "Which rows.")
+    parser.add_flag(
+        "ensemble",
+        Literal["vote", "log_probs"] | None,
+        None,
+        "Take the runs as an ensemble for the task that they share: by majority vote over what "
+        "their prompts write, or by the mean log-probability of each label word.",
+    )
+    parser.add_flag(
+        "task",
+        str | None,
+        None,
+        "Score one run on the test rows of another task of the papers, such as mrqa/drop or "
+        "mrpc_to_qqp, without any more training.",
+    )
+    parser.add_flag(
+        "origin", str | None, None, "Where those rows are read from; see `train --task.origin`."
+    )
     flags, _ = parser.read(argv)
+    if flags.origin is not None and flags.task is None:
+        raise ValueError("--origin is given without --task, whose rows it is about")
+    if flags.task is not None and (len(flags.run) > 1 or flags.ensemble is not None):
+        raise ValueError("--task is of one run and of no ensemble; give one run at a time")
+    runs = [Path(run) for run in flags.run]
     with stdout_to_stderr_if(flags.json):
-        from spt_jax.evaluate import evaluate_run
+        if flags.ensemble is not None:
+            from spt_jax.ensemble import evaluate_ensemble
 
-        result = evaluate_run(Path(flags.run), flags.split)
-    print_result(result, flags.json)
+            result = evaluate_ensemble(runs, flags.split, flags.ensemble)
+        elif len(runs) > 1:
+            from spt_jax.evaluate import evaluate_runs
+
+            result = {"runs": evaluate_runs(runs, flags.split)}
+        else:
+            from spt_jax.evaluate import evaluate_run
+
+            result = evaluate_run(runs[0], flags.split, task=flags.task, origin=flags.origin)
+    if flags.json or "runs" not in result:
+        return print_result(result, flags.json)
+    of_runs = result.pop("runs")
+    columns = list(next(iter(of_runs.values())))
+    print_table(
+        ("run", *columns),
+        [(run, *(_cell(scores[name]) for name in columns)) for run, scores in of_runs.items()],
+    )
+    if result:
+        print()
+        print_result(result, as_json=False)
+
+
+def _cell(value: str | float | Mapping[str, float] | None) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_cell(inner)}" for name, inner in value.items())
+    return f"{value:.2f}" if isinstance(value, float) else str(value)

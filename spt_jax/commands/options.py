@@ -4,14 +4,18 @@ Nothing here imports jax, so that help and a mistyped option answer at once.
 """
 
 import contextlib
+import dataclasses
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
+
+import docstring_parser
 
 from spt_jax.argparsing import Parser
 from spt_jax.config import to_dict
+from spt_jax.decode_config import DecodeConfig
 
 
 def make_parser(command: Callable, config: type | None = None) -> Parser:
@@ -43,6 +47,27 @@ def add_run_flags(parser: Parser) -> None:
     parser.add_argument(
         "--overwrite", action="store_true", help="Start over: delete what the folder holds."
     )
+
+
+def add_decode_flags(parser: Parser) -> None:
+    """Adds a flag for each field of `DecodeConfig`, explained by its docstring."""
+    hints, docs = get_type_hints(DecodeConfig), docstring_parser.parse(DecodeConfig.__doc__ or "")
+    helps = {param.arg_name: " ".join((param.description or "").split()) for param in docs.params}
+    for field in dataclasses.fields(DecodeConfig):
+        name, help = field.name, helps[field.name]
+        if hints[name] is bool:
+            parser.add_argument(f"--{name}", action="store_true", help=help)
+        else:
+            parser.add_flag(name, hints[name], field.default, help)
+
+
+def read_decode_flags(flags: Any) -> DecodeConfig:
+    """What these flags say.
+
+    Raises:
+        ValueError: They contradict each other.
+    """
+    return DecodeConfig(**{f.name: flags[f.name] for f in dataclasses.fields(DecodeConfig)})
 
 
 def workdir(flags: Any, name: str) -> Path:

@@ -1,0 +1,186 @@
+"""Rows of JSONL answered by one frozen model and its prompts: from a file or stream to another.
+
+It holds one window of rows at a time. From file to file a run that was killed goes on where it was,
+and the output is byte for byte that of a run that was not (`spt_jax.predict_output`): each window
+begins at the same line and has the same batches, and a row that samples draws by its line number.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO
+
+import jax
+
+from spt_jax.backbone import load_backbone
+from spt_jax.bank import PromptBank, load_bank
+from spt_jax.config import DataConfig, require
+from spt_jax.decode_config import DecodeConfig
+from spt_jax.predict import Predictor
+from spt_jax.predict_output import Identity, OutputFile, OutputStream, check_output
+from spt_jax.predict_rows import WINDOW, RowPredictor, answer_lines
+from spt_jax.progress import Bar, say
+from spt_jax.pytree import fingerprint
+
+
+def predict_file(
+    model: str,
+    prompts: Mapping[str, str | Path],
+    source: Path | IO[bytes],
+    output: Path | IO[bytes],
+    *,
+    data: DataConfig = DataConfig(),  # noqa: B008  it is frozen
+    decode: DecodeConfig = DecodeConfig(),  # noqa: B008
+    seed: int = 0,
+    dtype: str = "float32",
+    window: int = WINDOW,
+    scores: bool = False,
+    overwrite: bool = False,
+) -> dict:
+    """Answers every row of a JSONL file.
+
+    A row is `{"prompt": name, "text": text}`, with any other fields. Without `prompt` it has the
+    only prompt, if there are not several; with null it has none. It comes out with `output`, with
+    `outputs` where `decode` asks for several results, and with `scores` where asked for. A line
+    that cannot be answered goes to OUTPUT.errors.jsonl instead, and blank lines are left out.
+
+    Args:
+        model: Of the backbone.
+        prompts: A prompt.safetensors or the folder of a run, by name.
+        source: A file, or a stream, after which no run can go on.
+        output: A file, or a stream, which has no errors file: errors are lines on stderr.
+        data: Lengths, and rows of a batch.
+        decode: How answers are written.
+        seed: For sampling.
+        dtype: Of the activations.
+        window: Lines that are read, sorted by length and answered together.
+        scores: Add the scores.
+        overwrite: Delete what another run has left at `output`.
+
+    Returns:
+        How many rows were `answered` and `failed`; the files `output` and `errors`, None where
+        there is none.
+
+    Raises:
+        FileNotFoundError: There is no such file, or no folder for the output.
+        FileExistsError: There is an output of another run.
+        ValueError: No such model, or a prompt that does not fit it.
+        RunError: The output cannot be written, or another process does.
+    """
+    require(window >= 1, f"window is {window}, expected 1 or more")
+    path = source if isinstance(source, Path) else None
+    if path is not None and not path.exists():
+        raise FileNotFoundError(f"input file {path} does not exist; expected a file of JSONL")
+    if isinstance(output, Path):
+        check_output(output, path)
+    backbone = load_backbone(model, dtype=dtype)
+    bank = load_bank(backbone, prompts)
+    predictor = Predictor(
+        backbone,
+        bank,
+        inputs_length=data.inputs_length,
+        targets_length=data.targets_length,
+        batch_size=data.batch_size,
+        decode=decode,
+        seed=seed,
+    )
+    identity = {
+        "model": backbone.fingerprint,
+        **_prompt_fingerprints(bank),
+        "dtype": dtype,
+        "inputs_length": data.inputs_length,
+        "targets_length": data.targets_length,
+        "batch_size": data.batch_size,
+        **dataclasses.asdict(decode),
+        "seed": seed,
+        "window": window,
+        "scores": scores,
+    }
+    return answer_rows(
+        predictor,
+        tuple(prompts),
+        source,
+        output,
+        identity=identity,
+        window=window,
+        several=decode.num_results > 1,
+        scores=scores,
+        overwrite=overwrite,
+    )
+
+
+def answer_rows(
+    predictor: RowPredictor,
+    prompts: tuple[str, ...],
+    source: Path | IO[bytes],
+    output: Path | IO[bytes],
+    *,
+    identity: Identity,
+    window: int,
+    several: bool,
+    scores: bool,
+    overwrite: bool,
+) -> dict:
+    """`predict_file` once everything is loaded; the answers are a function of `identity`."""
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(open(source, "rb")) if isinstance(source, Path) else source
+        digest, size, lines = None, None, None
+        if isinstance(source, Path) and source.is_file():
+            digest, size, lines = _measure(file)
+        elif isinstance(output, Path):
+            say("a stream cannot be read again: if this run is killed, it starts over")
+        identity = {**identity, "input": digest, "input_bytes": size}
+        if isinstance(output, Path):
+            sink = OutputFile(output, identity, overwrite=overwrite)
+        else:
+            sink = OutputStream(output)
+        stack.enter_context(sink)
+        if sink.finished:
+            say(f"{output} is finished; the same run has written it")
+        else:
+            if lines is not None:
+                file.seek(sink.done.input_bytes)
+            if sink.done.lines:
+                say(f"continuing {output} after line {sink.done.lines} of {source}")
+            windows = answer_lines(
+                file,
+                predictor,
+                prompts,
+                first=sink.done.lines + 1,
+                window=window,
+                several=several,
+                scores=scores,
+            )
+            quiet = not isinstance(output, Path) and output.isatty()  # a bar among the rows
+            bar = None if quiet else stack.enter_context(Bar("predict", lines, sink.done.lines))
+            for answered in windows:
+                sink.commit(answered)
+                if bar:
+                    bar.update(sink.done.lines, {"failed": sink.done.failed})
+            sink.finish()
+        return {
+            "answered": sink.done.answered,
+            "failed": sink.done.failed,
+            "output": sink.path,
+            "errors": sink.errors if sink.done.failed else None,
+        }
+
+
+def _measure(file: IO[bytes]) -> tuple[str, int, int]:
+    """sha256, in hex, size in bytes, and lines of an open file."""
+    digest, size, lines, last = hashlib.sha256(), 0, 0, b"\n"
+    while block := file.read(1 << 20):
+        digest.update(block)
+        size, lines, last = size + len(block), lines + block.count(b"\n"), block[-1:]
+    return digest.hexdigest(), size, lines + (last != b"\n")
+
+
+def _prompt_fingerprints(bank: PromptBank) -> dict[str, str]:
+    arrays = jax.device_get(bank.arrays)
+    return {
+        f"prompt {name}": fingerprint({"prompt": vectors[mask]})
+        for name, vectors, mask in zip(bank.names, arrays.vectors[1:], arrays.mask[1:], strict=True)
+        if name is not None
+    }

@@ -1,0 +1,195 @@
+"""The rows of `spt-jax predict`: a line of JSON in, the same line with its answers out.
+
+A line is passed on as it was written, spaces, numbers and escapes included; what is added stands at
+its end. A line that is no such row has its own error and stops no other.
+"""
+
+import json
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, NamedTuple, NoReturn, Protocol
+
+from spt_jax.errors import shorten, suggest
+
+WINDOW = 1024
+"""Lines that are read and sorted by length together; a kill costs the work of one window."""
+
+ADDED = ("output", "outputs", "scores")
+"""The fields that an answered row has more."""
+
+PromptAndText = tuple[str | None, str]
+"""The name of a prompt, None for no prompt, and a text."""
+
+_EXAMPLE = '{"prompt": "name", "text": "..."}'
+_BOM = b"\xef\xbb\xbf"
+
+
+class Answers(Protocol):
+    """What a row is answered with: texts, best first, and a score for each."""
+
+    @property
+    def texts(self) -> Sequence[str]: ...
+    @property
+    def scores(self) -> Sequence[float]: ...
+
+
+class RowPredictor(Protocol):
+    """The part of `spt_jax.predict.Predictor` that files need."""
+
+    def problems(self, rows: Sequence[PromptAndText]) -> Sequence[str | None]: ...
+    def predict(
+        self, rows: Sequence[PromptAndText], row_numbers: Sequence[int] | None = None
+    ) -> Sequence[Answers]: ...
+
+
+class Window(NamedTuple):
+    """Consecutive lines of the input, answered.
+
+    Args:
+        answered: Lines of the output.
+        failed: Lines of the errors file.
+        lines: Read, blank ones included.
+        nbytes: Read.
+    """
+
+    answered: list[bytes]
+    failed: list[bytes]
+    lines: int
+    nbytes: int
+
+
+def answer_lines(
+    lines: Iterable[bytes],
+    predictor: RowPredictor,
+    prompts: Collection[str],
+    *,
+    first: int,
+    window: int,
+    several: bool,
+    scores: bool,
+) -> Iterator[Window]:
+    """Answers lines, `window` of them at a time, in their order.
+
+    What a window gives depends on its lines and their numbers alone, and no more than one is held.
+
+    Args:
+        lines: Of a JSONL file. Blank ones are left out.
+        predictor: Answers the rows of one window.
+        prompts: Names that a row may have.
+        first: Number of the first line, counted from 1; a row that samples draws by its number.
+        window: Lines that are read, and whose rows are answered, together.
+        several: Add `outputs`, all answers of a row.
+        scores: Add `scores`, one for each answer.
+    """
+    lines = iter(lines)
+    while chunk := list(islice(lines, window)):
+        rows, problems = _read(dict(enumerate(chunk, start=first)), predictor, prompts)
+        answers = predictor.predict(list(rows.values()), list(rows)) if rows else ()
+        answered = [
+            _format_row(chunk[number - first], answer, several, scores)
+            for number, answer in zip(rows, answers, strict=True)
+        ]
+        failed = [
+            _format_error(number, chunk[number - first], problems[number])
+            for number in sorted(problems)
+        ]
+        yield Window(answered, failed, len(chunk), sum(map(len, chunk)))
+        first += len(chunk)
+
+
+def _read(
+    lines: Mapping[int, bytes], predictor: RowPredictor, prompts: Collection[str]
+) -> tuple[dict[int, PromptAndText], dict[int, str]]:
+    """The rows that can be answered and the problems of the others, by line number."""
+    rows, problems = {}, {}
+    for number, line in lines.items():
+        try:
+            if line.strip():
+                rows[number] = parse_row(line, prompts)
+        except ValueError as error:
+            problems[number] = str(error)
+    for number, problem in zip(list(rows), predictor.problems(list(rows.values())), strict=True):
+        if problem:
+            problems[number] = problem
+            del rows[number]
+    return rows, problems
+
+
+def parse_row(line: bytes, prompts: Collection[str]) -> tuple[str | None, str]:
+    """The prompt and the text of a line.
+
+    Without the field `prompt` a row has the only prompt, if there are not several; with null it has
+    none.
+
+    Args:
+        line: Of a JSONL file.
+        prompts: The names of those that there are. That of the row need not be one of them.
+
+    Raises:
+        ValueError: The line is no JSON object of that form.
+    """
+    row = _load(line)
+    if not isinstance(row, Mapping):
+        raise ValueError(f"the line is {_show(row)}, expected a JSON object such as {_EXAMPLE}")
+    if taken := [name for name in ADDED if name in row]:
+        raise ValueError(f"the row has a field '{taken[0]}' already; rename it")
+    if "text" not in row:
+        guess = suggest("text", row)
+        raise ValueError(f"the row has no field 'text', expected {_EXAMPLE}{guess}")
+    text, prompt = row["text"], row.get("prompt")
+    if not isinstance(text, str):
+        raise ValueError(f"text is {_show(text)}, expected a string")
+    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ValueError("text has half of a surrogate pair, expected whole characters")
+    if "prompt" not in row:
+        if len(prompts) > 1:
+            raise ValueError(
+                f"the row has no field 'prompt' and {len(prompts)} prompts are given; "
+                f"set it to one of {', '.join(prompts)}, or to null for no prompt"
+            )
+        prompt = next(iter(prompts), None)
+    elif prompt is not None and not isinstance(prompt, str):
+        raise ValueError(f"prompt is {_show(prompt)}, expected a name, or null for no prompt")
+    return prompt, text
+
+
+def _load(line: bytes) -> Any:
+    try:
+        return json.loads(_text(line), parse_constant=_refuse_constant)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the line is not text in UTF-8: {error}") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"the line is not JSON: {error.msg} at character {error.pos + 1}; expected an object "
+            f"such as {_EXAMPLE}"
+        ) from None
+    except RecursionError:
+        raise ValueError("the line is nested too deeply to be read as JSON") from None
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"the line is not JSON: it has {name}, expected a finite number or null")
+
+
+def _format_row(line: bytes, answers: Answers, several: bool, scores: bool) -> bytes:
+    added: dict[str, Any] = {"output": next(iter(answers.texts), None)}
+    if several:
+        added["outputs"] = list(answers.texts)
+    if scores:
+        added["scores"] = [round(x, 6) if math.isfinite(x) else None for x in answers.scores]
+    tail = json.dumps(added, ensure_ascii=False, allow_nan=False)
+    return f"{_text(line)[:-1].rstrip()}, {tail[1:]}\n".encode()
+
+
+def _format_error(number: int, line: bytes, message: str) -> bytes:
+    row = line.decode(errors="replace").strip()
+    return (json.dumps({"line": number, "error": message, "row": row}) + "\n").encode()
+
+
+def _text(line: bytes) -> str:
+    return line.removeprefix(_BOM).decode().strip()
+
+
+def _show(value: Any) -> str:
+    return shorten(json.dumps(value), 40)

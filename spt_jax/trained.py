@@ -1,0 +1,66 @@
+"""Trained runs as models: the backbone of a run, or of several that share it, and their prompts."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax.numpy as jnp
+
+from spt_jax.backbone import Backbone, load_backbone
+from spt_jax.bank import PromptBank, load_bank
+from spt_jax.config import TrainConfig, from_dict
+from spt_jax.prompt_file import load_prompt, require_same_model
+from spt_jax.runfolder import RunFolder
+from spt_jax.typing import Params
+
+
+def load_run(run: Path) -> tuple[TrainConfig, Backbone, Params]:
+    """A trained run: its config, its backbone, and the params of its best step.
+
+    Raises:
+        FileNotFoundError: The folder holds no run, or one that has not been evaluated yet.
+        ValueError: The backbone is not the one that the prompt was trained on.
+    """
+    folder = RunFolder(run)
+    config = _read_config(run)
+    tuned = config.tune == "model"
+    model = str(folder.model_folder) if tuned else config.model
+    backbone = load_backbone(model, dtype=config.dtype)
+    params = {"t5": backbone.params}
+    if config.prompt is not None:
+        prompt, metadata = load_prompt(folder.prompt_file)
+        require_same_model(metadata, backbone, folder.prompt_file, tuned=tuned)
+        params["prompt"] = jnp.asarray(prompt)
+    return config, backbone, params
+
+
+def load_runs(runs: Sequence[Path]) -> tuple[list[TrainConfig], Backbone, PromptBank]:
+    """Trained runs that share one frozen model: their configs, the model, and their prompts.
+
+    Returns:
+        In the bank, each prompt has the path of its run as its name.
+
+    Raises:
+        FileNotFoundError: A folder holds no run, or one that has not been evaluated yet.
+        ValueError: No run or the same run twice, or runs without a model in common.
+    """
+    if not runs:
+        raise ValueError("no run is given, expected the folders of one or more")
+    configs = [_read_config(run) for run in runs]
+    for number, (run, config) in enumerate(zip(runs, configs)):
+        if run in runs[:number]:
+            raise ValueError(f"run '{run}' is given twice; give each run once")
+        if config.tune == "model":
+            raise ValueError(
+                f"run '{run}' tuned the model, so it shares no frozen one; evaluate it alone"
+            )
+        if config.dtype != configs[0].dtype:
+            raise ValueError(
+                f"run '{run}' computes in {config.dtype} but '{runs[0]}' in {configs[0].dtype}; "
+                "evaluate them apart"
+            )
+    backbone = load_backbone(configs[0].model, dtype=configs[0].dtype)
+    return configs, backbone, load_bank(backbone, {str(run): run for run in runs})
+
+
+def _read_config(run: Path) -> TrainConfig:
+    return from_dict(TrainConfig, RunFolder(run).read_config())

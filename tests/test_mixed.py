@@ -1,0 +1,96 @@
+"""A row among rows of other prompts gives what it gives with its own prompt, right in front."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from decoding import MODEL, make_params
+
+from spt_jax.bank import PromptBank
+from spt_jax.decode import answer_log_probs
+from spt_jax.decode_config import DecodeConfig
+from spt_jax.forward import forward
+from spt_jax.generation import generate
+from spt_jax.predict import generate_mixed
+
+LENGTHS = np.linspace(1, 100, 16).astype(int).tolist()
+ROWS, TEXT, TARGET = 24, 9, 4
+PARAMS = make_params(eos=1.5)
+logits = jax.jit(functools.partial(forward, MODEL))
+
+
+@jax.jit
+def mixed_logits(arrays, task_ids, inputs, targets):
+    params, mask = arrays.prompted(PARAMS, task_ids)
+    return forward(MODEL, params, inputs, targets, prompt_mask=mask)
+
+
+def draw_rows(rng, tasks):
+    """Texts of 1 to TEXT tokens with targets, and the task of each row; 0 is none."""
+    ids = rng.integers(3, 30, (ROWS, TEXT + TARGET)).astype(np.int32)
+    ids[:, :TEXT] *= np.arange(TEXT) < rng.integers(1, TEXT + 1, ROWS)[:, None]
+    return ids[:, :TEXT], ids[:, TEXT:], rng.integers(0, tasks + 1, ROWS).astype(np.int32)
+
+
+def draw_bank(rng, lengths):
+    """Prompts of these lengths, and the bank that has them as tasks 1, 2, ..."""
+    prompts = [rng.standard_normal((length, 16)).astype(np.float32) for length in lengths]
+    named = {str(task): prompt for task, prompt in enumerate(prompts, 1)}
+    return [None, *prompts], PromptBank.from_prompts(named, 16, capacity=16, length=100)
+
+
+def alone(prompt):
+    """The params of one prompt for all rows, as in training."""
+    return PARAMS if prompt is None else {**PARAMS, "prompt": prompt}
+
+
+# The first seed has all 16 lengths and rows of every task, the others what they draw.
+@pytest.mark.parametrize("seed", range(6))
+def test_rows_of_a_mixed_batch_are_those_of_each_task_alone(seed):
+    rng = np.random.default_rng(seed)
+    lengths = LENGTHS if seed == 0 else rng.choice(LENGTHS, rng.integers(1, 17)).tolist()
+    prompts, bank = draw_bank(rng, lengths)
+    inputs, targets, task_ids = draw_rows(rng, len(lengths))
+    if seed == 0:
+        task_ids = rng.permutation(np.arange(ROWS) % 17).astype(np.int32)
+    mixed = mixed_logits(bank.arrays, task_ids, inputs, targets)
+    for task in np.unique(task_ids):
+        expected = logits(alone(prompts[task]), inputs, targets)
+        rows = task_ids == task
+        tolerance = 1e-5 * np.abs(expected).max()
+        np.testing.assert_allclose(mixed[rows], expected[rows], rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(
+    "config", [DecodeConfig(), DecodeConfig(num_beams=3, num_results=2)], ids=["greedy", "beams"]
+)
+def test_answers_of_a_mixed_batch_are_those_of_each_task_alone(config):
+    rng = np.random.default_rng(7)
+    prompts, bank = draw_bank(rng, (1, 40, 100))
+    inputs, _, task_ids = draw_rows(rng, 3)
+    ids, scores = generate_mixed(
+        MODEL, PARAMS, bank.arrays, task_ids, inputs, config, length=TARGET
+    )
+    by_task = jax.jit(functools.partial(generate, MODEL, config=config, length=TARGET))
+    seen = set()
+    for task, prompt in enumerate(prompts):
+        expected, their_scores = by_task(alone(prompt), inputs)
+        rows = task_ids == task
+        np.testing.assert_array_equal(ids[rows], expected[rows])
+        np.testing.assert_allclose(scores[rows], their_scores[rows], rtol=1e-4)
+        seen.add(np.asarray(expected).tobytes())
+    assert len(seen) == 4  # the prompts matter
+
+
+def test_each_row_ranks_its_own_answers():
+    rng = np.random.default_rng(8)
+    inputs = draw_rows(rng, 1)[0][:4]
+    answers = rng.integers(3, 30, (4, 3, 5)).astype(np.int32)
+    answers[:, :, 3:] = 0
+    ranked = jax.jit(functools.partial(answer_log_probs, MODEL))
+    own = ranked(PARAMS, inputs, answers)
+    assert own.shape == (4, 3)
+    for row in range(4):
+        shared = ranked(PARAMS, inputs, answers[row])
+        np.testing.assert_allclose(own[row], shared[row], rtol=1e-5)
