@@ -18,7 +18,8 @@ import jax
 from study.archive import pack, unpack
 from study.baselines import score_baselines
 from study.datasets import DATASETS, convert, task_config
-from study.grid import MODEL, PROMPT, Run, Settings, Sweep, expected_minutes, plan
+from study.ensembles import score_ensembles
+from study.grid import MODEL, PROMPT, Ensembles, Run, Settings, Sweep, expected_minutes, plan
 from study.report import Study, write_report
 from study.runs import Origin, collect, minutes, speed_scale, state_of, train_all
 from study.tables import by_task
@@ -45,6 +46,7 @@ SWEEP = Sweep(
     lengths=(1, 5, 20, 50, 100),
     inits=("class_labels", "sampled_vocab", "uniform_paper", "uniform_official"),
 )
+ENSEMBLES = Ensembles(tasks=("library", "sst2"), seeds=(0, 1, 2, 3, 4))
 EXTRA = {"matplotlib": "matplotlib", "sklearn": "scikit-learn"}  # module -> what installs it
 
 
@@ -67,7 +69,8 @@ def _main(argv: Sequence[str]) -> int:
     tasks = {name: TaskConfig(name=name) for name in task_names()}
     tasks |= {name: task_config(name, workdir / "data") for name in DATASETS if data}
     chosen = _only(flags.only, tasks)
-    runs = plan(tasks, SETTINGS, SWEEP, seeds, workdir, model=flags.model, steps=flags.steps)
+    common = dict(ensembles=ENSEMBLES, model=flags.model, steps=flags.steps)
+    runs = plan(tasks, SETTINGS, SWEEP, seeds, workdir, **common)
     model = describe(flags.model, 1)
     archive = Path(flags.output).with_suffix(".jsonl")
     unpack(archive, workdir)
@@ -98,6 +101,7 @@ def _main(argv: Sequence[str]) -> int:
         failed += train_all(chosen_runs, states, command, overwrite=flags.overwrite)
 
     records = collect(known, origin)
+    ensembles = score_ensembles(records, ENSEMBLES.tasks, len(ENSEMBLES.seeds))
     pack(records, workdir, archive)
     finished = {record.run.folder for record in records}
     titles = {name: dataset.title for name, dataset in DATASETS.items()}
@@ -106,6 +110,7 @@ def _main(argv: Sequence[str]) -> int:
         records=records,
         missing=[run for run in runs if run.folder not in finished],
         sweep=SWEEP,
+        ensembles=ensembles,
         seeds=seeds,
         model=model,
         left_out=[] if data else list(titles.values()),

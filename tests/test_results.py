@@ -30,9 +30,12 @@ def from_scripts(*names):
         sys.path.remove(SCRIPTS)
 
 
-results, archive, baselines, datasets, figures, grid, report, runs, tables = from_scripts(
-    *("results", "study.archive", "study.baselines", "study.datasets"),
-    *("study.figures", "study.grid", "study.report", "study.runs", "study.tables"),
+results, archive, baselines, datasets, ensembles = from_scripts(
+    *("results", "study.archive", "study.baselines", "study.datasets", "study.ensembles")
+)
+figures, grid, report, runs, tables = from_scripts(
+    *("study.figures", "study.grid", "study.report", "study.runs", "study.tables")
+)
 )
 
 WITHOUT_EXTRA = [name for name in results.EXTRA if importlib.util.find_spec(name) is None]
@@ -45,6 +48,7 @@ TABLE = {
     ("b", "prompt_tuning"): grid.Settings(30, 0.2, 5, 4, 32, 4, 10),
 }
 SWEEP = grid.Sweep(("a", "absent"), (1, 5), ("class_labels", "uniform_paper"))
+NO_ENSEMBLES = grid.Ensembles((), ())
 FINGERPRINT = "f" * 64
 ROWS = {"train": 80, "dev": 10, "test": 10}
 ORIGIN = runs.Origin(FINGERPRINT, {"a": ROWS, "b": ROWS})
@@ -153,7 +157,8 @@ def test_a_converted_dataset_loses_no_row(data_dir, tmp_path, name, rows):
 
 def make_plan(workdir, seeds=(0, 1), **options):
     tasks = {"a": TaskConfig(name="library"), "b": TaskConfig(name="library")}
-    return grid.plan(tasks, TABLE, SWEEP, seeds, workdir, model="spt-nano", **options)
+    options = {"ensembles": NO_ENSEMBLES, "model": "spt-nano"} | options
+    return grid.plan(tasks, TABLE, SWEEP, seeds, workdir, **options)
 
 
 def test_a_plan_has_every_method_and_seed_once_and_in_a_folder_of_its_own(tmp_path):
@@ -340,6 +345,41 @@ def test_archived_runs_are_finished_without_their_folders(tmp_path, monkeypatch)
     assert planned[0].folder.joinpath("result.json").read_text() == "{}"
 
 
+def test_an_ensemble_is_of_all_its_members_and_scored_once(tmp_path, monkeypatch):
+    wanted = grid.Ensembles(("b", "absent"), (0, 5, 6))
+    planned = make_plan(tmp_path, (0,), ensembles=wanted)
+    members = [run for run in planned if run.method == "ensemble"]
+    assert [(run.task, run.seed) for run in members] == [("b", 5), ("b", 6)]
+    assert {run.config.prompt for run in members} == {planned[2].config.prompt}
+    monkeypatch.setattr(runs, "fit", fake_fit([]))
+    assert train(planned) == []
+    records, calls = runs.collect(planned, ORIGIN), []
+
+    def evaluate(folders, split, by="vote"):
+        calls.append(by)
+        assert [str(folder)[-5:] for folder in folders] == ["seed0", "seed5", "seed6"]
+        return {"average": 50.0, "best": 51.0, "ensemble": {"vote": 52.0, "log_probs": 53.0}[by]}
+
+    monkeypatch.setattr(ensembles, "evaluate_ensemble", evaluate)
+    assert ensembles.score_ensembles(records, wanted.tasks, 3) == {}  # without their prompts
+    for run in planned:
+        RunFolder(run.folder).prompt_file.touch()
+    assert ensembles.score_ensembles(records[:-1], wanted.tasks, 3) == {} and calls == []
+    found = ensembles.score_ensembles(records, wanted.tasks, 3)
+    assert found == ensembles.score_ensembles(records, wanted.tasks, 3)
+    assert calls == ["vote", "log_probs"]
+    facts = {"b": {"label_words": ["x"], "majority_score": 50.0}}
+    text = tables.ensemble_table(tables.by_task(records, facts, {}, 1), found)
+    assert text.endswith("| b | 3 | 50.0 | 51.0 | 52.0 | 53.0 |\n")
+    records[0].result["score"] += 1  # of another task
+    ensembles.score_ensembles(records, wanted.tasks, 3)
+    assert len(calls) == 2
+    changed = next(r for r in records if r.run == members[0])
+    changed.result["score"] += 1
+    ensembles.score_ensembles(records, wanted.tasks, 3)
+    assert len(calls) == 4
+
+
 def test_an_archive_of_something_else_is_named_with_its_line(tmp_path):
     (tmp_path / "results.jsonl").write_text('{"run": "a"}\n')
     with pytest.raises(ValueError, match="results.jsonl, line 1 is no archived run .*restore the"):
@@ -353,7 +393,8 @@ def make_results(tmp_path, monkeypatch, seeds=(0, 1), name="a", asked=None, **sc
     """The results of task `name`, with these scores at seed 0 and one point more a seed."""
     tasks = {name: TaskConfig(name="library")}
     sweep = SWEEP._replace(tasks=(name,))
-    planned = grid.plan(tasks, TABLE, sweep, seeds, tmp_path / name, model="spt-nano")
+    options = {"ensembles": NO_ENSEMBLES, "model": "spt-nano"}
+    planned = grid.plan(tasks, TABLE, sweep, seeds, tmp_path / name, **options)
     planned = [run for run in planned if run.method in scores]
     monkeypatch.setattr(runs, "fit", fake_fit([], scores=scores))
     origin = runs.Origin(FINGERPRINT, {name: ROWS})
@@ -481,6 +522,7 @@ def write_study(tmp_path, monkeypatch, **changes):
         records=records,
         missing=[],
         sweep=SWEEP,
+        ensembles={},
         seeds=(0, 1),
         model={"model": "spt-nano", "frozen_params": 5_377_792, "fingerprint": FINGERPRINT},
         left_out=[],
@@ -540,6 +582,7 @@ def two_tasks(monkeypatch):
     monkeypatch.setattr(results, "task_names", lambda: ["library", "other"])
     monkeypatch.setattr(results, "load_task", lambda config: task)
     monkeypatch.setattr(results, "describe", describe_tiny)
+    monkeypatch.setattr(results, "ENSEMBLES", NO_ENSEMBLES)
     for split in ROWS:
         monkeypatch.setitem(ROWS, split, 3)
     monkeypatch.setattr(results.jax.config, "update", lambda *args: None)

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from spt_jax.runfolder import RunFolder
 from spt_jax.runlog import read_log, write_atomic
+from study import ensembles
 from study.runs import Record
 
-FILES = ("config.yaml", "manifest.json", "result.json", "measured.json")
+FILES = ("config.yaml", "manifest.json", "result.json", "measured.json", ensembles.FILE)
 
 
 def pack(records: Sequence[Record], workdir: Path, file: Path) -> None:

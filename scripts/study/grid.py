@@ -1,7 +1,8 @@
 """Which runs the results are made of: a task, a method and a seed, each with its whole config.
 
-The methods are prompt tuning, the paper's model tuning, and prompt tuning with one thing changed
-(its length, or where it starts). Invariant: runs that share a method differ in task and seed alone.
+The methods are prompt tuning, the paper's model tuning, prompt tuning with one thing changed (its
+length, or where it starts), and more prompts for ensembles. Invariant: runs that share a method
+differ in task and seed alone.
 """
 
 import dataclasses
@@ -21,6 +22,7 @@ from spt_jax.config import (
 )
 
 PROMPT, MODEL = "prompt_tuning", "model_tuning"
+MEMBER = "ensemble"  # prompt tuning with seeds beside those asked for
 BUCKETS = (32, 48, 64, 96)
 DEV_ROWS = 500
 """First rows of dev that a step is chosen by; test is always scored whole."""
@@ -48,6 +50,13 @@ class Sweep(NamedTuple):
     tasks: tuple[str, ...]
     lengths: tuple[int, ...]
     inits: tuple[str, ...]
+
+
+class Ensembles(NamedTuple):
+    """Tasks whose prompts are combined, and the seeds of these prompts."""
+
+    tasks: tuple[str, ...]
+    seeds: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -91,6 +100,7 @@ def plan(
     seeds: Sequence[int],
     workdir: Path,
     *,
+    ensembles: Ensembles,
     model: str,
     steps: int | None = None,
 ) -> list[Run]:
@@ -102,12 +112,15 @@ def plan(
         sweep: The runs of the figures.
         seeds: The unprompted model is scored in the run of the first one.
         workdir: Folder of all runs.
+        ensembles: Prompts that are trained beside those of `seeds`.
         model: The backbone.
         steps: Of every run; those of the table by default.
     """
     runs = []
 
-    def add(name: str, method: str, settings: Settings, init: str) -> None:
+    def add(
+        name: str, method: str, settings: Settings, init: str, seeds: Sequence[int] = seeds
+    ) -> None:
         common = _config(tasks[name], method, settings, init, model)
         for seed in seeds:
             baselines = method == PROMPT and seed == seeds[0]
@@ -129,6 +142,10 @@ def plan(
             for init in sweep.inits:
                 if init != first:
                     add(name, init_method(init), settings, init)
+    more = [seed for seed in ensembles.seeds if seed not in seeds]
+    for name in ensembles.tasks:
+        if name in tasks:
+            add(name, MEMBER, settings_of(table, name, PROMPT, steps), first, more)
     return runs
 
 

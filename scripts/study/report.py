@@ -19,6 +19,7 @@ from study.tables import (
     SHARE_GOAL,
     TaskResults,
     cost_table,
+    ensemble_table,
     goal_table,
     method_table,
     score_table,
@@ -41,6 +42,12 @@ On a built-in classification the prompt should gain {GAIN_GOAL:g} points over th
 rounded after they are compared.
 """
 
+ENSEMBLES = """\
+Prompts of one task, trained with different seeds, answer every row in one batch on one model.
+*average* and *best* are theirs, the best by these very rows; *vote* is what most of them write;
+*log_probs* is the label word that they find likeliest on average.
+"""
+
 TASKS = """\
 *seen*: test rows whose input is word for word that of a train row. *cut*: test inputs that are
 longer than the model was given.
@@ -61,6 +68,7 @@ class Study:
         records: All finished runs.
         missing: The runs that are not finished.
         sweep: The lengths and inits of the figures.
+        ensembles: Task -> what `score_ensembles` gives.
         seeds: Those asked for.
         model: What `describe` says of the backbone.
         left_out: Titles of datasets for which no folder was given.
@@ -70,6 +78,7 @@ class Study:
     records: Sequence[Record]
     missing: Sequence[Run]
     sweep: Sweep
+    ensembles: Mapping[str, Mapping]
     seeds: Sequence[int]
     model: Mapping
     left_out: Sequence[str]
@@ -81,6 +90,8 @@ def write_report(study: Study, file: Path) -> None:
     parts = [*_opening(study, notes), "## Scores\n", score_table(study.results), COLUMNS]
     parts += ["## Goals\n", GOALS, goal_table(study.results)]
     parts += _sweeps(study, file.parent / "figures")
+    if study.ensembles:
+        parts += ["## Ensembles\n", ensemble_table(study.results, study.ensembles), ENSEMBLES]
     if notes.is_file():
         parts += ["## What to make of it\n", notes.read_text(encoding="utf-8")]
     parts += ["## Tasks\n", task_table(study.results), TASKS]

@@ -161,6 +161,24 @@ def goal(task: TaskResults) -> tuple[str, str]:
     return text, f"no: {' and '.join(missed)}" if missed else "yes"
 
 
+def ensemble_table(results: Sequence[TaskResults], ensembles: Mapping[str, Mapping]) -> str:
+    """Every ensemble beside the prompts that it is made of."""
+
+    def show(value: float | None) -> str:
+        return DASH if value is None else f"{value:.1f}"
+
+    rows = [
+        [
+            task.title,
+            str(len(found["alone"])),
+            *(show(found[name]) for name in ("average", "best", "vote", "log_probs")),
+        ]
+        for task in results
+        if (found := ensembles.get(task.name)) is not None
+    ]
+    return table(("task", "prompts", "average", "best", "vote", "log_probs"), rows)
+
+
 def method_table(results: Sequence[TaskResults], first: str, methods: Mapping[str, str]) -> str:
     """Scores of some methods side by side.
 
