@@ -19,31 +19,39 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["spt_jax", "spt_jax.*"]), "spt_jax.configs"],
     package_dir={"spt_jax.configs": "configs"},  # `--config quickstart` works without a checkout
-    package_data={"spt_jax": ["backbones/**/*"], "spt_jax.configs": ["*.yaml"]},
+    package_data={"spt_jax": ["backbones/**/*"], "spt_jax.configs": ["*.yaml", "*/*.yaml"]},
     entry_points={"console_scripts": ["spt-jax = spt_jax.cli:main"]},
     install_requires=[
         "docstring-parser>=0.17",
         "flax>=0.12",
         "grain>=0.2.18",
+        "huggingface-hub>=1.0",  # models by their Hub id
         "jax>=0.10",
         "jaxtyping>=0.3",
         "jsonargparse>=4.53",
+        "ml-dtypes>=0.5",  # bfloat16 in numpy; comes with jax
         "numpy>=2.0",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12",
+        "pyarrow>=18.0",  # Parquet
         "pyyaml>=6.0",
         "rich>=14.0",
         "safetensors>=0.7",
+        "tensorstore>=0.1.70",  # T5X checkpoints, local and remote; comes with orbax-checkpoint
         "tokenizers>=0.22",
         # Sources of text: the built-in task reads their docstrings, and nothing imports them.
-        "huggingface-hub>=1.0",
         "scipy>=1.14",
         "tensorflow-datasets>=4.9",
+        "importlib-resources>=6.0",  # which tensorflow-datasets imports without saying so
         "transformers>=5.0",
     ],
     extras_require={
         "test": ["pyright>=1.1.400", "pytest>=8.4", "pytest-xdist>=3.8", "ruff>=0.12"],
-        "parity": ["peft>=0.18", "torch>=2.9"],
+        "parity": ["peft>=0.18", "sentencepiece>=0.2", "torch>=2.9"],
+        "torch": ["torch>=2.9"],  # models that have a pytorch_model.bin and no safetensors
+        "hub": ["datasets>=4.0"],  # tasks of the papers from the Hub
+        "tfds-prepare": ["tensorflow-cpu>=2.18"],  # once, for builders that import it; not to train
+        "tensorboard": ["tensorboardX>=2.6"],  # log.tensorboard
         "results": ["matplotlib>=3.9", "scikit-learn>=1.6"],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],

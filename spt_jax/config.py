@@ -56,11 +56,17 @@ class PromptConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskConfig:
-    """The task: a built-in one by name, or a file of your own.
+    """The task: a built-in one or one of the papers by name, or a file of your own.
 
     Args:
-        name: A built-in task (see `spt-jax train --task.name=?`), or a title for your own.
-        source: Training rows: a .jsonl, .csv or .tsv file with a field per column.
+        name: A task (see `spt-jax train --task.name=?`), or a title for your own.
+        origin: Where the rows of a task of the papers come from: `tfds`, `hub`, or a folder with
+            train.jsonl and validation.jsonl (.csv, .tsv, .parquet) in the dataset's columns.
+        prefix: Begin the inputs of a task of the papers with its name, as T5's own tasks do. The
+            paper's prompts were trained without.
+        dev_from_train: Choose the best step of a task of the papers on rows taken from train, where
+            the paper chooses it on those that it reports, because the test labels are hidden.
+        source: Training rows: a .jsonl, .csv, .tsv or .parquet file with a field per column.
         dev_source: Rows to choose the best step by; taken from `source` by a hash where not given.
         test_source: Rows for the final score; taken from `source` by a hash where not given.
         template: Input text of a row, such as '{sentence}' or 'question: {q} context: {c}'.
@@ -71,6 +77,9 @@ class TaskConfig:
     """
 
     name: str | None = None
+    origin: str = "tfds"
+    prefix: bool = False
+    dev_from_train: bool = False
     source: str | None = None
     dev_source: str | None = None
     test_source: str | None = None
@@ -235,11 +244,13 @@ class LogConfig:
         every: Steps between lines of the log.
         checkpoint_every: Steps between checkpoints; one is also written at every evaluation.
         keep: Checkpoints kept.
+        tensorboard: Write TensorBoard's event files too, in the run's folder `events`.
     """
 
     every: int = 50
     checkpoint_every: int = 1000
     keep: int = 3
+    tensorboard: bool = False
 
     def __post_init__(self):
         for name in ("every", "checkpoint_every", "keep"):
@@ -252,7 +263,8 @@ class TrainConfig:
     """One training run: a prompt for a frozen T5, or (`tune: model`) the whole T5.
 
     Args:
-        model: A bundled backbone by name, or the folder of one.
+        model: A bundled backbone by name, a folder of ours, of transformers or of T5X, or a Hub
+            id such as google/t5-large-lm-adapt.
         task: What to learn.
         prompt: The soft prompt; null for none (with `tune: model`).
         tune: `prompt` trains the prompt alone; `model` trains every weight, the paper's baseline.

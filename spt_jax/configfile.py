@@ -17,10 +17,11 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def bundled_configs() -> dict[str, Path]:
-    """The configs that come with the package, by name."""
+    """The configs that come with the package, by name, such as `quickstart` or `paper/boolq`."""
     installed, checkout = _PACKAGE / "configs", _PACKAGE.parent / "configs"
     folder = installed if installed.is_dir() else checkout
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    paths = [*sorted(folder.glob("*.yaml")), *sorted(folder.glob("*/*.yaml"))]
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
 
 
 def find_config(name: str) -> Path:

@@ -1,4 +1,4 @@
-"""The one exception of our own, and the hint that many messages end with."""
+"""The exceptions of our own, and what many messages are made of."""
 
 import difflib
 from collections.abc import Iterable
@@ -12,8 +12,21 @@ class RunError(RuntimeError):
     """
 
 
+class FailedRows(RunError):
+    """The run is finished, but some rows could not be answered: exit code 3.
+
+    The same command, given again, would not answer them either.
+    """
+
+
 def suggest(given: str, known: Iterable[str]) -> str:
     """` (did you mean 'x'?)` with the known name that is most like the given one, or nothing."""
     by_lower = {name.lower(): name for name in known}
     close = difflib.get_close_matches(given.lower(), by_lower, n=1)
     return f" (did you mean '{by_lower[close[0]]}'?)" if close else ""
+
+
+def shorten(text: str, length: int = 60) -> str:
+    """A value for a message: one line of at most `length` characters."""
+    text = " ".join(text.split())
+    return text if len(text) <= length else text[: length - 3] + "..."

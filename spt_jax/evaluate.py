@@ -1,8 +1,6 @@
-"""Scores of a model, with or without a prompt, on the rows of a split.
+"""Evaluation: of a model on rows, and of trained runs on a split of their tasks.
 
-`score` is exact match of greedy generation, 0 to 100: an output that is no label word is wrong
-(Lester et al. 2021). `rank_score` takes the most likely label word instead, so that a model which
-never writes a legal label is still told from one that knows nothing.
+What the scores are is said in `scores.py`.
 """
 
 import dataclasses
@@ -10,80 +8,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from spt_jax.backbone import Backbone, load_backbone
-from spt_jax.config import DataConfig, TrainConfig, from_dict
-from spt_jax.data.pipeline import TokenizedSplit, eval_batches, tokenize_split
-from spt_jax.data.tasks import Example, load_task
-from spt_jax.decode import answer_log_probs, greedy
-from spt_jax.metrics import exact_match, invalid_share
-from spt_jax.prompt_file import load_prompt
-from spt_jax.runfolder import RunFolder
-from spt_jax.tokenizer import Tokenizer
+from spt_jax.backbone import Backbone
+from spt_jax.bank import PromptBank
+from spt_jax.config import DataConfig, TaskConfig, TrainConfig
+from spt_jax.data.example import Example, Task
+from spt_jax.data.paper_splits import paper_task_names
+from spt_jax.data.pipeline import TokenizedSplit, tokenize_split
+from spt_jax.data.tasks import load_task, load_test
+from spt_jax.errors import suggest
+from spt_jax.predict import Predictor
+from spt_jax.scores import Outputs, Scores, TaskRows, answer_tasks, score
+from spt_jax.trained import load_run, load_runs
 from spt_jax.typing import Params
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What an evaluation gives.
-
-    Args:
-        score: Exact match of what was generated, 0 to 100.
-        rank_score: Exact match of the most likely label word; None for free text.
-        invalid: Percentage of outputs that are no label word; None for free text.
-        rows: How many rows were scored.
-        predictions: What was generated, in the order of the rows.
-    """
-
-    score: float
-    rank_score: float | None
-    invalid: float | None
-    rows: int
-    predictions: tuple[str, ...]
-
-    def to_dict(self) -> dict:
-        """The numbers, without the predictions."""
-        numbers = {"score": self.score, "rank_score": self.rank_score, "invalid": self.invalid}
-        return {**numbers, "rows": self.rows}
-
-
-def encode_answers(label_words: Sequence[str], tokenizer: Tokenizer, length: int) -> np.ndarray:
-    """Label words as int32[W, U] with EOS, padded with 0.
-
-    Raises:
-        ValueError: A word has tokens unknown to the tokenizer, is longer than `length` with its
-            EOS, or two words are the same tokens.
-    """
-    rows = [[*tokenizer.encode(word), tokenizer.eos_id] for word in label_words]
-    for word, row in zip(label_words, rows, strict=True):
-        if tokenizer.unk_id in row:
-            raise ValueError(
-                f"label word '{word}' has characters that the tokenizer does not know; "
-                "map it to another word by task.label_words"
-            )
-        if len(row) > length:
-            raise ValueError(
-                f"label word '{word}' has {len(row)} tokens with its end marker but "
-                f"data.targets_length is {length}; set data.targets_length to {len(row)} or more"
-            )
-        first = label_words[rows.index(row)]
-        if first != word:
-            raise ValueError(
-                f"label words '{first}' and '{word}' are the same tokens; "
-                "map one to another word by task.label_words"
-            )
-    answers = np.zeros((len(rows), max(map(len, rows))), np.int32)
-    for number, row in enumerate(rows):
-        answers[number, : len(row)] = row
-    return answers
-
-
-# Jitted once for the process: evaluations of one model share their compilations.
-_greedy = jax.jit(greedy, static_argnums=0, static_argnames="length")
-_answer_log_probs = jax.jit(answer_log_probs, static_argnums=0)
 
 
 def evaluate(
@@ -94,6 +30,7 @@ def evaluate(
     *,
     label_words: Sequence[str] | None,
     batch_size: int,
+    metrics: Sequence[str] = ("accuracy",),
     max_rows: int | None = None,
 ) -> Scores:
     """Generates an answer for every row, ranks the label words, and scores both.
@@ -105,6 +42,7 @@ def evaluate(
         data: Buckets, and the most tokens an answer may have.
         label_words: The answers that count; None for free text.
         batch_size: Rows at a time.
+        metrics: Of the task; their mean is the score.
         max_rows: Use only the first rows.
     """
     if max_rows is not None:
@@ -114,93 +52,173 @@ def evaluate(
             inputs=split.inputs[:max_rows],
             targets=split.targets[:max_rows],
         )
-    targets = [example.targets for example in split.examples]
-    words = label_words or ()
-    answers = encode_answers(words, backbone.tokenizer, data.targets_length) if words else None
-    predictions: list[str] = [""] * len(targets)
-    ranked: list[str] = [""] * len(targets)
-    for indices, batch in eval_batches(split, data, batch_size):
-        ids = _greedy(backbone.model, params, batch["inputs"], length=data.targets_length)
-        if answers is not None:
-            log_probs = _answer_log_probs(backbone.model, params, batch["inputs"], answers)
-            best = np.argmax(np.asarray(log_probs), axis=1)
-            for row, index in enumerate(indices):
-                ranked[index] = words[best[row]]
-        for row, index in zip(np.asarray(ids), indices, strict=False):  # rows behind are padding
-            predictions[index] = backbone.tokenizer.decode(row.tolist())
-    return Scores(
-        score=exact_match(predictions, targets),
-        rank_score=exact_match(ranked, targets) if words else None,
-        invalid=invalid_share(predictions, words) if words else None,
-        rows=len(targets),
-        predictions=tuple(predictions),
-    )
+    bank, name = _bank_of(backbone, params)
+    rows = TaskRows(split, label_words, data.targets_length, name, metrics)
+    [outputs] = answer_tasks(backbone, {"t5": params["t5"]}, bank, [rows], data, batch_size)
+    return score(rows, outputs)
 
 
-def load_run(run: Path) -> tuple[TrainConfig, Backbone, Params]:
-    """A trained run: its config, its backbone, and the params of its best step.
-
-    Raises:
-        FileNotFoundError: The folder holds no run, or one that has not been evaluated yet.
-        ValueError: The backbone is not the one that the prompt was trained on.
-    """
-    folder = RunFolder(run)
-    config = from_dict(TrainConfig, folder.read_config())
-    tuned = config.tune == "model"
-    model = str(folder.model_folder) if tuned else config.model
-    backbone = load_backbone(model, dtype=config.dtype)
-    params = {"t5": backbone.params}
-    if config.prompt is not None:
-        prompt, metadata = load_prompt(folder.prompt_file)
-        require_same_model(metadata, backbone, folder.prompt_file, tuned=tuned)
-        params["prompt"] = jnp.asarray(prompt)
-    return config, backbone, params
+def _bank_of(backbone: Backbone, params: Params) -> tuple[PromptBank, str | None]:
+    """The prompt of `params` in a bank, and its name there; None where there is no prompt."""
+    prompts = {"prompt": params["prompt"]} if "prompt" in params else {}
+    bank = PromptBank.from_prompts(prompts, backbone.model.config.d_model)
+    return bank, next(iter(prompts), None)
 
 
-def require_same_model(
-    metadata: dict[str, str], backbone: Backbone, file: Path, *, tuned: bool = False
-) -> None:
-    """Raises ValueError where a prompt file was trained for another backbone.
+def evaluate_run(
+    run: Path, split: str = "test", *, task: str | None = None, origin: str | None = None
+) -> dict:
+    """Scores a trained run at its best step.
 
     Args:
-        metadata: Of the prompt file.
-        backbone: The one that is loaded.
-        file: For the message.
-        tuned: The backbone was trained together with the prompt, so only its width must fit.
+        run: Its folder.
+        split: `train`, `dev` or `test`.
+        task: Another task of the papers, whose test rows are scored without any more training.
+        origin: Where those are read from, as `task.origin`; that of the run by default.
+
+    Raises:
+        FileNotFoundError: The folder holds no run, or a file of the other task is missing.
+        ValueError: The split or the task is unknown.
     """
-    trained_on = metadata.get("fingerprint")
-    if not tuned and trained_on is not None and trained_on != backbone.fingerprint:
-        raise ValueError(
-            f"prompt {file} was trained on model '{metadata.get('model')}' with fingerprint "
-            f"{trained_on[:12]} but '{backbone.name}' has {backbone.fingerprint[:12]}; "
-            "load that model instead"
-        )
-
-
-def evaluate_run(run: Path, split: str) -> dict:
-    """Scores a trained run at its best step on `train`, `dev` or `test`."""
     config, backbone, params = load_run(run)
-    task = load_task(config.task)
-    if split not in task.splits:
-        raise ValueError(f"unknown split '{split}'; expected one of {', '.join(task.splits)}")
-    rows = tokenize_split(task.splits[split], backbone.tokenizer, config.data)
+    if task is None:
+        return _evaluate_on(load_task(config.task), split, config, backbone, params)
+    if task not in paper_task_names() or split != "test":
+        raise ValueError(
+            f"split '{split}' of task '{task}' is given; expected the test split of one of "
+            f"{', '.join(paper_task_names())}{suggest(task, paper_task_names())}"
+        )
+    other = TaskConfig(name=task, origin=origin or config.task.origin, prefix=config.task.prefix)
+    return _evaluate_on(load_test(other), "test", config, backbone, params)
+
+
+def _evaluate_on(
+    task: Task, split: str, config: TrainConfig, backbone: Backbone, params: Params
+) -> dict:
     scores = evaluate(
         backbone,
         params,
-        rows,
+        tokenize_split(_examples(task, split), backbone.tokenizer, config.data),
         config.data,
         label_words=task.label_words,
         batch_size=config.eval.batch_size,
+        metrics=task.metrics,
     )
     return {"task": task.name, "split": split, **scores.to_dict()}
 
 
-def predict_run(run: Path, texts: Sequence[str]) -> list[str]:
-    """What a trained run writes for each text, in order."""
+def evaluate_runs(runs: Sequence[Path], split: str) -> dict[str, dict]:
+    """Scores trained runs of any tasks that share one frozen model, in the same batches.
+
+    Returns:
+        By the path of each run, what `evaluate_run` gives.
+
+    Raises:
+        FileNotFoundError: A folder holds no run, or one that has not been evaluated yet.
+        ValueError: The runs have no model in common, or the split is unknown.
+    """
+    group = load_group(runs, split)
+    return {
+        name: {"task": task.name, "split": split, **score(rows, outputs).to_dict()}
+        for name, task, rows, outputs in zip(group.names, group.tasks, group.rows, group.answer())
+    }
+
+
+@dataclass(frozen=True)
+class RunGroup:
+    """Trained runs that share one frozen model, ready to answer the rows of a split.
+
+    Args:
+        names: Of the runs: their paths. The lists below are in their order.
+        tasks: Of each run.
+        rows: Of each run.
+        backbone: The model.
+        bank: The prompt of each run, by its name.
+        data: Buckets and lengths that hold the rows of any run.
+        batch_size: The smallest of the runs.
+    """
+
+    names: Sequence[str]
+    tasks: Sequence[Task]
+    rows: Sequence[TaskRows]
+    backbone: Backbone
+    bank: PromptBank
+    data: DataConfig
+    batch_size: int
+
+    def answer(self) -> list[Outputs]:
+        """What each prompt makes of the rows of its task, which share their batches."""
+        params = {"t5": self.backbone.params}
+        return answer_tasks(self.backbone, params, self.bank, self.rows, self.data, self.batch_size)
+
+
+def load_group(runs: Sequence[Path], split: str) -> RunGroup:
+    """Loads runs and the rows of their tasks.
+
+    Raises:
+        FileNotFoundError, ValueError: See `evaluate_runs`.
+    """
+    configs, backbone, bank = load_runs(runs)
+    tasks = _load_tasks(configs)
+    return RunGroup(
+        names=[str(run) for run in runs],
+        tasks=tasks,
+        rows=[
+            TaskRows(
+                split=tokenize_split(_examples(task, split), backbone.tokenizer, config.data),
+                label_words=task.label_words,
+                targets_length=config.data.targets_length,
+                prompt=str(run),
+                metrics=task.metrics,
+            )
+            for run, config, task in zip(runs, configs, tasks)
+        ],
+        backbone=backbone,
+        bank=bank,
+        data=DataConfig(
+            inputs_length=max(config.data.inputs_length for config in configs),
+            targets_length=max(config.data.targets_length for config in configs),
+            buckets=tuple(sorted({size for config in configs for size in config.data.buckets})),
+        ),
+        batch_size=min(config.eval.batch_size for config in configs),
+    )
+
+
+def _examples(task: Task, split: str) -> list[Example]:
+    if split not in task.splits:
+        raise ValueError(f"unknown split '{split}'; expected one of {', '.join(task.splits)}")
+    return task.splits[split]
+
+
+def _load_tasks(configs: Sequence[TrainConfig]) -> list[Task]:
+    """The task of each config; one that several have is read once."""
+    tasks: list[Task] = []
+    for config in configs:
+        known = (task for other, task in zip(configs, tasks) if other.task == config.task)
+        tasks.append(next(known, None) or load_task(config.task))
+    return tasks
+
+
+def predict_run(run: Path, texts: Sequence[str], *, inputs_length: int | None = None) -> list[str]:
+    """What a trained run writes for each text, in order.
+
+    Args:
+        run: Its folder.
+        texts: Any number.
+        inputs_length: Most tokens of a text; that of the run by default.
+
+    Raises:
+        ValueError: A text is longer.
+    """
     config, backbone, params = load_run(run)
     if not texts:
         return []
-    rows = tokenize_split([Example(text, "") for text in texts], backbone.tokenizer, config.data)
-    batch_size = min(config.eval.batch_size, len(texts))
-    scores = evaluate(backbone, params, rows, config.data, label_words=None, batch_size=batch_size)
-    return list(scores.predictions)
+    bank, name = _bank_of(backbone, params)
+    predictor = Predictor(
+        backbone,
+        bank,
+        inputs_length=config.data.inputs_length if inputs_length is None else inputs_length,
+        targets_length=config.data.targets_length,
+        batch_size=min(config.eval.batch_size, len(texts)),
+    )
+    return [answers.texts[0] for answers in predictor.predict([(name, text) for text in texts])]

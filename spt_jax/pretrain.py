@@ -21,6 +21,7 @@ from spt_jax.checkpoint import Checkpoints
 from spt_jax.config import to_dict
 from spt_jax.data.corpus import Corpus, read_corpus
 from spt_jax.data.objectives import Mixture, make_batches
+from spt_jax.eventlog import require_tensorboard
 from spt_jax.optim import make_tx
 from spt_jax.pretrain_config import PretrainConfig
 from spt_jax.probes import Probes
@@ -59,6 +60,7 @@ def pretrain(
     """
     folder = RunFolder(Path(workdir))
     folder.check_place()
+    require_tensorboard(config.log.tensorboard)
     if not overwrite:
         folder.check_config(to_dict(config))
         if (result := folder.read_result(to_dict(config))) is not None:
@@ -102,8 +104,9 @@ def pretrain(
             state = restored.state
             say(f"resumed at step {restored.step}")
         start = int(state.step)
+        events = folder.events_folder if config.log.tensorboard else None
         with (
-            RunLog(folder.log_file, resume_at=start) as log,
+            RunLog(folder.log_file, resume_at=start, events=events) as log,
             RunLog(folder.timing_file, resume_at=start) as timing,
             Bar(f"pretraining {config.name}", config.steps, start) as bar,
         ):

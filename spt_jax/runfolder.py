@@ -4,6 +4,7 @@
     manifest.json        versions, device, command, and the identity of model and data
     log.jsonl            one line a step and one an evaluation; no clock, so resuming repeats it
     timing.jsonl         seconds and examples per second
+    events/              the numbers of log.jsonl for TensorBoard, where log.tensorboard is on
     checkpoints/<step>/  see checkpoint.py
     prompt.safetensors   the best prompt      result.json    what `train --json` prints
 
@@ -58,6 +59,11 @@ class RunFolder:
     @property
     def timing_file(self) -> Path:
         return self.path / "timing.jsonl"
+
+    @property
+    def events_folder(self) -> Path:
+        """TensorBoard's files, where they were asked for."""
+        return self.path / "events"
 
     @property
     def checkpoints(self) -> Path:
@@ -170,7 +176,7 @@ class RunFolder:
 
     def _clear(self) -> None:
         """Deletes the run, and nothing that is not a run's."""
-        for folder in (self.checkpoints, self.model_folder):
+        for folder in (self.checkpoints, self.model_folder, self.events_folder):
             shutil.rmtree(folder, ignore_errors=True)
         for file in (
             self.config_file,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from spt_jax.errors import RunError
+from spt_jax.eventlog import EventLog
 
 
 def write_atomic(path: str | os.PathLike, data: bytes) -> None:
@@ -106,19 +107,27 @@ class RunLog:
         path: The .jsonl file; its folder exists.
         resume_at: The step that the run goes on from: records up to it stay as they are, later
             ones and a half line at the end are dropped. None starts an empty log.
+        events: Folder for TensorBoard's files with the same numbers; none by default.
 
     Raises:
         RunError: The file cannot be written.
         ValueError: A line before the last is not a record, so the log is not ours to cut.
     """
 
-    def __init__(self, path: str | os.PathLike, *, resume_at: int | None = None):
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        *,
+        resume_at: int | None = None,
+        events: Path | None = None,
+    ):
         self._path = Path(path)
         kept = []
         if resume_at is not None and self._path.exists():
             kept = [line for line, record in _lines(self._path) if record["step"] <= resume_at]
         write_atomic(self._path, b"".join(kept))
         self._file = open(self._path, "ab", buffering=0)
+        self._events = EventLog(events, resume_at or 0) if events is not None else None
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Adds one line; a SIGKILL right after this call does not lose it.
@@ -145,10 +154,14 @@ class RunLog:
                 f"{self._path} could not be written: {written} of {len(line)} bytes fit on the "
                 "disk; free space there and run the same command again"
             )
+        if self._events is not None:
+            self._events.write(plain)
 
     def close(self) -> None:
         """Closes the file; harmless when repeated."""
         self._file.close()
+        if self._events is not None:
+            self._events.close()
 
     def __enter__(self) -> "RunLog":
         return self

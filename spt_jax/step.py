@@ -66,8 +66,9 @@ def init_state(
     """The state before the first step."""
     best = None
     if keep_best:
-        # A copy: the state is donated leaf by leaf, and a buffer can be donated only once.
-        best = Best(jnp.int32(0), jnp.float32(-1), jax.tree.map(jnp.copy, trained))
+        # A copy: the state is donated leaf by leaf, and a buffer can be donated only once. Below
+        # every score: correlations go down to -100.
+        best = Best(jnp.int32(0), jnp.float32(-jnp.inf), jax.tree.map(jnp.copy, trained))
     return TrainState(
         step=jnp.int32(0),
         trained=trained,

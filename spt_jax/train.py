@@ -29,7 +29,8 @@ from spt_jax.data.pipeline import (
 )
 from spt_jax.data.tasks import Task, load_task, majority_score
 from spt_jax.errors import RunError
-from spt_jax.evaluate import Scores, encode_answers, evaluate
+from spt_jax.evaluate import evaluate
+from spt_jax.eventlog import require_tensorboard
 from spt_jax.optim import make_tx
 from spt_jax.progress import Bar, print_split, say
 from spt_jax.prompt import init_prompt
@@ -37,6 +38,7 @@ from spt_jax.prompt_file import save_prompt
 from spt_jax.pytree import count_params, device_digest, label_params, merge, nbytes, split
 from spt_jax.runfolder import RunFolder
 from spt_jax.runlog import RunLog, read_log, write_json_atomic
+from spt_jax.scores import Scores, encode_answers
 from spt_jax.step import Best, TrainState, init_state, require_finite, train_step
 from spt_jax.typing import Array, Key, Params, PyTree
 
@@ -64,6 +66,7 @@ class _Run:
             config.data,
             label_words=self.task.label_words,
             batch_size=config.eval.batch_size,
+            metrics=self.task.metrics,
             max_rows=config.eval.max_rows if name == "dev" else None,
         )
 
@@ -93,6 +96,7 @@ def fit(
     """
     folder = RunFolder(Path(workdir))
     folder.check_place()
+    require_tensorboard(config.log.tensorboard)
     if not overwrite:
         folder.check_config(to_dict(config))
         if (result := folder.read_result(to_dict(config))) is not None:
@@ -115,7 +119,8 @@ def fit(
     params: Params = {"t5": backbone.params}
     if config.prompt is not None:
         table = backbone.params["token_embedder"]["embedding"]
-        prompt = init_prompt(config.prompt, prompt_key, table, backbone.tokenizer, task.label_words)
+        words = task.label_words or task.prompt_words
+        prompt = init_prompt(config.prompt, prompt_key, table, backbone.tokenizer, words)
         params = {**params, "prompt": prompt}
     trained, frozen = split(params, label_params(params, config.tune))
     print_split(trained, frozen)
@@ -160,13 +165,14 @@ def _train(
     )
     start = int(state.step)
     stopped = int(state.patience_left) == 0
+    events = run.folder.events_folder if config.log.tensorboard else None
     with (
-        RunLog(run.folder.log_file, resume_at=start) as log,
+        RunLog(run.folder.log_file, resume_at=start, events=events) as log,
         RunLog(run.folder.timing_file, resume_at=start) as timing,
         Bar(f"training {run.task.name}", config.steps, start) as bar,
     ):
         clock = _Clock(timing, config.data.batch_size)
-        shown = {"score": float(state.best.score)} if start else {}
+        shown = {"score": float(state.best.score)} if int(state.best.step) else {}
         pending: list[dict[str, Array]] = []
         for step, batch in enumerate(prefetch(batches, start, config.steps), start=start + 1):
             if stopped:
@@ -293,6 +299,7 @@ def _result(run: _Run, state: TrainState) -> dict:
         "score": test.score,
         "rank_score": test.rank_score,
         "invalid": test.invalid,
+        "metrics": dict(test.metrics),
         "majority_score": majority_score(run.task),
         "unprompted_score": plain.score if plain else None,
         "unprompted_rank_score": plain.rank_score if plain else None,

@@ -7,11 +7,21 @@ import pytest
 import tiny
 import yaml
 
-from spt_jax.config import EvalConfig, TrainConfig, from_dict, to_dict
+from spt_jax.config import EvalConfig, TaskConfig, TrainConfig, from_dict, to_dict
+from spt_jax.convert.opening import find_tokenizer
+from spt_jax.data.paper_splits import paper_task_names
+from spt_jax.data.paper_tasks import PAPER_TASKS, TRANSFERS
+from spt_jax.metrics import SUPERGLUE
 from spt_jax.pretrain_config import PretrainConfig
 from spt_jax.train import fit
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+FOLDER = Path(__file__).parents[1] / "configs"
+CONFIGS = sorted(FOLDER.rglob("*.yaml"))
+PAPER = [path for path in CONFIGS if path.parent.name == "paper"]
+
+
+def name(path):
+    return path.relative_to(FOLDER).with_suffix("").as_posix()
 
 
 def read(path):
@@ -23,29 +33,88 @@ def test_there_are_configs():
     assert {"quickstart", "quickstart_model_tuning", "pretrain_nano"} <= {c.stem for c in CONFIGS}
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", CONFIGS, ids=name)
 def test_a_config_opens_with_what_it_does_and_its_command(path):
     comment = [line for line in path.read_text().splitlines() if line.startswith("#")]
     command = "pretrain" if path.stem.startswith("pretrain") else "train"
     assert len(comment) >= 3
-    assert any(f"spt-jax {command} --config configs/{path.name}" in line for line in comment)
+    assert any(f"spt-jax {command} --config configs/{name(path)}.yaml" in line for line in comment)
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", CONFIGS, ids=name)
 def test_a_config_survives_its_own_dict(path):
     config = read(path)
     assert from_dict(type(config), yaml.safe_load(yaml.safe_dump(to_dict(config)))) == config
 
 
-@pytest.mark.parametrize(
-    "path", [c for c in CONFIGS if not c.stem.startswith("pretrain")], ids=lambda path: path.stem
-)
-def test_a_config_takes_a_step_on_a_tiny_backbone(path, tmp_path):
-    small = tiny.train_config(tmp_path)
-    config = dataclasses.replace(
-        read(path), model=small.model, task=small.task, steps=1, eval=EvalConfig(batch_size=8)
+def small(path, folder):
+    """The config with the tiny backbone, task and answers, for one step."""
+    config, tiny_run = read(path), tiny.train_config(folder)
+    return dataclasses.replace(
+        config,
+        model=tiny_run.model,
+        task=tiny_run.task,
+        data=dataclasses.replace(config.data, targets_length=8),
+        eval=EvalConfig(batch_size=8),
+        steps=1,
     )
-    assert fit(config, tmp_path / "run")["steps_done"] == 1
+
+
+def distinct_small_runs(folder):
+    """{name: config}, one of all that are the same here: most differ in their task alone."""
+    runs = {}
+    for path in CONFIGS:
+        if not path.stem.startswith("pretrain"):
+            config = small(path, folder)
+            runs |= {} if config in runs.values() else {name(path): config}
+    return runs
+
+
+def test_every_config_takes_a_step_on_a_tiny_backbone(tmp_path):
+    runs = distinct_small_runs(tmp_path)
+    assert {"quickstart", "quickstart_model_tuning", "paper/boolq"} <= {*runs}
+    for config_name, config in runs.items():
+        assert fit(config, tmp_path / "runs" / config_name)["steps_done"] == 1
+
+
+def test_the_configs_of_the_paper_are_its_setup():
+    tasks = {read(path).task.name for path in PAPER}
+    assert {*SUPERGLUE, "glue/sst2", "squad", "mrpc_to_qqp", "qqp_to_mrpc"} <= tasks
+    assert tasks <= {*paper_task_names()}
+    default = TrainConfig(task=TaskConfig(name="library"))
+    for path in PAPER:
+        config = read(path)
+        assert (config.optimizer, config.loss) == (default.optimizer, default.loss)
+        assert (config.steps, config.prompt.length, config.data.batch_size) == (30_000, 100, 32)
+        assert config.data.inputs_length == 512 and config.dropout_rate == 0.1
+        assert path.stem in config.task.name
+        text = path.read_text()
+        assert f"spt-jax data prepare {config.task.name}\n" in text
+
+
+def test_label_words_fit_the_configured_lengths_in_the_real_vocabulary(data_dir):
+    tokenizer = find_tokenizer(str(data_dir / "t5" / "spiece.model"))
+    ids = {
+        "positive": [1465],
+        "negative": [2841],
+        "True": [10998],
+        "equivalent": [7072],
+        "not_equivalent": [59, 834, 15, 1169, 15592],
+        "duplicate": [19197],
+        "neutral": [7163],
+        "contradiction": [27252],
+    }
+    assert {word: tokenizer.encode(word) for word in ids} == ids
+    for paper in PAPER_TASKS.values():
+        for word in (*(paper.words or ()), *paper.prompt_words):
+            assert tokenizer.unk_id not in tokenizer.encode(word)
+    for path in PAPER:
+        config = read(path)
+        task = TRANSFERS.get(config.task.name)
+        words = PAPER_TASKS[task.source if task else config.task.name].words or ()
+        assert max((len(tokenizer.encode(w)) + 1 for w in words), default=0) <= (
+            config.data.targets_length
+        )
 
 
 def test_an_unknown_field_of_a_saved_config_is_named():

@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,10 +11,12 @@ from spt_jax.backbone import load_backbone
 from spt_jax.config import DataConfig
 from spt_jax.data.pipeline import tokenize_split
 from spt_jax.data.tasks import Example
-from spt_jax.evaluate import encode_answers, evaluate, evaluate_run, load_run, predict_run
+from spt_jax.evaluate import evaluate, evaluate_run, predict_run
 from spt_jax.interpret import nearest, nearest_words
 from spt_jax.metrics import exact_match, invalid_share
+from spt_jax.scores import encode_answers
 from spt_jax.train import fit
+from spt_jax.trained import load_run
 
 DATA = DataConfig(inputs_length=16, targets_length=6, buckets=(12,))
 
@@ -96,6 +100,15 @@ def test_predict_run_answers_in_order(run):
     together = predict_run(run, texts)
     assert together == [predict_run(run, [text])[0] for text in texts]
     assert predict_run(run, []) == []
+
+
+def test_predict_run_cuts_no_text(run):
+    texts = ["the oak", "the cat likes " * 9 + "the garden", "the cat likes " * 9 + "the yard"]
+    message = r"row 1: the text has (\d+) tokens with its end marker but inputs_length is 16; set"
+    with pytest.raises(ValueError, match=message) as error:
+        predict_run(run, texts)
+    tokens = int(re.search(message, str(error.value))[1])
+    assert len(predict_run(run, texts, inputs_length=tokens)) == 3
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):

@@ -1,9 +1,13 @@
-"""Rows of .jsonl, .csv and .tsv files, and one clear line for each way that a file can be wrong."""
+"""Rows of .jsonl, .csv, .tsv and .parquet files, and one clear line for each way to be wrong."""
 
+import random
+
+import pyarrow
+import pyarrow.parquet
 import pytest
 
-from spt_jax.data.sources import Row, read_rows, shorten
-from spt_jax.errors import suggest
+from spt_jax.data.sources import Row, read_records, read_rows
+from spt_jax.errors import shorten, suggest
 
 
 @pytest.fixture
@@ -56,6 +60,48 @@ def test_line_endings_and_byte_order_mark(write, name, ending):
     ]
 
 
+@pytest.fixture
+def parquet(tmp_path):
+    rows = [
+        {"t": "é", "n": 1, "b": True, "x": None, "l": ["a"], "o": {"k": 2}},
+        {"t": "z", "n": 2, "b": False, "x": 0.5, "l": [], "o": {"k": 3}},
+    ]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    return tmp_path / "a.parquet"
+
+
+def test_parquet_values_become_text_or_keep_their_type(parquet):
+    first = Row({"t": "é", "n": "1", "b": "true", "l": '["a"]', "o": '{"k": 2}'}, 1)
+    assert read_rows(parquet)[0] == first
+    assert read_rows(parquet)[1].fields["x"] == "0.5"
+    record = read_records(parquet)[1]
+    assert record.place == f"{parquet}:2" and record.values["o"] == {"k": 3}
+
+
+def test_damaged_parquet_is_one_line_or_rows(parquet):
+    whole, rng = parquet.read_bytes(), random.Random(0)
+    refused = 0
+    for number in range(600):
+        data = bytearray(whole)
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        parquet.write_bytes(data[: rng.randrange(len(data))] if number % 3 == 0 else data)
+        try:
+            read_rows(parquet)
+        except ValueError as error:
+            refused += 1
+            assert "\n" not in str(error) and len(str(error)) < 400
+    assert refused > 200
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
+def test_records_keep_the_types_of_the_file(write, name):
+    content = {"a.jsonl": '{"t": "a", "n": 1, "l": ["b"]}', "a.csv": "t,n\na,1\n"}[name]
+    (record,) = read_records(write(name, content))
+    expected = {"t": "a", "n": 1, "l": ["b"]} if name == "a.jsonl" else {"t": "a", "n": "1"}
+    assert record.values == expected
+    assert record.place.endswith(f"{name}:{1 if name == 'a.jsonl' else 2}")
+
+
 def test_missing_file_suggests_its_neighbour(write, tmp_path):
     write("train.tsv", "a\n1\n")
     with pytest.raises(FileNotFoundError, match=r"trian.tsv' does not exist.*mean 'train.tsv'"):
@@ -65,7 +111,9 @@ def test_missing_file_suggests_its_neighbour(write, tmp_path):
 
 
 def test_other_suffixes_and_folders(write, tmp_path):
-    with pytest.raises(ValueError, match=r"suffix '.txt', expected a file in .jsonl, .csv, .tsv"):
+    with pytest.raises(
+        ValueError, match=r"suffix '.txt', expected a file in .jsonl, .csv, .tsv, .parquet"
+    ):
         read_rows(write("a.txt", "x"))
     (tmp_path / "folder.tsv").mkdir()
     with pytest.raises(ValueError, match=r"folder.tsv' is a folder, expected a file"):

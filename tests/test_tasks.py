@@ -10,9 +10,10 @@ import pytest
 from spt_jax.config import TaskConfig
 from spt_jax.data import tasks
 from spt_jax.data.arguments import KINDS
+from spt_jax.data.example import Example, Task
 from spt_jax.data.library import LIBRARIES
 from spt_jax.data.rows import LabeledText
-from spt_jax.data.tasks import Example, Task, load_task, majority_score, task_names
+from spt_jax.data.tasks import load_task, load_test, majority_score, task_names
 
 
 @pytest.fixture
@@ -93,7 +94,7 @@ def test_notes_tell_sizes_and_majority(write):
     task = load_task(config(source, dev_source=source, test_source=source))
     assert "rows: 100 train, 100 dev, 100 test" in task.notes
     assert "rows per label (train/dev/test): no 25/25/25, yes 75/75/75" in task.notes
-    assert "always answering 'yes' scores 75.0 on test" in task.notes
+    assert "always answering 'yes' is right on 75.0% of test" in task.notes
 
 
 def test_majority_is_that_of_train():
@@ -102,6 +103,12 @@ def test_majority_is_that_of_train():
 
     splits = {"train": rows("a", "a", "b"), "dev": rows("b"), "test": rows("b", "b", "b", "a")}
     assert majority_score(Task("t", splits, ("a", "b"), ())) == 25.0
+    assert majority_score(Task("t", splits, ("a", "b"), (), ("macro_f1",))) == 20.0
+
+
+def test_test_rows_alone(write):
+    source = config(write("mine.jsonl", many()))
+    assert load_test(source).splits == {"test": load_task(source).splits["test"]}
 
 
 def test_label_words_as_a_list_keep_their_order(write):
@@ -200,6 +207,16 @@ def test_unknown_task(name):
     with pytest.raises(ValueError, match="unknown task.*built-in tasks: library") as caught:
         load_task(TaskConfig(name=name))
     assert ("did you mean 'library'?" in str(caught.value)) == (name == "librery")
+
+
+def test_options_that_a_task_has_no_use_for(write):
+    source = write("mine.jsonl", many())
+    for given in ({"origin": "hub"}, {"prefix": True}, {"dev_from_train": True}):
+        for task in (config(source, **given), TaskConfig(name="library", **given)):
+            with pytest.raises(ValueError, match=f"task.{next(iter(given))} is set, but it is of"):
+                load_task(task)
+    with pytest.raises(ValueError, match="task.free_text is set, but the answers of task 'squad'"):
+        load_task(TaskConfig(name="squad", free_text=True))
 
 
 WORDS = {"library": LIBRARIES, "type": KINDS, "describes": ("yes", "no"), "argument": None}

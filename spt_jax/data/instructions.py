@@ -7,9 +7,7 @@ the text call for span corruption, and a bare text for its continuation.
 _WORDINGS = {
     "span_corruption": "",
     "lm": " | continue: | What follows this text? | go on:",
-    "repeat": (
-        "repeat from {} : | Copy the text from {} on: | say it again, beginning with {} :"
-    ),
+    "repeat": ("repeat from {} : | Copy the text from {} on: | say it again, beginning with {} :"),
     "look_up": "look up: | Say for each word what it stands for: | translate by the table:",
     "mend": "mend: | Correct the text: | Write it without the wrong words:",
     "name": (

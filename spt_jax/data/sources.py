@@ -1,9 +1,9 @@
-"""Rows of a user's .jsonl, .csv or .tsv file, each with the line that it stands on.
+"""Rows of a user's .jsonl, .csv, .tsv or .parquet file, each with the line that it stands on.
 
 A file is read as a whole and checked as a whole, so that a broken line 40,000 is found before
-training starts, not during it. Every value is text: what JSON calls 1 or true is '1' or 'true', and
-null is no field at all. A .csv file has the usual quotes; in a .tsv file a quote is a character
-like any other, and a tab always ends the field.
+training starts, not during it. Every value of a `Row` is text: what JSON calls 1 or true is '1' or
+'true', and null is no field at all; a `Record` keeps the types of the file. A .csv file has the
+usual quotes; in a .tsv file a quote is a character like any other, and a tab always ends the field.
 """
 
 import csv
@@ -12,10 +12,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from spt_jax.errors import suggest
+from spt_jax.data.records import Record
+from spt_jax.errors import shorten, suggest
 
-_SUFFIXES = (".jsonl", ".csv", ".tsv")
+SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -32,49 +34,55 @@ class Row:
 
 
 def read_rows(path: str | Path) -> list[Row]:
-    """All rows of a file, in order; blank lines are skipped.
+    """All rows of a file as text, in order; blank lines are skipped.
 
     Args:
-        path: A .jsonl file with an object per line, or a .csv or .tsv file whose first line names
-            the columns. UTF-8.
+        path: A .jsonl file with an object per line, a .csv or .tsv file whose first line names
+            the columns, in UTF-8, or a .parquet file.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The file has another suffix or encoding, a line that cannot be read (named as
             path:line), columns without a name or with the same one, or no rows.
     """
-    path = Path(path)
+    return [
+        Row({name: _as_text(v) for name, v in values.items() if v is not None}, line)
+        for line, values in _read(Path(path))
+    ]
+
+
+def read_records(path: str | Path) -> list[Record]:
+    """All rows of a file with the types that it has, in order; raises as `read_rows`."""
+    return [Record(values, f"{path}:{line}") for line, values in _read(Path(path))]
+
+
+def _read(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """(line, values by column) of every row."""
     if not path.exists():
         raise FileNotFoundError(f"file '{path}' does not exist{_similar_file(path)}")
-    if path.suffix.lower() not in _SUFFIXES or not path.is_file():
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES or not path.is_file():
         given = f"the suffix '{path.suffix}'" if path.is_file() else "a folder"
-        raise ValueError(f"'{path}' is {given}, expected a file in {', '.join(_SUFFIXES)}")
-    text = _decode(path)
-    if path.suffix.lower() == ".jsonl":
-        rows = list(_jsonl_rows(path, text))
+        raise ValueError(f"'{path}' is {given}, expected a file in {', '.join(SUFFIXES)}")
+    if suffix == ".parquet":
+        rows = _parquet_rows(path)
+    elif suffix == ".jsonl":
+        rows = list(_jsonl_rows(path, _decode(path)))
     else:
-        table = _csv_lines(path, text) if path.suffix.lower() == ".csv" else _tsv_lines(text)
+        text = _decode(path)
+        table = _csv_lines(path, text) if suffix == ".csv" else _tsv_lines(text)
         rows = list(_table_rows(path, table))
     if not rows:
-        shape = (
-            "an object per line"
-            if path.suffix.lower() == ".jsonl"
-            else "a header line and rows below"
-        )
+        shape = "an object per line" if suffix == ".jsonl" else "a header line and rows below"
+        shape = "a table with rows" if suffix == ".parquet" else shape
         raise ValueError(f"file '{path}' has no rows; expected {shape}")
     return rows
-
-
-def shorten(text: str, length: int = 60) -> str:
-    """A value for an error message: one line of at most `length` characters."""
-    text = " ".join(text.split())
-    return text if len(text) <= length else text[: length - 3] + "..."
 
 
 def _similar_file(path: Path) -> str:
     if not path.parent.is_dir():
         return f", nor does its folder (looked from {Path.cwd()})"
-    names = [other.name for other in path.parent.iterdir() if other.suffix in _SUFFIXES]
+    names = [other.name for other in path.parent.iterdir() if other.suffix in SUFFIXES]
     return suggest(path.name, names) or f" (looked from {Path.cwd()})"
 
 
@@ -94,7 +102,21 @@ def _decode(path: Path) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _jsonl_rows(path: Path, text: str) -> Iterator[Row]:
+def _parquet_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        rows = pyarrow.parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"file '{path}' cannot be read as Parquet ({shorten(str(error))}); "
+            "expected the file as it was written, not cut short"
+        ) from None
+    return list(enumerate(rows, 1))
+
+
+def _jsonl_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -108,11 +130,11 @@ def _jsonl_rows(path: Path, text: str) -> Iterator[Row]:
                 f"{path}:{number}: {problem}: {shorten(line)!r}; expected one object per line, "
                 'such as {"text": "...", "label": "..."}'
             )
-        yield Row({name: _as_text(v) for name, v in fields.items() if v is not None}, number)
+        yield number, fields
 
 
 def _as_text(value: object) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     return text.encode("utf-8", "replace").decode()  # JSON can hold halves of characters
 
 
@@ -140,7 +162,9 @@ def _csv_lines(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
         number = reader.line_num + 1  # a quoted field may span lines
 
 
-def _table_rows(path: Path, table: Iterator[tuple[int, list[str]]]) -> Iterator[Row]:
+def _table_rows(
+    path: Path, table: Iterator[tuple[int, list[str]]]
+) -> Iterator[tuple[int, dict[str, Any]]]:
     _, header = next(table, (1, []))
     header = [name.strip() for name in header]
     for name in header:
@@ -156,4 +180,4 @@ def _table_rows(path: Path, table: Iterator[tuple[int, list[str]]]) -> Iterator[
                 f"{path}:{number}: {len(cells)} columns, expected {len(header)} as in the first "
                 f"line: {columns}"
             )
-        yield Row(dict(zip(header, cells, strict=True)), number)
+        yield number, dict(zip(header, cells, strict=True))

@@ -1,16 +1,15 @@
 """Tasks: pairs of text, split into train, dev and test, and the words that may be answered.
 
-A task is built in (`library.py`, `argument_tasks.py`) or a user's file: a template makes the input
-text of a row, a field its target. Where rows have to be split here, the split is a function of the
-row's input text alone: a row that occurs twice never stands in both train and test, and adding rows
-to a file moves no other row.
+A task is built in (`library.py`, `argument_tasks.py`), of a paper (`paper_tasks.py`) or a user's
+file: a template makes the input text of a row, a field its target. Where rows have to be split
+here, the split is a function of the row's input text alone: a row that occurs twice never stands in
+both train and test, and adding rows to a file moves no other row.
 """
 
-import hashlib
+import dataclasses
 import string
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -18,13 +17,19 @@ from typing import NamedTuple
 from spt_jax.config import TaskConfig
 from spt_jax.data.argument_tasks import ANSWERS, argument_rows
 from spt_jax.data.arguments import KINDS
+from spt_jax.data.example import SPLITS, Example, Task, describe, split_by_hash
 from spt_jax.data.library import LIBRARIES, library_rows
+from spt_jax.data.paper_splits import (
+    load_paper_task,
+    load_paper_test,
+    paper_task_names,
+    trainable,
+)
 from spt_jax.data.rows import LabeledText
-from spt_jax.data.sources import Row, read_rows, shorten
-from spt_jax.errors import suggest
+from spt_jax.data.sources import Row, read_rows
+from spt_jax.errors import shorten, suggest
+from spt_jax.metrics import compute, mean_score
 
-SPLITS = ("train", "dev", "test")
-DEV_SHARE = TEST_SHARE = 0.1
 # Name -> (rows by split, label words; None where targets are free text).
 BUILT_IN: dict[str, tuple[Callable[[], dict[str, list[LabeledText]]], tuple[str, ...] | None]] = {
     "library": (library_rows, tuple(LIBRARIES)),
@@ -35,38 +40,13 @@ BUILT_IN: dict[str, tuple[Callable[[], dict[str, list[LabeledText]]], tuple[str,
 MAX_INFERRED = 50  # label words that are inferred without asking, if they are many of the rows
 
 
-@dataclass(frozen=True)
-class Example:
-    """What T5 reads and what it should write."""
-
-    inputs: str
-    targets: str
-
-
-@dataclass(frozen=True)
-class Task:
-    """A task, ready to be tokenized.
-
-    Args:
-        name: Its name.
-        splits: "train", "dev" and "test", none of them empty.
-        label_words: The answers that count, or None where targets are free text.
-        notes: Lines to print: rows per split, label words, balance, rows in common.
-    """
-
-    name: str
-    splits: dict[str, list[Example]]
-    label_words: tuple[str, ...] | None
-    notes: tuple[str, ...]
-
-
 class _Located(NamedTuple):
     example: Example
     place: str  # path:line
 
 
 def task_names() -> list[str]:
-    """Names of the built-in tasks."""
+    """Names of the built-in tasks, whose rows come with the installation."""
     return list(BUILT_IN)
 
 
@@ -78,25 +58,66 @@ def load_task(config: TaskConfig) -> Task:
         ValueError: The task is unknown, or a file, the template or a label is not as expected; the
             message names path:line where one line is at fault.
     """
+    _check_options(config)
     if config.source is not None:
         return _load_files(config, config.source, config.template or "", config.label or "")
+    if config.name in paper_task_names():
+        return load_paper_task(
+            config.name,
+            origin=config.origin,
+            prefix=config.prefix,
+            dev_from_train=config.dev_from_train,
+        )
     if config.name not in BUILT_IN:
+        names = [*BUILT_IN, *paper_task_names()]
         raise ValueError(
-            f"unknown task '{config.name}'; built-in tasks: {', '.join(task_names())}"
-            f"{suggest(str(config.name), task_names())}, or set task.source to a file of rows"
+            f"unknown task '{config.name}'; built-in tasks: {', '.join(BUILT_IN)}; tasks of the "
+            f"papers: {', '.join(paper_task_names())}{suggest(str(config.name), names)}; or set "
+            "task.source to a file of rows"
         )
     make, label_words = BUILT_IN[config.name]
     rows = make()
     splits = {name: [Example(row.text, row.label) for row in rows[name]] for name in SPLITS}
     label_words = None if config.free_text else label_words
-    return Task(config.name, splits, label_words, _describe(splits, label_words))
+    return Task(config.name, splits, label_words, describe(splits, label_words))
+
+
+def _check_options(config: TaskConfig) -> None:
+    """Raises ValueError for options that the kind of task has no use for."""
+    of_papers = config.source is None and config.name in paper_task_names()
+    if of_papers and config.free_text:
+        raise ValueError(
+            f"task.free_text is set, but the answers of task '{config.name}' are those of the "
+            "paper; leave it out"
+        )
+    for option in ("origin", "prefix", "dev_from_train"):
+        if not of_papers and getattr(config, option) != getattr(TaskConfig, option):
+            raise ValueError(
+                f"task.{option} is set, but it is of the tasks of the papers: "
+                f"{', '.join(paper_task_names())}; leave it out"
+            )
+
+
+def load_test(config: TaskConfig) -> Task:
+    """The task with its test rows alone, also where it has no others; raises as `load_task`."""
+    _check_options(config)
+    if config.source is None and config.name in paper_task_names():
+        return load_paper_test(config.name, origin=config.origin, prefix=config.prefix)
+    task = load_task(config)
+    return dataclasses.replace(task, splits={"test": task.splits["test"]}, notes=())
+
+
+def load_any(config: TaskConfig) -> Task:
+    """The task with all splits that it has: a task that is only tested on has test alone."""
+    only_test = config.source is None and not trainable(config.name or "")
+    return load_test(config) if only_test else load_task(config)
 
 
 def majority_score(task: Task) -> float:
-    """Accuracy on test, 0 to 100, of always answering the most frequent target of train."""
+    """The score on test, 0 to 100, of always answering the most frequent target of train."""
     answer = Counter(e.targets for e in task.splits["train"]).most_common(1)[0][0]
     test = task.splits["test"]
-    return 100 * sum(e.targets == answer for e in test) / len(test)
+    return mean_score(compute(task.metrics, [answer] * len(test), test, task.label_words))
 
 
 def _load_files(config: TaskConfig, source: str, template: str, label: str) -> Task:
@@ -120,7 +141,7 @@ def _load_files(config: TaskConfig, source: str, template: str, label: str) -> T
     splits = {name: [row.example for row in rows[name]] for name in rows}
     missing = [name for name in SPLITS if name not in splits]
     if missing:
-        splits |= _split(splits["train"], missing)
+        splits |= split_by_hash(splits["train"], missing)
         options = " and ".join(f"task.{name}_source" for name in missing)
         notes.append(
             f"{' and '.join(missing)} taken from {source} by a hash of the input text; "
@@ -134,7 +155,7 @@ def _load_files(config: TaskConfig, source: str, template: str, label: str) -> T
                 )
     splits = {name: splits[name] for name in SPLITS}
     name = config.name or Path(source).stem
-    return Task(name, splits, label_words, (*notes, *_describe(splits, label_words)))
+    return Task(name, splits, label_words, (*notes, *describe(splits, label_words)))
 
 
 def _template_fields(template: str) -> list[tuple[str, str | None]]:
@@ -219,46 +240,3 @@ def _to_word(located: _Located, mapping: dict[str, str], origin: str) -> _Locate
             f"{suggest(example.targets, list(mapping))}"
         )
     return _Located(Example(example.inputs, mapping[example.targets]), place)
-
-
-def _split(examples: Sequence[Example], missing: Sequence[str]) -> dict[str, list[Example]]:
-    """Rows of one file as train and the missing splits, 10% each; the latter in shuffled order."""
-    parts: dict[str, list[tuple[float, Example]]] = {name: [] for name in ("train", *missing)}
-    for example in examples:
-        digest = hashlib.sha256(" ".join(example.inputs.split()).encode()).digest()
-        share = int.from_bytes(digest[:8], "big") / 2**64
-        if "test" in missing and share < TEST_SHARE:
-            name = "test"
-        elif "dev" in missing and TEST_SHARE <= share < TEST_SHARE + DEV_SHARE:
-            name = "dev"
-        else:
-            name = "train"
-        parts[name].append((share, example))
-    for name in missing:  # so that the first rows are a sample even of a file sorted by label
-        parts[name].sort(key=lambda pair: pair[0])
-    return {name: [example for _, example in part] for name, part in parts.items()}
-
-
-def _describe(
-    splits: dict[str, list[Example]], label_words: tuple[str, ...] | None
-) -> tuple[str, ...]:
-    notes = ["rows: " + ", ".join(f"{len(splits[name]):,} {name}" for name in SPLITS)]
-    if label_words is not None:
-        counts = {name: Counter(e.targets for e in splits[name]) for name in SPLITS}
-        rows = [
-            f"{shorten(word, 20)} {'/'.join(f'{counts[name][word]:,}' for name in SPLITS)}"
-            for word in label_words[:20]
-        ]
-        more = f" and {len(label_words) - 20} more" if len(label_words) > 20 else ""
-        majority = counts["train"].most_common(1)[0][0]
-        score = 100 * counts["test"][majority] / len(splits["test"])
-        notes.append(f"rows per label ({'/'.join(SPLITS)}): {', '.join(rows)}{more}")
-        notes.append(f"always answering '{shorten(majority, 20)}' scores {score:.1f} on test")
-    seen = {example.inputs for example in splits["train"]}
-    for name in ("dev", "test"):
-        common = sum(example.inputs in seen for example in splits[name])
-        if common:
-            notes.append(
-                f"{common:,} of {len(splits[name]):,} {name} rows have the input of a train row"
-            )
-    return tuple(notes)

@@ -1,0 +1,49 @@
+"""Rows of a dataset of the Hugging Face Hub, by the library `datasets` (an extra)."""
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from spt_jax.data.records import Record
+from spt_jax.errors import shorten
+
+
+def hub_records(
+    path: str, config: str | None, where: Mapping[str, str], split: str, task: str
+) -> list[Record]:
+    """The rows of a split, downloaded or from the cache of `datasets`.
+
+    Args:
+        path: The dataset, such as `nyu-mll/glue`.
+        config: Its configuration.
+        where: Column -> value; other rows are left out.
+        split: As the dataset calls it.
+        task: For messages.
+
+    Raises:
+        ValueError: `datasets` is not installed, the dataset cannot be had, or no row is left.
+    """
+    try:
+        datasets = importlib.import_module("datasets")  # an extra, which type checkers may lack
+    except ModuleNotFoundError:
+        raise ValueError(
+            f"task '{task}' with task.origin 'hub' needs the package datasets, which is not "
+            "installed; pip install 'spt_jax[hub]'"
+        ) from None
+    name = "/".join([path, *([config] if config else [])])
+    try:
+        rows: Any = datasets.load_dataset(path, config, split=split)
+    except Exception as error:  # no network, no such dataset, and many more, each of another class
+        raise ValueError(
+            f"split '{split}' of dataset '{name}' cannot be loaded from the Hub "
+            f"({type(error).__name__}: {shorten(str(error), 200)})"
+        ) from error
+    records = [
+        Record(row, f"{name} {split} row {number}")
+        for number, row in enumerate(rows)
+        if all(row.get(column) == value for column, value in where.items())
+    ]
+    if not records:
+        wanted = "".join(f" with {column} '{value}'" for column, value in where.items())
+        raise ValueError(f"split '{split}' of dataset '{name}' has no rows{wanted}")
+    return records

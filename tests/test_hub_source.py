@@ -1,0 +1,51 @@
+"""The real library `datasets`, where it is installed: rows as a task of the papers needs them."""
+
+import dataclasses
+import json
+
+import pytest
+
+from spt_jax.config import TaskConfig
+from spt_jax.data import paper_tasks
+from spt_jax.data.origins import Hub, Source
+from spt_jax.data.tasks import load_task
+
+datasets = pytest.importorskip("datasets")
+
+ROWS = [
+    {
+        "passage": "p",
+        "query": "q é",
+        "entities": ["a", "b"],
+        "answers": ["a"] if i else ["b", "a"],
+        "idx": {"passage": i, "query": 1},
+    }
+    for i in range(3)
+]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """ReCoRD as a dataset in a folder, which `datasets` reads as it reads one of the Hub."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "data").mkdir()
+    for split in ("train", "validation"):
+        text = "".join(json.dumps(row) + "\n" for row in ROWS)
+        (tmp_path / "data" / f"{split}.jsonl").write_text(text)
+    paper = paper_tasks.PAPER_TASKS["super_glue/record"]
+    source = Source(hub=Hub(str(tmp_path / "data")))
+    replaced = dataclasses.replace(paper, source=source)
+    monkeypatch.setitem(paper_tasks.PAPER_TASKS, "super_glue/record", replaced)
+    return tmp_path / "data"
+
+
+def test_lists_and_objects_come_as_the_format_needs_them(folder):
+    from_hub = load_task(TaskConfig(name="super_glue/record", origin="hub"))
+    assert from_hub == load_task(TaskConfig(name="super_glue/record", origin=str(folder)))
+    assert [e.targets for e in from_hub.splits["train"]] == ["b", "a", "a", "a"]
+
+
+def test_a_split_that_the_dataset_lacks(folder):
+    (folder / "validation.jsonl").unlink()
+    with pytest.raises(ValueError, match="split 'validation' of dataset .* cannot be loaded from"):
+        load_task(TaskConfig(name="super_glue/record", origin="hub"))
