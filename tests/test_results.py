@@ -36,7 +36,6 @@ results, archive, baselines, datasets, ensembles = from_scripts(
 figures, grid, report, runs, tables = from_scripts(
     *("study.figures", "study.grid", "study.report", "study.runs", "study.tables")
 )
-)
 
 WITHOUT_EXTRA = [name for name in results.EXTRA if importlib.util.find_spec(name) is None]
 needs_extra = pytest.mark.skipif(
