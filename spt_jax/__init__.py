@@ -7,7 +7,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from spt_jax.backbone import Backbone, describe, load_backbone, save_backbone
+    from spt_jax.backbone import (
+        Backbone,
+        convert_backbone,
+        describe,
+        load_backbone,
+        save_backbone,
+    )
+    from spt_jax.bank import PromptBank, load_bank
     from spt_jax.config import (
         DataConfig,
         EvalConfig,
@@ -18,12 +25,17 @@ if TYPE_CHECKING:
         TaskConfig,
         TrainConfig,
     )
-    from spt_jax.data.tasks import Example, Task, load_task, task_names
+    from spt_jax.data.example import Example, Task
+    from spt_jax.data.tasks import load_task, task_names
     from spt_jax.decode_config import DecodeConfig
+    from spt_jax.ensemble import evaluate_ensemble
     from spt_jax.errors import RunError
-    from spt_jax.evaluate import evaluate_run, predict_run
+    from spt_jax.evaluate import evaluate_run, evaluate_runs, predict_run
     from spt_jax.generation import generate
     from spt_jax.interpret import nearest_words
+    from spt_jax.metrics import superglue_score
+    from spt_jax.predict import Answers, Predictor
+    from spt_jax.predict_file import predict_file
     from spt_jax.pretrain_config import ArchitectureConfig, MixtureConfig, PretrainConfig
     from spt_jax.prompt_file import load_prompt, save_prompt
     from spt_jax.tokenizer import Tokenizer, train_tokenizer
@@ -32,7 +44,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _NAMES = {  # the imports above, by module
-    "backbone": ("Backbone", "describe", "load_backbone", "save_backbone"),
+    "backbone": ("Backbone", "convert_backbone", "describe", "load_backbone", "save_backbone"),
+    "bank": ("PromptBank", "load_bank"),
     "config": (
         "DataConfig",
         "EvalConfig",
@@ -43,12 +56,17 @@ _NAMES = {  # the imports above, by module
         "TaskConfig",
         "TrainConfig",
     ),
-    "data.tasks": ("Example", "Task", "load_task", "task_names"),
+    "data.example": ("Example", "Task"),
+    "data.tasks": ("load_task", "task_names"),
     "decode_config": ("DecodeConfig",),
+    "ensemble": ("evaluate_ensemble",),
     "errors": ("RunError",),
-    "evaluate": ("evaluate_run", "predict_run"),
+    "evaluate": ("evaluate_run", "evaluate_runs", "predict_run"),
     "generation": ("generate",),
     "interpret": ("nearest_words",),
+    "metrics": ("superglue_score",),
+    "predict": ("Answers", "Predictor"),
+    "predict_file": ("predict_file",),
     "pretrain_config": ("ArchitectureConfig", "MixtureConfig", "PretrainConfig"),
     "prompt_file": ("load_prompt", "save_prompt"),
     "tokenizer": ("Tokenizer", "train_tokenizer"),

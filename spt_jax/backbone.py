@@ -1,10 +1,7 @@
-"""A frozen T5 with its tokenizer: what a prompt is trained for, in one folder.
+"""A frozen T5 with its tokenizer: what a prompt is trained for.
 
-    config.json         the T5Config, the name, and the fingerprint of the weights
-    model.safetensors   the weights by name, `encoder/layers/mlp/wi_0/kernel` with layers stacked
-    tokenizer.json      the tokenizer
-
-Loading is strict: every tensor is used once and every leaf of the model is set once.
+`convert/` says which formats it is loaded from; `save_backbone` writes the one of small models that
+were trained here.
 """
 
 import dataclasses
@@ -13,20 +10,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
-from spt_jax.errors import suggest
+from spt_jax.convert.base import Base, require_new, restore_base, write_base
+from spt_jax.convert.loading import MakeShardings, load_params
+from spt_jax.convert.opening import (
+    BUNDLED,
+    backbone_names,
+    find_backbone,
+    find_tokenizer,
+    open_model,
+)
 from spt_jax.pytree import count_params, fingerprint, named_leaves, nbytes
 from spt_jax.t5 import PRESETS, T5, T5Config
 from spt_jax.tokenizer import Tokenizer
 from spt_jax.typing import PyTree
 
-BUNDLED = Path(__file__).parent / "backbones"
+__all__ = [
+    "BUNDLED",
+    "Backbone",
+    "backbone_names",
+    "convert_backbone",
+    "describe",
+    "find_backbone",
+    "find_tokenizer",
+    "load_backbone",
+    "save_backbone",
+]
 
 
 @dataclass(frozen=True)
@@ -48,27 +61,6 @@ class Backbone:
     fingerprint: str
 
 
-def backbone_names() -> list[str]:
-    """The bundled backbones."""
-    return sorted(path.parent.name for path in BUNDLED.glob("*/config.json"))
-
-
-def find_backbone(name: str) -> Path:
-    """The folder of a bundled backbone, or a folder given by path.
-
-    Raises:
-        ValueError: It is neither.
-    """
-    for folder in (BUNDLED / name, Path(name)):
-        if (folder / "config.json").is_file():
-            return folder
-    bundled = backbone_names()
-    raise ValueError(
-        f"unknown model '{name}'; expected a bundled one ({', '.join(bundled)}) or a folder with "
-        f"config.json, model.safetensors and tokenizer.json{suggest(name, bundled)}"
-    )
-
-
 def load_backbone(
     name: str,
     *,
@@ -76,53 +68,59 @@ def load_backbone(
     param_dtype: str = "float32",
     dropout_rate: float = 0.0,
     remat: bool = False,
+    shardings: MakeShardings | None = None,
 ) -> Backbone:
-    """Loads a backbone.
+    """Loads a backbone. Every tensor of it is used once, and every leaf of the model is set once.
 
     Args:
-        name: A bundled name or a folder.
+        name: A bundled name, a folder, an address of a T5X checkpoint, or a Hub id.
         dtype: Of the activations.
         param_dtype: Of the weights in memory.
         dropout_rate: Of the model in training.
         remat: See `T5`.
+        shardings: From the params, as `ShapeDtypeStruct`s, to a tree of their shardings; the
+            default device otherwise.
 
     Raises:
+        FileNotFoundError: A file of the backbone is missing.
         ValueError: No such backbone, or its files do not fit each other.
     """
-    folder = find_backbone(name)
-    described = json.loads((folder / "config.json").read_text())
-    config = T5Config(**described["t5"])
-    model = T5(config, dtype=jnp.dtype(dtype), dropout_rate=dropout_rate, remat=remat)
-    try:
-        arrays = load_file(folder / "model.safetensors")
-    except (SafetensorError, FileNotFoundError) as error:
+    source = open_model(name)
+    model = T5(source.config, dtype=jnp.dtype(dtype), dropout_rate=dropout_rate, remat=remat)
+    if isinstance(source, Base):
+        params = restore_base(source, param_dtype=param_dtype, shardings=shardings)
+        identity = source.fingerprint
+    else:
+        params, identity = load_params(source, param_dtype=param_dtype, shardings=shardings)
+    return Backbone(source.name, model, params, source.tokenizer, identity)
+
+
+def convert_backbone(
+    source: str, dest: Path, *, dtype: str = "float32", tokenizer: str | None = None
+) -> dict[str, Any]:
+    """Writes a model as a base checkpoint, which `load_backbone` reads fastest.
+
+    Args:
+        source: As `load_backbone` takes it.
+        dest: A folder to be made.
+        dtype: Of the weights on disk, `float32` or `bfloat16`.
+        tokenizer: A file, folder or Hub id, instead of what is beside the weights.
+
+    Returns:
+        What `spt-jax convert` prints: name, fingerprint, shape.
+
+    Raises:
+        FileExistsError: `dest` exists.
+        FileNotFoundError: A file of the source is missing.
+        ValueError: The source cannot be read. Nothing is left at `dest`.
+    """
+    require_new(dest)
+    opened = open_model(source, None if tokenizer is None else find_tokenizer(tokenizer))
+    if isinstance(opened, Base):
         raise ValueError(
-            f"weights {folder / 'model.safetensors'} cannot be read: {error}"
-        ) from error
-    check_weights({name: x.shape for name, x in arrays.items()}, config, str(folder))
-    params = flax.traverse_util.unflatten_dict(
-        {name: jnp.asarray(array, jnp.dtype(param_dtype)) for name, array in arrays.items()},
-        sep="/",
-    )
-    tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
-    return Backbone(described["name"], model, params, tokenizer, described["fingerprint"])
-
-
-def check_weights(shapes: dict[str, tuple[int, ...]], config: T5Config, origin: str) -> None:
-    """Raises ValueError unless `shapes` names every leaf of the model once, with its shape."""
-    abstract = jax.eval_shape(T5(config).init_params, jax.random.key(0))
-    expected = {name: leaf.shape for name, leaf in named_leaves(abstract)}
-    problems = [
-        *(f"missing {name} {expected[name]}" for name in sorted(expected.keys() - shapes.keys())),
-        *(f"unexpected {name} {shapes[name]}" for name in sorted(shapes.keys() - expected.keys())),
-        *(
-            f"{name} has shape {shapes[name]}, expected {expected[name]}"
-            for name in sorted(expected.keys() & shapes.keys())
-            if tuple(shapes[name]) != tuple(expected[name])
-        ),
-    ]
-    if problems:
-        raise ValueError(f"weights of {origin} do not fit its config: " + "; ".join(problems))
+            f"{source} is a base checkpoint already; load it as it is, or convert its source"
+        )
+    return write_base(opened, dest, dtype)
 
 
 def save_backbone(
@@ -152,14 +150,14 @@ def describe(name: str, length: int) -> dict:
     """What `spt-jax inspect` prints: the shape, the size, and the cost of a prompt of `length`.
 
     Args:
-        name: A backbone, or the name of a published T5 shape.
+        name: A backbone, as `load_backbone` takes it, or the name of a published T5 shape.
         length: Of the prompt, P.
     """
     if name in PRESETS:
         config, identity = PRESETS[name], None
     else:
-        described = json.loads((find_backbone(name) / "config.json").read_text())
-        config, identity = T5Config(**described["t5"]), described["fingerprint"]
+        source = open_model(name)
+        config, identity = source.config, source.fingerprint
     params = jax.eval_shape(T5(config).init_params, jax.random.key(0))
     frozen, trained = count_params(params), length * config.d_model
     return {

@@ -25,6 +25,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import unflatten_dict
 
+import spt_jax.orbax_log  # noqa: F401
 from spt_jax.errors import RunError
 from spt_jax.prompt_file import load_prompt, save_prompt
 from spt_jax.pytree import fingerprint, leaf_name, named_leaves
@@ -32,11 +33,6 @@ from spt_jax.runlog import lock_folder
 from spt_jax.typing import PyTree
 
 __all__ = ["Checkpoints", "Restored", "load_prompt", "save_prompt"]
-
-# Orbax's progress, and its tracebacks: its errors reach the user as exceptions of ours.
-logging.getLogger("absl").addFilter(
-    lambda record: os.path.join("", "orbax", "checkpoint", "") not in record.pathname
-)
 
 
 class Restored(NamedTuple):

@@ -2,7 +2,8 @@
 
 A command (`spt_jax.commands`) reads its options, calls one library function and prints what that
 returns. With `--json`, stdout is one JSON object and everything else goes to stderr. An error is
-one line on stderr: exit code 2 for bad input, 1 for a failed run, a traceback with `--debug`.
+one line on stderr, and a traceback with `--debug`: exit code 2 for bad input, 1 for a failed run, 3
+for a finished one that left rows out.
 """
 
 import contextlib
@@ -12,17 +13,20 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from spt_jax import __version__
+from spt_jax.commands.convert import convert
+from spt_jax.commands.data import data
 from spt_jax.commands.evaluate import evaluate
 from spt_jax.commands.inspect import inspect
 from spt_jax.commands.nearest import nearest
 from spt_jax.commands.predict import predict
 from spt_jax.commands.pretrain import pretrain
 from spt_jax.commands.train import train
-from spt_jax.errors import RunError, suggest
+from spt_jax.errors import FailedRows, RunError, suggest
 from spt_jax.printing import warnings_on_stderr
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
-    command.__name__: command for command in (train, evaluate, predict, nearest, inspect, pretrain)
+    command.__name__: command
+    for command in (train, evaluate, predict, nearest, inspect, data, pretrain, convert)
 }
 """Each in its module of `spt_jax.commands`; none of them imports jax before it runs."""
 
@@ -45,7 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments after `spt-jax`; those of the process by default.
 
     Returns:
-        0, 2 for bad input, 1 for a failed run, 130 for Ctrl-C, 141 for a broken pipe.
+        0, 2 for bad input, 1 for a failed run, 3 for a finished one that left rows out, 130 for
+        Ctrl-C, 141 for a broken pipe.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -54,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return 0
     except KeyboardInterrupt:
-        resumes = "; the same command continues it" if argv[0] in ("train", "pretrain") else ""
+        resumes = "; the same command continues it" if _resumes(argv) else ""
         print(f"spt-jax: interrupted{resumes}", file=sys.stderr)
         return 130
     except BrokenPipeError:
@@ -64,7 +69,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "--debug" in argv:
             traceback.print_exc()
         print(f"spt-jax: error: {_one_line(error)}", file=sys.stderr)
-        return 2 if isinstance(error, _BAD_INPUT) else 1
+        return 3 if isinstance(error, FailedRows) else 2 if isinstance(error, _BAD_INPUT) else 1
+
+
+def _resumes(argv: Sequence[str]) -> bool:
+    to_file = any(argument.partition("=")[0] == "--output" for argument in argv)
+    return argv[0] in ("train", "pretrain") or (argv[0] == "predict" and to_file)
 
 
 def _dispatch(argv: Sequence[str]) -> None:
@@ -101,5 +111,5 @@ def _usage() -> str:
         "usage: spt-jax COMMAND [OPTIONS]\n\nSoft prompts for a frozen T5.\n\n"
         f"commands:\n{commands}\n\n"
         "`spt-jax COMMAND --help` explains every option; `spt-jax --version` prints the version.\n"
-        "Exit codes: 0; 2 bad input; 1 the run failed."
+        "Exit codes: 0; 2 bad input; 1 the run failed; 3 it is finished but some rows failed."
     )

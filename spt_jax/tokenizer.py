@@ -15,6 +15,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
@@ -25,12 +26,69 @@ _SPECIAL = ("<pad>", "</s>", "<unk>")
 _WORDS = r"▁?\p{L}+|▁?\p{N}+|▁?[^\p{L}\p{N}▁]+|▁"
 
 
-class Tokenizer:
-    """Maps text to ids. Made by `Tokenizer.from_file` or `train_tokenizer`."""
+class Tokenizer(Protocol):
+    """Maps text to ids: what every tokenizer does, whatever its vocabulary is.
+
+    `BPETokenizer` is one that was trained here; those of published models are in `convert/`.
+    """
 
     pad_id = 0
     eos_id = 1
     unk_id = 2
+    vocab_size: int
+
+    def save(self, path: str | Path) -> None:
+        """Writes one JSON file."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, without an end marker; never id 0, 1 or a sentinel. '' has none."""
+        ...
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of many texts, on all cores."""
+        ...
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids; padding, end, unknown and sentinels are left out."""
+        ...
+
+    def piece(self, index: int) -> str:
+        """The piece at an id, with '▁' where it starts a word.
+
+        Raises:
+            ValueError: The id is outside the vocabulary.
+        """
+        ...
+
+    def sentinel(self, i: int) -> int:
+        """The id of `<extra_id_i>`.
+
+        Raises:
+            ValueError: There are 100 sentinels, 0 to 99.
+        """
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256, in hex, of all that decides the ids of a text."""
+        ...
+
+
+def require_id(index: int, vocab_size: int) -> None:
+    """Raises ValueError where an id is outside the vocabulary."""
+    if not 0 <= index < vocab_size:
+        raise ValueError(f"token id {index} is given, expected 0 to {vocab_size - 1}")
+
+
+def require_sentinel(i: int) -> None:
+    """Raises ValueError where there is no sentinel of this number."""
+    if not 0 <= i < SENTINELS:
+        raise ValueError(f"sentinel {i} is given, expected 0 to {SENTINELS - 1}")
+
+
+class BPETokenizer(Tokenizer):
+    """A BPE vocabulary of ours. Made by `BPETokenizer.from_file` or `train_tokenizer`."""
 
     def __init__(self, backend: tokenizers.Tokenizer):
         self._backend = backend
@@ -38,7 +96,7 @@ class Tokenizer:
         self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
 
     @classmethod
-    def from_file(cls, path: str | Path) -> "Tokenizer":
+    def from_file(cls, path: str | Path) -> "BPETokenizer":
         """Loads what `save` wrote.
 
         Raises:
@@ -92,8 +150,7 @@ class Tokenizer:
         Raises:
             ValueError: The id is outside the vocabulary.
         """
-        if not 0 <= index < self.vocab_size:
-            raise ValueError(f"token id {index} is given, expected 0 to {self.vocab_size - 1}")
+        require_id(index, self.vocab_size)
         return self._backend.id_to_token(int(index)) or ""
 
     def sentinel(self, i: int) -> int:
@@ -102,8 +159,7 @@ class Tokenizer:
         Raises:
             ValueError: There are 100 sentinels, 0 to 99.
         """
-        if not 0 <= i < SENTINELS:
-            raise ValueError(f"sentinel {i} is given, expected 0 to {SENTINELS - 1}")
+        require_sentinel(i)
         return self.vocab_size - 1 - i
 
     @property
@@ -117,7 +173,7 @@ class Tokenizer:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> BPETokenizer:
     """Learns a BPE vocabulary from texts. The same texts give the same vocabulary.
 
     (The Unigram trainer of `tokenizers` seeds from substrings of distinct words that occur twice,
@@ -166,4 +222,4 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     )
     backend.train_from_iterator(texts, trainer=trainer, length=len(texts))
     backend.add_special_tokens([f"<extra_id_{i}>" for i in reversed(range(SENTINELS))])
-    return Tokenizer(backend)
+    return BPETokenizer(backend)

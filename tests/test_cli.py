@@ -13,6 +13,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -188,7 +189,7 @@ def test_help_explains_every_field(run):
 
 TASK = "--task.name=library"
 USAGE_ERRORS = {
-    "": "no command is given; commands: train, evaluate, predict, nearest, inspect, pretrain",
+    "": "no command is given; commands: train, evaluate, predict, nearest, inspect",
     "trian": r"unknown command 'trian'; commands: train, .* \(did you mean 'train'\?\)",
     f"train {TASK} --prompt.lenght=3": r"unknown option 'prompt.lenght'; PromptConfig has: file, "
     r"init, length, text \(did you mean 'prompt.length'\?\)",
@@ -223,10 +224,29 @@ USAGE_ERRORS = {
     "value a number",
     "evaluate": "the following arguments are required: run",
     "evaluate r --split=val": "split is 'val', expected one of test, dev, train",
+    "evaluate r s --ensemble=mean": "ensemble is 'mean', expected one of vote, log_probs or null",
+    "evaluate r s --task=squad": "--task is of one run and of no ensemble",
+    "evaluate r --origin=hub": "--origin is given without --task",
     "evaluate r --split": "option 'split' has no value; write --split=VALUE",
     "nearest r --k=x": "k is 'x', expected a whole number",
     "evaluate r --splt=dev": r"unknown option 'splt'; spt-jax evaluate has: .*did you mean 'split'",
     "inspect m --length=0": "length is 0, expected 1 or more",
+    "predict": "neither a run nor --model is given; see spt-jax predict --help",
+    "predict r --model=m": "both the run 'r' and --model=m are given; for rows give "
+    "--prompt=NAME=r instead of the run",
+    "predict r --input=x": "--input goes with --model and --prompt, but no --model is given",
+    "predict r --num_beams=2": "--num_beams goes with --model and --prompt",
+    "predict --model=m --prompt=runs/x": "--prompt is 'runs/x', expected NAME=PATH, such as sst2=",
+    "predict --model=m --prompt=a=x --prompt=a=y": "two prompts are named 'a', x and y; give one",
+    "predict --model=m --sample --num_beams=2": "num_beams is 2 with sampling, expected one or the",
+    "predict --model=m --temperature=2": "temperature is 2.0 without sampling",
+    "predict --model=m --num_results=2": "num_results is 2 but num_beams is 1",
+    "predict --model=m --batch_size=0": "batch_size is 0, expected 1 or more",
+    "predict --model=m --json": "--json is given, but standard output has the rows; set --output",
+    "predict --model=m --overwrite": "--overwrite is given, but there is no --output to delete",
+    "predict --model=m --text=x --input=y": "both --text and --input are given, expected one",
+    "predict --model=m --text=x --prompt=a=x --prompt=b=y": "--text is given with 2 prompts, "
+    "expected one at most; give rows that name theirs by --input",
 }
 
 
@@ -378,20 +398,84 @@ def test_one_seed_has_no_deviation(run, calls):
 
 
 def test_evaluate(run, library):
-    library("evaluate", evaluate_run=lambda run, split: {"run": run, "split": split})
-    assert json.loads(run("evaluate", "r", "--json")[1]) == {"run": "r", "split": "test"}
+    library(
+        "evaluate", evaluate_run=lambda run, split, **other: {"run": run, "split": split} | other
+    )
+    found = {"run": "r", "split": "test", "task": None, "origin": None}
+    assert json.loads(run("evaluate", "r", "--json")[1]) == found
+    found |= {"task": "mrqa/drop", "origin": "hub"}
+    line = ("evaluate", "r", "--json", "--task=mrqa/drop", "--origin=hub")
+    assert json.loads(run(*line)[1]) == found
+    library("evaluate", evaluate_run=lambda run, split, **_: {"run": run, "split": split})
     assert run("evaluate", "r", "--split", "dev")[1] == "run    r\nsplit  dev\n"
 
 
+SCORES = {"score": 50.0, "rank_score": None, "rows": 4}
+
+
+def test_evaluate_several_runs(run, library):
+    def evaluate_runs(runs, split):
+        return {str(run): {"split": split, **SCORES} for run in runs}
+
+    library("evaluate", evaluate_runs=evaluate_runs)
+    code, out, _ = run("evaluate", "r/a", "r/b", "--split=dev", "--json")
+    each = {"split": "dev", **SCORES}
+    assert (code, json.loads(out)) == (0, {"runs": {"r/a": each, "r/b": each}})
+    lines = [line.split() for line in run("evaluate", "--split=dev", "r/a", "r/b")[1].splitlines()]
+    header = ["run", "split", "score", "rank_score", "rows"]
+    assert lines == [header, ["r/a", "dev", "50.00", "-", "4"], ["r/b", "dev", "50.00", "-", "4"]]
+
+
+def test_evaluate_an_ensemble(run, library):
+    def evaluate_ensemble(runs, split, by):
+        return {"ensemble": 60.0, "by": by, "runs": {str(run): SCORES for run in runs}}
+
+    library("ensemble", evaluate_ensemble=evaluate_ensemble)
+    code, out, _ = run("evaluate", "a", "b", "--ensemble=log_probs", "--json")
+    expected = {"ensemble": 60, "by": "log_probs", "runs": {"a": SCORES, "b": SCORES}}
+    assert (code, json.loads(out)) == (0, expected)
+    lines = run("evaluate", "--ensemble", "vote", "a", "b")[1].splitlines()
+    assert lines[-3:] == ["", "ensemble  60.00", "by        vote"] and len(lines) == 6
+
+
 def test_predict_takes_texts_or_lines(run, library, monkeypatch):
-    library("evaluate", predict_run=lambda run, texts: [text.upper() for text in texts])
+    def predict_run(run, texts, *, inputs_length):
+        return [text.upper()[:inputs_length] for text in texts]
+
+    library("evaluate", predict_run=predict_run)
     assert run("predict", "r", "--text", "a b", "--text=c")[1] == "A B\nC\n"
+    assert run("predict", "r", "--text", "a b", "--inputs_length=2")[1] == "A \n"
     monkeypatch.setattr(sys, "stdin", io.StringIO("x\n\ny\r\n", newline=""))
     assert run("predict", "r")[1] == "X\n\nY\n"
     monkeypatch.setattr(sys, "stdin", io.StringIO())
     code, _, err = run("predict", "r")
     assert code == 2
     assert "no text is given; use --text='...' or lines of standard input" in err
+
+
+def test_predict_reads_rows_and_says_how_many_failed(run, library, monkeypatch):
+    calls = []
+
+    def predict_file(model, prompts, source, output, **options):
+        calls.append((model, prompts, source, output, options))
+        return {"answered": 8, "failed": len(prompts), "output": output, "errors": None}
+
+    library("predict_file", predict_file=predict_file)
+    argv = ["--model=m", "--input=in", "--num_beams=2", "--dtype=bfloat16", "--batch_size=3"]
+    code, out, err = run("predict", *argv, "--output=out", "--json")
+    assert (code, json.loads(out), err) == (
+        0, {"answered": 8, "failed": 0, "output": "out", "errors": None}, ""
+    )  # fmt: skip
+    model, prompts, source, output, options = calls[0]
+    assert (model, prompts, source, output) == ("m", {}, Path("in"), Path("out"))
+    assert (options["decode"].num_beams, options["data"].batch_size) == (2, 3)
+    assert (options["data"].inputs_length, options["dtype"]) == (512, "bfloat16")
+    code, out, err = run("predict", "--model=m", "--prompt=a=x=y", "--text=hi", "--text=é")
+    assert calls[1][1] == {"a": "x=y"}
+    assert [json.loads(line) for line in calls[1][2]] == [{"text": "hi"}, {"text": "é"}]
+    assert calls[1][3] is sys.stdout.buffer
+    assert (code, out) == (3, "")
+    assert err == "spt-jax: error: 1 of 9 rows failed; see the lines above\n"
 
 
 def test_nearest_is_an_aligned_table(run, library):
@@ -453,6 +537,8 @@ def test_help_and_config_errors_never_import_jax():
         "train --task.name=library --prompt.lenght=3": 2,
         "train --task.name=library --steps=x": 2,
         "train --config=nowhere": 2,
+        "predict --help": 0,
+        "predict --model=m --sample --num_beams=2": 2,
         "trian": 2,
     }
     result = subprocess.run(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from spt_jax.tokenizer import SENTINELS, Tokenizer, train_tokenizer
+from spt_jax.tokenizer import SENTINELS, BPETokenizer, train_tokenizer
 
 TEXTS = [
     "The quick brown fox jumps over the lazy dog, and the dog does not care.",
@@ -72,7 +72,7 @@ def test_decode_leaves_special_ids_out(tokenizer):
 def test_save_and_load_keep_ids_fingerprint_and_safety(tokenizer, tmp_path):
     path = tmp_path / "tokenizer.json"
     tokenizer.save(path)
-    loaded = Tokenizer.from_file(path)
+    loaded = BPETokenizer.from_file(path)
     assert loaded.fingerprint == tokenizer.fingerprint
     assert loaded.vocab_size == tokenizer.vocab_size
     text = "the </s> fox"
@@ -91,14 +91,14 @@ def test_training_twice_gives_the_same_vocabulary(tokenizer):
 
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="tokenizer file .*nothing.json' does not exist"):
-        Tokenizer.from_file(tmp_path / "nothing.json")
+        BPETokenizer.from_file(tmp_path / "nothing.json")
 
 
 def test_broken_file_is_named(tmp_path):
     path = tmp_path / "tokenizer.json"
     path.write_text("{")
     with pytest.raises(ValueError, match="tokenizer.json' cannot be read .*expected a tokenizer"):
-        Tokenizer.from_file(path)
+        BPETokenizer.from_file(path)
 
 
 def test_tokenizer_with_other_special_ids_is_refused(tokenizer, tmp_path):
@@ -106,7 +106,7 @@ def test_tokenizer_with_other_special_ids_is_refused(tokenizer, tmp_path):
     tokenizer.save(path)
     path.write_text(path.read_text().replace("<pad>", "<pod>"))
     with pytest.raises(ValueError, match="has '<pod>' at id 0, expected '<pad>'"):
-        Tokenizer.from_file(path)
+        BPETokenizer.from_file(path)
 
 
 def test_vocabulary_without_room_for_pieces_is_refused():

@@ -10,7 +10,8 @@ def inspect(argv: Sequence[str]) -> None:
     """Describe a model: architecture, parameters, what a prompt costs."""
     parser = make_parser(inspect)
     parser.add_argument(
-        "model", help="A bundled backbone, a published T5 such as t5-v1_1-small, or a folder."
+        "model",
+        help="A bundled backbone, a published T5 such as t5-v1_1-small, a folder or a Hub id.",
     )
     parser.add_flag("length", int, 100, "Vectors of the prompt.")
     flags, _ = parser.read(argv)

@@ -1,0 +1,379 @@
+"""The same model in every format: equal weights, equal fingerprint, wherever they are placed.
+
+What transformers itself makes of a folder is in parity/test_convert.py.
+"""
+
+import functools
+import http.server
+import json
+import shutil
+import subprocess
+import sys
+import threading
+
+import checkpoints
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from checkpoints import SHAPE
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from spt_jax import cli
+from spt_jax.backbone import convert_backbone, load_backbone, save_backbone
+from spt_jax.convert.names import T5X, TRANSFORMERS, leaf_shapes
+from spt_jax.convert.opening import find_tokenizer
+from spt_jax.convert.packed import unpack
+from spt_jax.convert.vocabulary import ByteTokenizer, load_tokenizer
+from spt_jax.pytree import fingerprint, named_leaves
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return dict(named_leaves(tiny.random_params(SHAPE)))
+
+
+@pytest.fixture(scope="module")
+def hf(tmp_path_factory):
+    return checkpoints.write_hf(tmp_path_factory.mktemp("hf") / "model")
+
+
+def assert_same_leaves(backbone, expected):
+    leaves = dict(named_leaves(backbone.params))
+    assert leaves.keys() == expected.keys()
+    for name, leaf in leaves.items():
+        assert leaf.dtype == jnp.float32
+        np.testing.assert_array_equal(np.asarray(leaf), np.asarray(expected[name]), name)
+    assert backbone.fingerprint == fingerprint(expected)
+    assert backbone.model.config == SHAPE
+
+
+WRITERS = {
+    "one file": checkpoints.write_hf,
+    "shards": checkpoints.write_shards,
+    "zarr": checkpoints.write_t5x,
+    "MessagePack alone": lambda folder: checkpoints.write_t5x(folder, zarr=False),
+    "scanned": lambda folder: checkpoints.write_t5x(folder, checkpoints.t5x_leaves(scanned=True)),
+}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_each_format_gives_the_same_leaves_and_fingerprint(kind, expected, tmp_path):
+    folder = WRITERS[kind](tmp_path / "model")
+    assert_same_leaves(load_backbone(str(folder)), expected)
+
+
+def test_scanned_layers_may_repeat_the_position_bias_and_split_heads(expected, tmp_path):
+    leaves = checkpoints.t5x_leaves(scanned=True)
+    heads = SHAPE.num_heads, SHAPE.d_kv
+    for name in list(leaves):
+        if "rel_embedding" in name:
+            table, layers = leaves.pop(name), 3 if name.startswith("encoder") else 2
+            name = f"{name.split('/')[0]}/{name}"
+            leaves[name] = np.repeat(table[:, None], layers, axis=1)
+        elif "attention/out/" in name:
+            leaves[name] = leaves[name].reshape(*heads, *leaves[name].shape[1:]).swapaxes(1, 2)
+        elif "attention/" in name:
+            leaves[name] = leaves[name].reshape(*leaves[name].shape[:2], *heads)
+    backbone = load_backbone(str(checkpoints.write_t5x(tmp_path / "same", leaves)))
+    assert_same_leaves(backbone, expected)
+    leaves["encoder/encoder/relpos_bias/rel_embedding"][0, 1] += 1
+    folder = checkpoints.write_t5x(tmp_path / "own", leaves)
+    with pytest.raises(ValueError, match="rel_embedding of .* differs from layer to layer"):
+        load_backbone(str(folder))
+
+
+def test_weights_outlive_the_file_that_they_were_read_from(expected, tmp_path):
+    folder = checkpoints.write_t5x(tmp_path / "model", zarr=False)
+    backbone = load_backbone(str(folder))
+    with open(folder / "checkpoint", "r+b") as file:
+        file.write(bytes((folder / "checkpoint").stat().st_size))
+    assert_same_leaves(backbone, expected)
+
+
+def test_the_tables_name_every_leaf_once():
+    v1_0 = leaf_shapes(SHAPE.__class__(**{**vars(SHAPE), "mlp": "relu", "tied_head": True}))
+    for table in (TRANSFORMERS, T5X):
+        assert table.keys() == leaf_shapes(SHAPE).keys() | v1_0.keys()
+        assert len(set(table.values())) == len(table)
+
+
+# Places.
+
+
+def test_a_hub_id_downloads_one_kind_of_weights(monkeypatch, tmp_path, expected):
+    """What is asked of the Hub; the answer is a folder on disk."""
+    asked = []
+    whole = checkpoints.write_hf(tmp_path / "cache" / "safetensors")
+
+    def snapshot_download(repository, *, revision, allow_patterns):
+        asked.append((repository, revision, allow_patterns))
+        return str(whole)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    assert_same_leaves(load_backbone("google/t5-tiny@main"), expected)
+    ((repository, revision, patterns),) = asked
+    assert (repository, revision) == ("google/t5-tiny", "main")
+    assert "model-*.safetensors" in patterns and "spiece.model" in patterns
+    assert not any("bin" in pattern or "*" == pattern for pattern in patterns)
+
+    (whole / "model.safetensors").rename(whole / "pytorch_model.bin")
+    asked.clear()
+    with pytest.raises(ValueError, match="pytorch_model.bin"):  # no pickle of torch
+        load_backbone("google/t5-tiny")
+    assert [revision for _, revision, _ in asked] == [None, None]
+    assert "pytorch_model-*.bin" in asked[1][2]
+    asked.clear()
+    assert find_tokenizer("google/t5-tiny").encode("the dog") == [4, 5]
+    assert [patterns for *_, patterns in asked if any("model-" in p for p in patterns)] == []
+
+
+@pytest.fixture
+def served(tmp_path):
+    """A T5X checkpoint behind an HTTP server of this machine; its address."""
+    checkpoints.write_t5x(tmp_path / "bucket" / "checkpoint_3")
+    handler = functools.partial(QuietHandler, directory=str(tmp_path / "bucket"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+def test_a_t5x_checkpoint_at_an_address(served, tmp_path, expected):
+    tokenizer = str(tmp_path / "bucket" / "checkpoint_3" / "tokenizer.json")
+    for address in (f"{served}/checkpoint_3", f"file://{tmp_path}/bucket/checkpoint_3"):
+        dest = tmp_path / address[:4]
+        convert_backbone(address, dest, tokenizer=tokenizer)
+        backbone = load_backbone(str(dest))
+        assert_same_leaves(backbone, expected)
+        assert backbone.name == address
+    with pytest.raises(FileNotFoundError, match="http://.*/nothing/checkpoint does not exist"):
+        convert_backbone(f"{served}/nothing", tmp_path / "no", tokenizer=tokenizer)
+    (tmp_path / "bucket/checkpoint_3/target.encoder.layers_1.mlp.wo.kernel/.zarray").unlink()
+    with pytest.raises(ValueError, match="leaf encoder/layers_1/mlp/wo/kernel of http.* cannot be"):
+        convert_backbone(f"{served}/checkpoint_3", tmp_path / "no", tokenizer=tokenizer)
+
+
+def test_a_backbone_that_is_saved_keeps_a_published_tokenizer(hf, tmp_path):
+    """As after model tuning of a model from the Hub."""
+    backbone = load_backbone(str(hf))
+    tokenizer = backbone.tokenizer
+    save_backbone(tmp_path, "tuned", SHAPE, backbone.params, tokenizer, dtype="float32")
+    again = load_backbone(str(tmp_path))
+    assert again.fingerprint == backbone.fingerprint
+    assert again.tokenizer.fingerprint == tokenizer.fingerprint
+
+
+def test_the_command_converts_and_inspects(hf, tmp_path, capsys):
+    dest = str(tmp_path / "base")
+    assert cli.main(["convert", str(hf), dest, "--dtype=bfloat16", "--json"]) == 0
+    converted = json.loads(capsys.readouterr().out)
+    assert cli.main(["inspect", dest, "--json"]) == 0
+    inspected = json.loads(capsys.readouterr().out)
+    assert inspected["fingerprint"] == converted["fingerprint"] and len(converted["t5"]) == 12
+    assert (inspected["d_model"], converted["dtype"]) == (8, "bfloat16")
+
+
+# Base checkpoints.
+
+
+def by_rows(abstract):
+    """Every leaf spread over two devices, and over four where its last axis allows it."""
+    mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("a", "b"))
+
+    def place(leaf):
+        axis = ("a", "b") if leaf.shape[-1] % 4 == 0 else "a" if leaf.shape[-1] % 2 == 0 else None
+        return NamedSharding(mesh, PartitionSpec(*[None] * (leaf.ndim - 1), axis))
+
+    return jax.tree.map(place, abstract)
+
+
+@pytest.fixture(scope="module")
+def bases(hf, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base")
+    for dtype in ("float32", "bfloat16"):
+        described = convert_backbone(str(hf), folder / dtype, dtype=dtype)
+        assert described["dtype"] == dtype
+    return folder
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_base_checkpoint_has_the_fingerprint_of_its_source(dtype, bases, expected):
+    backbone = load_backbone(str(bases / dtype))
+    assert backbone.fingerprint == fingerprint(expected)
+    assert backbone.name == json.loads((bases / dtype / "config.json").read_text())["name"]
+    assert backbone.tokenizer.encode("the dog") == [4, 5]
+    for name, leaf in named_leaves(backbone.params):
+        assert leaf.dtype == jnp.float32
+        stored = np.asarray(expected[name].astype(dtype).astype("float32"))
+        np.testing.assert_array_equal(np.asarray(leaf), stored, name)
+    assert sorted(path.name for path in bases.iterdir()) == ["bfloat16", "float32"]
+
+
+@pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["hf", "base"])
+def test_leaves_go_straight_to_their_shardings(kind, param_dtype, hf, bases, expected):
+    name = str(hf if kind == "hf" else bases / "float32")
+    backbone = load_backbone(name, param_dtype=param_dtype, shardings=by_rows)
+    shardings = dict(named_leaves(jax.tree.map(lambda leaf: leaf.sharding, backbone.params)))
+    assert shardings == dict(named_leaves(by_rows(backbone.params)))
+    for name, leaf in named_leaves(backbone.params):
+        assert leaf.dtype == jnp.dtype(param_dtype)
+        stored = np.asarray(expected[name].astype(param_dtype))
+        np.testing.assert_array_equal(np.asarray(leaf), stored, name)
+
+
+def test_shardings_that_leave_a_leaf_out_are_refused(hf):
+    def forgetful(abstract):
+        return {"encoder": by_rows(abstract["encoder"]), "decoder": by_rows(abstract["decoder"])}
+
+    with pytest.raises(ValueError, match="do not fit the params: token_embedder/embedding"):
+        load_backbone(str(hf), shardings=forgetful)
+
+
+def test_a_failed_conversion_leaves_nothing_behind(tmp_path):
+    tensors = checkpoints.hf_tensors()
+    tensors["encoder.final_layer_norm.weight"][2] = np.nan
+    folder = checkpoints.write_hf(tmp_path / "bad", tensors)
+    with pytest.raises(ValueError, match="encoder.final_layer_norm.weight holds NaN"):
+        convert_backbone(str(folder), tmp_path / "out" / "base")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_killed_conversion_never_looks_whole(hf, tmp_path):
+    code = (
+        "import os, sys; from pathlib import Path; from spt_jax.convert import base\n"
+        "from spt_jax.backbone import convert_backbone\n"
+        "base._sha256 = lambda path: os._exit(9)\n"
+        "convert_backbone(sys.argv[1], Path(sys.argv[2]))"
+    )
+    dest = tmp_path / "out" / "base"
+    assert subprocess.run([sys.executable, "-c", code, str(hf), str(dest)]).returncode == 9
+    assert not dest.exists()
+    convert_backbone(str(hf), dest)
+    load_backbone(str(dest))
+
+
+def test_an_existing_folder_is_not_overwritten(hf, bases):
+    with pytest.raises(FileExistsError, match="float32 exists; name a new folder"):
+        convert_backbone(str(hf), bases / "float32")
+
+
+def test_a_base_checkpoint_is_not_converted_again(bases, tmp_path):
+    with pytest.raises(ValueError, match="is a base checkpoint already"):
+        convert_backbone(str(bases / "float32"), tmp_path / "again")
+
+
+@pytest.mark.parametrize("change", ["flip", "cut", "remove", "add", "config"])
+def test_a_base_checkpoint_that_was_changed_is_refused(change, bases, tmp_path):
+    folder = tmp_path / "base"
+    shutil.copytree(bases / "float32", folder)
+    file = max((folder / "weights").rglob("*"), key=lambda path: path.stat().st_size)
+    data = file.read_bytes()
+    if change == "flip":
+        file.write_bytes(data[:99] + bytes([data[99] ^ 4]) + data[100:])
+    elif change == "cut":
+        file.write_bytes(data[:-1])
+    elif change == "remove":
+        file.unlink()
+    elif change == "config":
+        config = folder / "config.json"
+        config.write_text(config.read_text().replace('"relpos_max_distance": 128', '"a": 1'))
+    else:
+        (folder / "weights" / "d" / "extra").touch()
+    reason = {"remove": "is missing", "add": "is not listed"}.get(change, "differs from its sha256")
+    with pytest.raises(ValueError, match=f"base.* {reason}; copy it again, or write it again with"):
+        load_backbone(str(folder))
+
+
+# Tokenizers.
+
+
+def test_ids_of_the_label_words_in_the_real_vocabulary(data_dir):
+    tokenizer = load_tokenizer(data_dir / "t5" / "spiece.model")
+    words = {
+        "positive": [1465],
+        "negative": [2841],
+        "True": [10998],
+        "equivalent": [7072],
+        "duplicate": [19197],
+        "neutral": [7163],
+        "contradiction": [27252],
+        "not_equivalent": [59, 834, 15, 1169, 15592],
+    }
+    assert {word: tokenizer.encode(word) for word in words} == words
+    assert tokenizer.vocab_size == 32100
+    assert (tokenizer.sentinel(0), tokenizer.sentinel(99)) == (32099, 32000)
+    assert tokenizer.piece(1465) == "▁positive" and tokenizer.decode([59, 834, 15, 1, 0]) == "not_e"
+
+
+@pytest.mark.parametrize("text", ["</s>", "<pad> a", "<extra_id_0>", "the </s> dog", " </s>"])
+def test_text_never_becomes_a_special_id(text, data_dir):
+    for place in (data_dir / "t5" / "spiece.model",):
+        ids = load_tokenizer(place).encode(text)
+        assert ids and all(1 < i < 32000 for i in ids)
+
+
+def test_a_vocabulary_reads_back_what_it_saved(tmp_path, data_dir):
+    released = load_tokenizer(data_dir / "t5" / "spiece.model")
+    released.save(tmp_path / "tokenizer.json")
+    again = find_tokenizer(str(tmp_path))
+    assert again.fingerprint == released.fingerprint
+    text = "A ﬁne①  day, isn't it? </s>"
+    assert again.encode(text) == released.encode(text)
+    assert again.encode_batch([text, ""]) == [released.encode(text), []]
+
+
+def test_bytes_are_a_vocabulary_without_a_file(tmp_path):
+    (tmp_path / "config.json").write_text('{"tokenizer_class": "ByT5Tokenizer"}')
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.encode("aé</s>")[:3] == [100, 198, 172]
+    assert tokenizer.decode([*tokenizer.encode("aé"), 1, 0, 258, 383]) == "aé"
+    assert tokenizer.sentinel(0) == 258
+    assert [tokenizer.piece(i) for i in (0, 100, 13)] == ["<pad>", "a", "<0x0A>"]
+    tokenizer.save(tmp_path / "tokenizer.json")
+    assert isinstance(load_tokenizer(tmp_path), ByteTokenizer)
+
+
+def test_tokens_that_a_user_added_keep_their_ids(tmp_path):
+    parts = checkpoints.tokenizer_parts()
+    token = {**parts["added_tokens"][0], "content": "{", "id": 118, "special": False}
+    parts["added_tokens"] += [token, {**token, "content": "<sep>", "id": 119, "special": True}]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(parts))
+    tokenizer = load_tokenizer(tmp_path)
+    assert 118 in tokenizer.encode("the {dog") and tokenizer.vocab_size == 120
+    assert 119 not in tokenizer.encode("the <sep>")
+    assert tokenizer.decode([4, 118, 119, 5]) == "the{ dog"
+
+
+# MessagePack.
+
+
+def test_arrays_of_message_pack_are_views_of_the_file():
+    import flax.serialization as packing
+
+    tree = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": {"c": np.float32(2)}}
+    tree |= {"n": [1, -1, 300, -300, 70000, 1 << 40, 2.5, True, None, "x" * 40, "é"]}
+    data = packing.msgpack_serialize(tree)
+    found = unpack(memoryview(data))
+    np.testing.assert_array_equal(found["a"], tree["a"])
+    assert found["a"].base is not None and not found["a"].flags.owndata
+    assert found["b"]["c"] == 2 and found["n"] == tree["n"]
+
+
+def test_chunked_arrays_of_message_pack_are_joined(monkeypatch):
+    import flax.serialization as packing
+
+    monkeypatch.setattr(packing, "MAX_CHUNK_SIZE", 16)
+    array = np.arange(30, dtype=np.float32).reshape(5, 6)
+    found = unpack(memoryview(packing.msgpack_serialize({"a": array})))
+    np.testing.assert_array_equal(found["a"], array)
