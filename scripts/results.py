@@ -69,8 +69,16 @@ def _main(argv: Sequence[str]) -> int:
     tasks = {name: TaskConfig(name=name) for name in task_names()}
     tasks |= {name: task_config(name, workdir / "data") for name in DATASETS if data}
     chosen = _only(flags.only, tasks)
-    common = dict(ensembles=ENSEMBLES, model=flags.model, steps=flags.steps)
-    runs = plan(tasks, SETTINGS, SWEEP, seeds, workdir, **common)
+    runs = plan(
+        tasks,
+        SETTINGS,
+        SWEEP,
+        seeds,
+        workdir,
+        ensembles=ENSEMBLES,
+        model=flags.model,
+        steps=flags.steps,
+    )
     model = describe(flags.model, 1)
     archive = Path(flags.output).with_suffix(".jsonl")
     unpack(archive, workdir)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from spt_jax.interpret import nearest_words
     from spt_jax.metrics import superglue_score
     from spt_jax.predict import Answers, Predictor
-    from spt_jax.predict_file import predict_file
+    from spt_jax.predict_jsonl import predict_file
     from spt_jax.pretrain_config import ArchitectureConfig, MixtureConfig, PretrainConfig
     from spt_jax.prompt_file import load_prompt, save_prompt
     from spt_jax.tokenizer import Tokenizer, train_tokenizer
@@ -66,7 +66,7 @@ _NAMES = {  # the imports above, by module
     "interpret": ("nearest_words",),
     "metrics": ("superglue_score",),
     "predict": ("Answers", "Predictor"),
-    "predict_file": ("predict_file",),
+    "predict_jsonl": ("predict_file",),
     "pretrain_config": ("ArchitectureConfig", "MixtureConfig", "PretrainConfig"),
     "prompt_file": ("load_prompt", "save_prompt"),
     "tokenizer": ("Tokenizer", "train_tokenizer"),

@@ -20,13 +20,14 @@ from spt_jax.commands.inspect import inspect
 from spt_jax.commands.nearest import nearest
 from spt_jax.commands.predict import predict
 from spt_jax.commands.pretrain import pretrain
+from spt_jax.commands.prompt import prompt
 from spt_jax.commands.train import train
 from spt_jax.errors import FailedRows, RunError, suggest
 from spt_jax.printing import warnings_on_stderr
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     command.__name__: command
-    for command in (train, evaluate, predict, nearest, inspect, data, pretrain, convert)
+    for command in (train, evaluate, predict, nearest, inspect, data, pretrain, convert, prompt)
 }
 """Each in its module of `spt_jax.commands`; none of them imports jax before it runs."""
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
+from spt_jax.backbone import Backbone
 from spt_jax.trained import load_run
 from spt_jax.typing import Array, Float
 
@@ -52,10 +53,15 @@ def nearest_words(run: Path, k: int) -> list[dict]:
     _, backbone, params = load_run(run)
     if "prompt" not in params:
         raise ValueError(f"run '{run}' tuned the model and has no prompt to read")
+    return words_of(params["prompt"], backbone, k)
+
+
+def words_of(prompt: Float[Array, "P D"] | np.ndarray, backbone: Backbone, k: int) -> list[dict]:
+    """The nearest vocabulary entries of each vector of a prompt; see `nearest_words`."""
     tokenizer = backbone.tokenizer
     table = backbone.params["token_embedder"]["embedding"][: tokenizer.vocab_size]
-    found = nearest(params["prompt"], table, k)
-    norms = np.linalg.norm(np.asarray(params["prompt"]), axis=1)
+    found = nearest(jnp.asarray(prompt), table, k)
+    norms = np.linalg.norm(np.asarray(prompt), axis=1)
     rows = []
     for position, norm in enumerate(norms):
         row: dict = {"position": position, "norm": float(norm)}

@@ -124,7 +124,7 @@ def test_text_and_rows_of_a_pipe_are_answered_on_stdout(folder, capfdbinary, mon
 KILLING = """
 import json, os, random, signal, sys, time
 from pathlib import Path
-import spt_jax.predict_file
+import spt_jax.predict_jsonl
 from spt_jax.cli import main
 
 random.seed(0)

@@ -19,6 +19,11 @@ def nearest(argv: Sequence[str]) -> None:
         rows = nearest_words(Path(flags.run), flags.k)
     if flags.json:
         return print_json({"run": flags.run, "k": flags.k, "rows": rows})
+    print_words(rows)
+
+
+def print_words(rows: Sequence[dict]) -> None:
+    """Prints what `interpret.nearest_words` returns as a table."""
 
     def words(pairs: Sequence[tuple[str, float]]) -> str:
         return "  ".join(f"{word} {value:.2f}" for word, value in pairs)

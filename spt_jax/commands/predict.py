@@ -148,7 +148,7 @@ def _answer_rows(flags: Any) -> None:
         source = Path(flags.input)
     output = Path(flags.output) if to_file else sys.stdout.buffer
     with stdout_to_stderr_if(flags.json or not to_file):
-        from spt_jax.predict_file import predict_file
+        from spt_jax.predict_jsonl import predict_file
 
         result = predict_file(
             flags.model,

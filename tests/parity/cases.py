@@ -4,6 +4,7 @@ The shapes are tiny, depth and width are uneven, and sequences reach beyond the 
 bucket.
 """
 
+import copy
 import dataclasses
 import functools
 
@@ -114,6 +115,16 @@ def random_case(version: str, shape: str) -> tuple[T5Config, PyTree, np.ndarray,
         "targets": random_ids(config, [targets, 2, targets // 2], targets, seed=4),
     }
     return config, random_t5(config, seed=1), prompt, batch
+
+
+def talkative(config: T5Config, t5: PyTree) -> PyTree:
+    """Smaller embeddings, so that a tied head does not repeat its input, and a louder EOS."""
+    t5 = copy.deepcopy(t5)
+    embedding = t5["token_embedder"]["embedding"]
+    embedding *= np.float32(0.1)
+    head = embedding.T if config.tied_head else t5["decoder"]["logits_dense"]["kernel"]
+    head[:, EOS_ID] *= 2
+    return t5
 
 
 def our_params(params: Params, dtype: str) -> Params:

@@ -1,6 +1,5 @@
 """A prompt means the same to PEFT as to us: same logits, same gradient, same greedy answers."""
 
-import copy
 import functools
 
 import numpy as np
@@ -20,6 +19,7 @@ from parity.cases import (
     random_ids,
     relative_difference,
     relative_norm,
+    talkative,
 )
 from parity.torch_t5 import torch_loss, torch_model
 from peft import PromptTuningConfig, get_peft_model
@@ -73,16 +73,6 @@ def test_logits_and_gradient_of_peft(version, dtype):
     of_logits, of_gradient = LIMITS[dtype]
     assert relative_difference(logits, their_logits.detach().numpy()) <= of_logits
     assert relative_norm(grad, their_grad.numpy()) <= of_gradient
-
-
-def talkative(config, t5):
-    """Smaller embeddings, so that a tied head does not repeat its input, and a louder EOS."""
-    t5 = copy.deepcopy(t5)
-    embedding = t5["token_embedder"]["embedding"]
-    embedding *= np.float32(0.1)
-    head = embedding.T if config.tied_head else t5["decoder"]["logits_dense"]["kernel"]
-    head[:, EOS_ID] *= 2
-    return t5
 
 
 @pytest.mark.parametrize("prompted", [True, False], ids=["prompt", "no_prompt"])

@@ -14,7 +14,7 @@ import pytest
 
 from spt_jax import predict_output
 from spt_jax.errors import RunError
-from spt_jax.predict_file import answer_rows
+from spt_jax.predict_jsonl import answer_rows
 from spt_jax.predict_output import check_output
 from spt_jax.predict_rows import answer_lines, parse_row
 

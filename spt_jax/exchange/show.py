@@ -1,0 +1,56 @@
+"""What `spt-jax prompt show` prints: all that can be said of a prompt without a task to run."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spt_jax.backbone import load_backbone
+from spt_jax.exchange.stored import describe_stored, read_stored
+from spt_jax.interpret import words_of
+from spt_jax.prompt_file import require_same_model
+
+
+def show_prompt(source: Path, *, model: str | None = None, k: int = 3) -> dict[str, Any]:
+    """Describes a prompt of any format.
+
+    Args:
+        source: See `read_stored`.
+        model: The model whose words are compared; the one that the prompt names by default.
+        k: Words for each vector; 0 leaves them, and the model, out.
+
+    Returns:
+        What the prompt says of itself, its shape and norms, and with a model `word_norm`, the mean
+        norm of its embeddings, and `rows`, see `interpret.words_of`. `note` says why there are
+        none, where the model of the prompt is not known or not here.
+
+    Raises:
+        FileNotFoundError: The source does not exist.
+        ValueError: It holds no prompt, `k` is negative, or `model` is not its model.
+    """
+    if k < 0:
+        raise ValueError(f"k is {k} nearest words, expected 0 or more")
+    stored = read_stored(source)
+    shown = {"prompt": str(source), **describe_stored(stored)}
+    shown |= {key: value for key, value in stored.metadata.items() if key not in shown}
+    name = stored.metadata.get("model") if model is None else model
+    if k == 0:
+        return shown
+    if name is None:
+        return shown | {"note": "no nearest words: the file names no model; give --model"}
+    try:
+        backbone = load_backbone(name)
+    except (ValueError, OSError) as error:
+        if model is not None:
+            raise
+        reason = " ".join(str(error).split())
+        return shown | {"note": f"no nearest words: {reason}; give --model"}
+    require_same_model(stored.metadata, backbone, source)
+    if backbone.model.config.d_model != stored.prompt.shape[1]:
+        raise ValueError(
+            f"prompt {source} has d_model {stored.prompt.shape[1]} but '{name}' has "
+            f"{backbone.model.config.d_model}; give the model that it was trained on"
+        )
+    table = np.asarray(backbone.params["token_embedder"]["embedding"], np.float32)
+    norms = np.linalg.norm(table[: backbone.tokenizer.vocab_size], axis=1)
+    return shown | {"word_norm": float(norms.mean()), "rows": words_of(stored.prompt, backbone, k)}
