@@ -7,7 +7,7 @@ import pytest
 import tiny
 import yaml
 
-from spt_jax.config import EvalConfig, TaskConfig, TrainConfig, from_dict, to_dict
+from spt_jax.config import TaskConfig, TrainConfig, from_dict, to_dict
 from spt_jax.convert.opening import find_tokenizer
 from spt_jax.data.paper_splits import paper_task_names
 from spt_jax.data.paper_tasks import PAPER_TASKS, TRANSFERS
@@ -48,14 +48,14 @@ def test_a_config_survives_its_own_dict(path):
 
 
 def small(path, folder):
-    """The config with the tiny backbone, task and answers, for one step."""
+    """The config with the tiny backbone, task and shapes, for one step."""
     config, tiny_run = read(path), tiny.train_config(folder)
     return dataclasses.replace(
         config,
         model=tiny_run.model,
         task=tiny_run.task,
-        data=dataclasses.replace(config.data, targets_length=8),
-        eval=EvalConfig(batch_size=8),
+        data=tiny_run.data,
+        eval=dataclasses.replace(tiny_run.eval, baselines=False),
         steps=1,
     )
 
