@@ -159,7 +159,7 @@ def test_weights_choose_the_tasks(passages):
 def test_every_task_is_served_and_has_an_instruction(passages):
     assert set(TASKS) == set(INSTRUCTIONS) == set(MixtureConfig().weights)
     assert "library" not in TASKS
-    mixed = mixture(passages)
+    mixed = mixture(passages, weights=dict.fromkeys(TASKS, 1.0))
     assert set(mixed.tasks) == set(TASKS)
     assert mixed.left_out == ()
 
@@ -478,7 +478,12 @@ def test_corpus_is_tokenized_as_the_tokenizer_does(passages, corpus, tokenizer):
 
 def test_the_smallest_shapes_serve_every_task(passages):
     small = mixture(
-        passages, inputs_length=64, long_targets_length=8, short_targets_length=4, relabel_share=1.0
+        passages,
+        inputs_length=64,
+        long_targets_length=8,
+        short_targets_length=4,
+        relabel_share=1.0,
+        weights=dict.fromkeys(TASKS, 1.0),
     )
     assert small.left_out == ()
     for name in small.tasks:
