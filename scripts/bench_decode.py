@@ -8,18 +8,14 @@ same before anything is timed. `docs/benchmarks.md` says more.
 """
 
 import argparse
-import importlib.util
-import json
-import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-from bench_step import Child, SideError, Sides, describe_machine, say, spread
+from bench_command import Options, SideError, run, say
+from bench_step import Child, Sides, describe_machine, spread
 
 SIDES = ("spt_jax", "torch")
 MODULE = "bench_decode_sides"
@@ -157,78 +153,31 @@ def to_markdown(result: dict) -> str:
     )
 
 
-def positive(text: str) -> int:
-    """An option's whole number, of 1 or more."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number of 1 or more")
-    return int(text)
-
-
-def add_form(parser: argparse.ArgumentParser) -> None:
-    """The options that say what is printed."""
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print one JSON object")
-    form.add_argument(
-        "--markdown", action="store_true", help="print the section of docs/benchmarks.md (default)"
-    )
-
-
 def parse_args(argv: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0], allow_abbrev=False
+    parser = Options(__doc__)
+    shapes = ("small", "base")
+    parser.add_argument(
+        "--shapes",
+        choices=(*shapes, "tiny"),
+        default=shapes,
+        nargs="+",
+        help=f"of T5 1.1; tiny is a toy (default {' '.join(shapes)})",
     )
-
-    def option(name: str, default: Any, described: str, **more) -> None:
-        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
-        described += f" (default {shown})"
-        more = {"type": positive, "metavar": "N", **more}
-        parser.add_argument(name, default=default, help=described, **more)
-
-    shapes = {"type": str, "metavar": None, "choices": ("small", "base", "tiny"), "nargs": "+"}
-    option("--shapes", ("small", "base"), "of T5 1.1; tiny is a toy", **shapes)
-    option("--batch_sizes", (1, 32), "rows at a time", nargs="+")
-    option("--beams", (1, 4), "1 is greedy decoding", nargs="+")
-    option("--inputs_length", 64, "tokens of an input")
-    option("--targets_length", 64, "tokens of an answer")
-    option("--pairs", 5, "most timed runs of each side in a setting")
-    option("--seconds", 60, "after which a setting has no further pair once it has three")
-    add_form(parser)
+    parser.number("--batch_sizes", (1, 32), "rows at a time", nargs="+")
+    parser.number("--beams", (1, 4), "1 is greedy decoding", nargs="+")
+    parser.number("--inputs_length", 64, "tokens of an input")
+    parser.number("--targets_length", 64, "tokens of an answer")
+    parser.number("--pairs", 5, "most timed runs of each side in a setting")
+    parser.number("--seconds", 60, "after which a setting has no further pair once it has three")
+    parser.add_form()
     return parser.parse_args(argv)
-
-
-def run(
-    name: str,
-    needs: tuple[str, str],
-    measure: Callable[[dict, str], dict],
-    markdown: Callable[[dict], str],
-    argv: list[str],
-    args: argparse.Namespace,
-) -> int:
-    """Measures and prints what a script named `name` does; returns the exit code."""
-    absent = [package for package in needs if importlib.util.find_spec(package) is None]
-    if absent:
-        say(
-            f"{name} compares with {needs[-1]}, but {' and '.join(absent)} cannot be imported; "
-            'pip install -e ".[parity]" brings both'
-        )
-        return 2
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    try:
-        result = measure(
-            {**vars(args), "cores": cores or 1}, " ".join([f"python scripts/{name}.py", *argv])
-        )
-    except SideError as error:
-        say(str(error))
-        return 1
-    print(json.dumps(result) if args.json else markdown(result))
-    return 0
 
 
 def main(argv: list[str]) -> int:
     """Runs it; returns the exit code."""
-    args = parse_args(argv)
-    return run("bench_decode", ("torch", "transformers"), measure, to_markdown, argv, args)
+    args, needs = parse_args(argv), ("torch", "transformers")
+    return run("bench_decode", "transformers", needs, measure, to_markdown, argv, args)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,11 @@ import argparse
 import statistics
 import sys
 import tempfile
-from typing import Any
 
 import numpy as np
-from bench_decode import add_form, machine_lines, positive, run
-from bench_step import Child, SideError, Sides, describe_machine, say, spread
+from bench_command import Options, SideError, run, say
+from bench_decode import machine_lines
+from bench_step import Child, Sides, describe_machine, spread
 
 SIDES = ("spt_jax", "peft")
 WAYS = {"mixed": "spt_jax", "one_task": "spt_jax", "switching": "peft"}
@@ -148,28 +148,18 @@ def to_markdown(result: dict) -> str:
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0], allow_abbrev=False
-    )
-
-    def option(name: str, default: Any, described: str, **more) -> None:
-        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
-        described += f" (default {shown})"
-        parser.add_argument(
-            name, type=positive, default=default, metavar="N", help=described, **more
-        )
-
+    parser = Options(__doc__)
     parser.add_argument(
         "--shape", choices=("small", "base", "tiny"), default="small", help="of T5 1.1, or a toy"
     )
-    option("--tasks", (1, 4, 16, 64), "numbers of tasks, ascending", nargs="+")
-    option("--rows", 128, "rows that arrive; a multiple of the batch size")
-    option("--batch_size", 32, "most rows at a time, a power of 2")
-    option("--length", 100, "prompt vectors")
-    option("--inputs_length", 32, "tokens of an input")
-    option("--targets_length", 8, "tokens of an answer")
-    option("--rounds", 3, "timed runs of each way")
-    add_form(parser)
+    parser.number("--tasks", (1, 4, 16, 64), "numbers of tasks, ascending", nargs="+")
+    parser.number("--rows", 128, "rows that arrive; a multiple of the batch size")
+    parser.number("--batch_size", 32, "most rows at a time, a power of 2")
+    parser.number("--length", 100, "prompt vectors")
+    parser.number("--inputs_length", 32, "tokens of an input")
+    parser.number("--targets_length", 8, "tokens of an answer")
+    parser.number("--rounds", 3, "timed runs of each way")
+    parser.add_form()
     args = parser.parse_args(argv)
     if args.batch_size & (args.batch_size - 1):
         parser.error(f"--batch_size is {args.batch_size}, expected a power of 2")
@@ -182,7 +172,8 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> int:
     """Runs it; returns the exit code."""
-    return run("bench_mixed", ("torch", "peft"), measure, to_markdown, argv, parse_args(argv))
+    args = parse_args(argv)
+    return run("bench_mixed", "PEFT", ("torch", "peft"), measure, to_markdown, argv, args)
 
 
 if __name__ == "__main__":

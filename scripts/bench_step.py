@@ -11,8 +11,6 @@ from that of its parent.
 import argparse
 import datetime
 import importlib.metadata
-import importlib.util
-import json
 import math
 import multiprocessing
 import os
@@ -24,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from bench_command import Options, SideError, run, say
 from bench_sides import NATURAL_BATCHES, Batch, collate, serve
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "transformers", "peft", "numpy")
@@ -31,10 +30,6 @@ TUNING = ("XLA_FLAGS", "GLIBC_TUNABLES", "LD_PRELOAD", "OMP_NUM_THREADS", "MKL_N
 SIDES = ("spt_jax", "peft")
 LIMITS = {"loss": 1e-4, "grad_norm": 1e-3}
 """Relative; float32 sums in another order differ by less."""
-
-
-class SideError(RuntimeError):
-    """A side failed, or the sides do not compute the same."""
 
 
 class Child:
@@ -75,11 +70,6 @@ class Child:
 
 
 Sides = dict[str, Child]
-
-
-def say(line: str) -> None:
-    """Progress, on stderr."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def spread(ratios: list[float]) -> dict[str, float]:
@@ -301,54 +291,25 @@ def to_markdown(result: dict) -> str:
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0], allow_abbrev=False
-    )
-
-    def positive(text: str) -> int:
-        if not text.isdecimal() or int(text) < 1:
-            raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number of 1 or more")
-        return int(text)
-
-    def option(name: str, default: int, described: str) -> None:
-        described += f" (default {default})"
-        parser.add_argument(name, type=positive, default=default, metavar="N", help=described)
-
+    parser = Options(__doc__)
     parser.add_argument(
         "--shape", choices=("small", "tiny"), default="small", help="T5 1.1 small, or a toy"
     )
-    option("--pairs", 9, "timed steps of each side; a third as many passes over natural lengths")
-    option("--batch_size", 32, "rows of a step")
-    option("--length", 100, "prompt vectors")
-    option("--inputs_length", 128, "tokens that equal shapes have, and natural ones at most")
-    option("--targets_length", 4, "target tokens of equal shapes")
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print one JSON object")
-    form.add_argument(
-        "--markdown", action="store_true", help="print the section of docs/benchmarks.md (default)"
-    )
+    number = parser.number
+    number("--pairs", 9, "timed steps of each side; a third as many passes over natural lengths")
+    number("--batch_size", 32, "rows of a step")
+    number("--length", 100, "prompt vectors")
+    number("--inputs_length", 128, "tokens that equal shapes have, and natural ones at most")
+    number("--targets_length", 4, "target tokens of equal shapes")
+    parser.add_form()
+    parser.set_defaults(data=os.environ.get("SPT_JAX_DATA"))
     return parser.parse_args(argv)
 
 
 def main(argv: list[str]) -> int:
     """Runs it; returns the exit code."""
     args = parse_args(argv)
-    absent = [name for name in ("torch", "peft") if importlib.util.find_spec(name) is None]
-    if absent:
-        say(
-            f"bench_step compares with PEFT, but {' and '.join(absent)} cannot be imported; "
-            'pip install -e ".[parity]" brings both'
-        )
-        return 2
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    job = {**vars(args), "cores": cores or 1, "data": os.environ.get("SPT_JAX_DATA")}
-    try:
-        result = measure(job, " ".join(["python scripts/bench_step.py", *argv]))
-    except SideError as error:
-        say(str(error))
-        return 1
-    print(json.dumps(result) if args.json else to_markdown(result))
-    return 0
+    return run("bench_step", "PEFT", ("torch", "peft"), measure, to_markdown, argv, args)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,12 @@ from spt_jax.errors import suggest
 _REQUIRED = dataclasses.MISSING
 
 
+def option_helps(config: type) -> dict[str, str]:
+    """What the docstring of a dataclass says of each field, by its name."""
+    docs = docstring_parser.parse(config.__doc__ or "")
+    return {param.arg_name: " ".join((param.description or "").split()) for param in docs.params}
+
+
 class Setting(NamedTuple):
     """An option as given: dotted name, text (or lists and mappings of text), and in which file."""
 
@@ -105,10 +111,10 @@ class Parser(jsonargparse.ArgumentParser):
         return flags, _build(self.config, values)
 
     def _add_options(self, config: type, prefix: str, default: Any, title: str) -> None:
-        hints, docs = get_type_hints(config), docstring_parser.parse(config.__doc__ or "")
-        helps = {p.arg_name: " ".join((p.description or "").split()) for p in docs.params}
+        hints, helps = get_type_hints(config), option_helps(config)
         self.sections[prefix.removesuffix(".")] = config
-        group = self.add_argument_group(title or (docs.short_description or "").rstrip("."))
+        summary = docstring_parser.parse(config.__doc__ or "").short_description or ""
+        group = self.add_argument_group(title or summary.rstrip("."))
         sections = []
         for field in dataclasses.fields(config):
             name, hint, value = prefix + field.name, hints[field.name], _default(field, default)

@@ -1,9 +1,9 @@
 """`spt-jax data`: what a task's rows are, and getting them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from spt_jax.commands.options import make_parser, stdout_to_stderr_if
+from spt_jax.commands.options import make_parser, run_action, stdout_to_stderr_if
 from spt_jax.config import TrainConfig
 from spt_jax.errors import suggest
 from spt_jax.printing import print_json, print_result, print_table
@@ -11,19 +11,11 @@ from spt_jax.printing import print_json, print_result, print_table
 
 def data(argv: Sequence[str]) -> None:
     """Show a task's examples and lengths, or prepare its dataset: data show|prepare TASK."""
-    if not argv or argv[0] in ("-h", "--help"):
-        return print(
-            "usage: spt-jax data show TASK [--n N] [--config FILE] [--OPTION=VALUE ...]\n"
-            "       spt-jax data prepare TASK\n\n"
-            f"  show     {_show.__doc__}\n  prepare  {_prepare.__doc__}\n\n"
-            "`spt-jax data show --help` explains every option."
-        )
-    if argv[0] not in _ACTIONS:
-        raise ValueError(
-            f"unknown action '{argv[0]}' of data; expected one of {', '.join(_ACTIONS)}"
-            f"{suggest(argv[0], _ACTIONS)}"
-        )
-    _ACTIONS[argv[0]](argv[1:])
+    usage = (
+        "spt-jax data show TASK [--n N] [--config FILE] [--OPTION=VALUE ...]\n"
+        "       spt-jax data prepare TASK"
+    )
+    run_action("data", {"show": _show, "prepare": _prepare}, usage, argv)
 
 
 def _show(argv: Sequence[str]) -> None:
@@ -85,6 +77,3 @@ def _prepare(argv: Sequence[str]) -> None:
             )
         folders = {name: str(prepare_tfds(name, flags.task)) for name in names}
     print_result({"task": flags.task, **folders}, flags.json)
-
-
-_ACTIONS: dict[str, Callable[[Sequence[str]], None]] = {"show": _show, "prepare": _prepare}

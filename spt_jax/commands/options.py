@@ -7,15 +7,14 @@ import contextlib
 import dataclasses
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import docstring_parser
-
-from spt_jax.argparsing import Parser
+from spt_jax.argparsing import Parser, option_helps
 from spt_jax.config import to_dict
 from spt_jax.decode_config import DecodeConfig
+from spt_jax.errors import suggest
 
 
 def make_parser(command: Callable, config: type | None = None) -> Parser:
@@ -28,6 +27,35 @@ def make_parser(command: Callable, config: type | None = None) -> Parser:
     )
     parser.add_argument("--debug", action="store_true", help="Print the traceback of an error.")
     return parser
+
+
+def run_action(
+    command: str, actions: Mapping[str, Callable], usage: str, argv: Sequence[str]
+) -> None:
+    """Runs the action that the first argument names, or prints what there is.
+
+    Args:
+        command: `prompt` in `spt-jax prompt show`.
+        actions: By name.
+        usage: Their usage, a line each.
+        argv: The arguments after the command.
+
+    Raises:
+        ValueError: There is no such action.
+    """
+    if not argv or argv[0] in ("-h", "--help"):
+        width = max(map(len, actions)) + 2
+        explained = "\n".join(f"  {name:<{width}}{run.__doc__}" for name, run in actions.items())
+        return print(
+            f"usage: {usage}\n\n{explained}\n\n"
+            f"`spt-jax {command} {next(iter(actions))} --help` explains every option."
+        )
+    if argv[0] not in actions:
+        raise ValueError(
+            f"unknown action '{argv[0]}' of {command}; expected one of {', '.join(actions)}"
+            f"{suggest(argv[0], actions)}"
+        )
+    actions[argv[0]](argv[1:])
 
 
 def add_run(parser: Parser) -> None:
@@ -51,8 +79,7 @@ def add_run_flags(parser: Parser) -> None:
 
 def add_decode_flags(parser: Parser) -> None:
     """Adds a flag for each field of `DecodeConfig`, explained by its docstring."""
-    hints, docs = get_type_hints(DecodeConfig), docstring_parser.parse(DecodeConfig.__doc__ or "")
-    helps = {param.arg_name: " ".join((param.description or "").split()) for param in docs.params}
+    hints, helps = get_type_hints(DecodeConfig), option_helps(DecodeConfig)
     for field in dataclasses.fields(DecodeConfig):
         name, help = field.name, helps[field.name]
         if hints[name] is bool:

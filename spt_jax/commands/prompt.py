@@ -6,8 +6,7 @@ from typing import Any, Literal
 
 from spt_jax.argparsing import Parser
 from spt_jax.commands.nearest import print_words
-from spt_jax.commands.options import make_parser, stdout_to_stderr_if
-from spt_jax.errors import suggest
+from spt_jax.commands.options import make_parser, run_action, stdout_to_stderr_if
 from spt_jax.printing import print_json, print_result
 
 _SOURCE = "A run, a prompt.safetensors, a .npy file of Google's, or the folder of a PEFT adapter."
@@ -15,21 +14,12 @@ _SOURCE = "A run, a prompt.safetensors, a .npy file of Google's, or the folder o
 
 def prompt(argv: Sequence[str]) -> None:
     """Read and write prompts of PEFT and of Google's code: prompt import|export|show."""
-    if not argv or argv[0] in ("-h", "--help"):
-        return print(
-            "usage: spt-jax prompt import SOURCE DEST [--model M] [--task NAME]\n"
-            "       spt-jax prompt export SOURCE OUT --format peft|npy|safetensors [--base ID]\n"
-            "       spt-jax prompt show SOURCE [--model M] [--k N]\n\n"
-            f"  import  {_import.__doc__}\n  export  {_export.__doc__}\n"
-            f"  show    {_show.__doc__}\n\n"
-            "`spt-jax prompt import --help` explains every option."
-        )
-    if argv[0] not in _ACTIONS:
-        raise ValueError(
-            f"unknown action '{argv[0]}' of prompt; expected one of {', '.join(_ACTIONS)}"
-            f"{suggest(argv[0], _ACTIONS)}"
-        )
-    _ACTIONS[argv[0]](argv[1:])
+    usage = (
+        "spt-jax prompt import SOURCE DEST [--model M] [--task NAME]\n"
+        "       spt-jax prompt export SOURCE OUT --format peft|npy|safetensors [--base ID]\n"
+        "       spt-jax prompt show SOURCE [--model M] [--k N]"
+    )
+    run_action("prompt", {"import": _import, "export": _export, "show": _show}, usage, argv)
 
 
 def _import(argv: Sequence[str]) -> None:
@@ -110,10 +100,3 @@ def _parser(action: Callable) -> Parser:
     parser.description = action.__doc__
     parser.add_argument("source", help=_SOURCE)
     return parser
-
-
-_ACTIONS: dict[str, Callable[[Sequence[str]], None]] = {
-    "import": _import,
-    "export": _export,
-    "show": _show,
-}

@@ -90,7 +90,7 @@ def test_slow_settings_have_three_pairs_and_quick_ones_all(bench, monkeypatch):
 
 
 def test_without_torch_it_names_the_extra(bench, monkeypatch, capsys):
-    monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert bench.main(["--shapes=tiny"]) == 2
     output = capsys.readouterr()
     assert output.out == "" and output.err == (

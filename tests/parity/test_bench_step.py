@@ -142,13 +142,13 @@ def test_a_failed_side_is_one_line_and_code_1(bench, monkeypatch, capsys):
         return child.answer()
 
     monkeypatch.setattr(bench, "measure", measure)
-    monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     assert bench.main([]) == 1
     assert capsys.readouterr().err == "the child 'peft' failed: MemoryError: no room\n"
 
 
 def test_without_torch_it_names_the_extra(bench, monkeypatch, capsys):
-    monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert bench.main(["--shape=tiny"]) == 2
     output = capsys.readouterr()
     assert output.out == "" and output.err == (
