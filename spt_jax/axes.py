@@ -32,7 +32,7 @@ def spec(axes: str) -> PartitionSpec:
 
 
 def constrain(x: Tree, axes: str, mesh: Mesh | None) -> Tree:
-    """`x` laid out over the mesh by its axes, in a traced function; as it is where there is none."""
-    return (
-        x if mesh is None else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec(axes)))
-    )
+    """`x` laid out over the mesh by its axes, in a traced function; `x` where there is no mesh."""
+    if mesh is None:
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec(axes)))
