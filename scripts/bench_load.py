@@ -13,7 +13,6 @@ count. Files are read and not mapped, so that pages of the file cache are no par
 
 import argparse
 import json
-import math
 import os
 import shutil
 import subprocess
@@ -142,27 +141,18 @@ def convert(source: str, dest: str) -> dict:
 def load(folder: str) -> dict:
     """Loads into all devices; seconds and memory."""
     import jax
-    from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
     from spt_jax.backbone import load_backbone
+    from spt_jax.config import MeshConfig
     from spt_jax.pytree import count_params, nbytes
 
     jax.config.update("jax_num_cpu_devices", DEVICES)
-    mesh = Mesh(np.array(jax.devices()), ("model",))
-
-    def place(leaf):
-        axes = [axis for axis, size in enumerate(leaf.shape) if size % DEVICES == 0]
-        spec = [None] * leaf.ndim
-        if axes and math.prod(leaf.shape) > 1 << 16:
-            spec[axes[-1]] = "model"
-        return NamedSharding(mesh, PartitionSpec(*spec))
-
     before, start = memory(), time.monotonic()
     backbone = load_backbone(
         folder,
         dtype="bfloat16",
         param_dtype="bfloat16",
-        shardings=lambda abstract: jax.tree.map(place, abstract),
+        mesh=MeshConfig(data=1, fsdp=DEVICES),
     )
     jax.block_until_ready(backbone.params)
     seconds, peak, weights = time.monotonic() - start, memory(), nbytes(backbone.params)

@@ -13,10 +13,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from safetensors.numpy import save_file
 
+from spt_jax.automesh import TUNED_BYTES, choose_mesh, device_memory, resolve_dtype
+from spt_jax.config import MeshConfig
 from spt_jax.convert.base import Base, require_new, restore_base, write_base
-from spt_jax.convert.loading import MakeShardings, load_params
+from spt_jax.convert.loading import load_params
 from spt_jax.convert.opening import (
     BUNDLED,
     backbone_names,
@@ -24,7 +27,9 @@ from spt_jax.convert.opening import (
     find_tokenizer,
     open_model,
 )
+from spt_jax.progress import say
 from spt_jax.pytree import count_params, fingerprint, named_leaves, nbytes
+from spt_jax.sharding import make_mesh
 from spt_jax.t5 import PRESETS, T5, T5Config
 from spt_jax.tokenizer import Tokenizer
 from spt_jax.typing import PyTree
@@ -60,38 +65,74 @@ class Backbone:
     tokenizer: Tokenizer
     fingerprint: str
 
+    @property
+    def mesh(self) -> Mesh:
+        """The devices that the params are on."""
+        if self.model.mesh is None:
+            raise ValueError(
+                f"backbone '{self.name}' has a model without a mesh; load_backbone gives it one"
+            )
+        return self.model.mesh
+
 
 def load_backbone(
     name: str,
     *,
-    dtype: str = "float32",
-    param_dtype: str = "float32",
+    dtype: str = "auto",
+    param_dtype: str = "auto",
     dropout_rate: float = 0.0,
     remat: bool = False,
-    shardings: MakeShardings | None = None,
+    mesh: MeshConfig | None = None,
+    rows: int | None = None,
+    tune: str = "prompt",
 ) -> Backbone:
     """Loads a backbone. Every tensor of it is used once, and every leaf of the model is set once.
 
     Args:
         name: A bundled name, a folder, an address of a T5X checkpoint, or a Hub id.
-        dtype: Of the activations.
-        param_dtype: Of the weights in memory.
+        dtype: Of the activations; `auto` is bfloat16 on TPU and GPU, float32 on CPU.
+        param_dtype: Of the weights in memory, likewise.
         dropout_rate: Of the model in training.
         remat: See `T5`.
-        shardings: From the params, as `ShapeDtypeStruct`s, to a tree of their shardings; the
-            default device otherwise.
+        mesh: How devices share the model and the rows; see `automesh` where None.
+        rows: Of the batches to come, for that choice; any by default.
+        tune: `model` where the weights will be trained, which takes float32 and more memory.
 
     Raises:
         FileNotFoundError: A file of the backbone is missing.
-        ValueError: No such backbone, or its files do not fit each other.
+        ValueError: No such backbone, its files do not fit each other, or the mesh fits neither it
+            nor the devices.
     """
-    source = open_model(name)
-    model = T5(source.config, dtype=jnp.dtype(dtype), dropout_rate=dropout_rate, remat=remat)
+    source, devices = open_model(name), jax.devices()
+    platform = devices[0].platform
+    weights = resolve_dtype("float32" if tune == "model" else param_dtype, platform)
+    if mesh is None:
+        tuned = tune == "model"
+        mesh, reason = choose_mesh(
+            source.config,
+            devices=devices,
+            memory=device_memory(devices),
+            bytes_per_param=TUNED_BYTES if tuned else weights.itemsize,
+            rows=rows,
+        )
+    else:
+        reason = "as given"
+    placed = make_mesh(mesh, devices)
+    if placed.size > 1:
+        sizes = ", ".join(f"{axis} {size}" for axis, size in placed.shape.items())
+        say(f"mesh: {sizes} ({reason})")
+    model = T5(
+        source.config,
+        dtype=resolve_dtype(dtype, platform),
+        dropout_rate=dropout_rate,
+        remat=remat,
+        mesh=placed,
+    )
     if isinstance(source, Base):
-        params = restore_base(source, param_dtype=param_dtype, shardings=shardings)
+        params = restore_base(source, param_dtype=weights.name, mesh=placed)
         identity = source.fingerprint
     else:
-        params, identity = load_params(source, param_dtype=param_dtype, shardings=shardings)
+        params, identity = load_params(source, param_dtype=weights.name, mesh=placed)
     return Backbone(source.name, model, params, source.tokenizer, identity)
 
 

@@ -259,6 +259,35 @@ class LogConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Devices on a grid of three axes; -1, for one of them, is what the others leave.
+
+    Args:
+        data: Devices that share the rows of a batch.
+        fsdp: Devices that share the rows, and keep a part of every weight each.
+        model: Devices that share heads, MLP features and vocabulary.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    model: int = 1
+
+    def __post_init__(self):
+        sizes = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        for name, size in sizes.items():
+            require(
+                size >= 1 or size == -1,
+                f"mesh.{name} is {size}, expected 1 or more, or -1 for what is left",
+            )
+        left = [name for name, size in sizes.items() if size == -1]
+        require(
+            len(left) <= 1,
+            f"mesh.{' and mesh.'.join(left)} are -1, expected at most one axis that is what is "
+            "left; give the others a number",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One training run: a prompt for a frozen T5, or (`tune: model`) the whole T5.
 
@@ -275,7 +304,11 @@ class TrainConfig:
         log: Logging and checkpoints.
         steps: Optimizer steps.
         seed: Of initialisation, batches and dropout.
-        dtype: Of the activations; prompt and optimizer are always float32.
+        mesh: How devices share the work; by the sizes of model and devices where not given. May
+            differ when a run is resumed.
+        dtype: Of the activations; prompt and optimizer are always float32. `auto` is bfloat16 on
+            TPU and GPU and float32 on CPU.
+        param_dtype: Of the frozen weights, likewise; weights that are tuned are float32.
         dropout_rate: On while training, also over the prompt, as in the official runs.
         remat: Recompute each layer in the backward pass: less memory, more time.
     """
@@ -291,7 +324,9 @@ class TrainConfig:
     log: LogConfig = field(default_factory=LogConfig)
     steps: int = 30_000
     seed: int = 0
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    mesh: MeshConfig | None = None
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    param_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     dropout_rate: float = 0.1
     remat: bool = False
 

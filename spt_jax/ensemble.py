@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from spt_jax.config import require
+from spt_jax.config import MeshConfig, require
 from spt_jax.evaluate import RunGroup, load_group
 from spt_jax.metrics import normalize
 from spt_jax.scores import Outputs, score
@@ -42,7 +42,11 @@ def combine(outputs: Sequence[Outputs]) -> Outputs:
 
 
 def evaluate_ensemble(
-    runs: Sequence[Path], split: str, by: Literal["vote", "log_probs"] = "vote"
+    runs: Sequence[Path],
+    split: str,
+    by: Literal["vote", "log_probs"] = "vote",
+    *,
+    mesh: MeshConfig | None = None,
 ) -> dict:
     """Scores runs of one task and their ensemble, as in table 3 of the paper.
 
@@ -52,6 +56,7 @@ def evaluate_ensemble(
         split: `train`, `dev` or `test`.
         by: `vote`: what most prompts write, scored by `score`; `log_probs`: the label word whose
             log-probability is highest on average over the prompts, scored by `rank_score`.
+        mesh: How devices share the work; see `automesh` where None.
 
     Returns:
         `average` and `best` of the runs and the `ensemble`, all by the same score, and `runs`, the
@@ -66,7 +71,7 @@ def evaluate_ensemble(
     require(
         len(runs) > 1, f"an ensemble of {len(runs)} run is given, expected two or more of one task"
     )
-    group = load_group(runs, split)
+    group = load_group(runs, split, mesh=mesh)
     _require_one_task(group, split)
     task, rows = group.tasks[0], group.rows[0]
     require(

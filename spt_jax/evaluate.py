@@ -10,7 +10,7 @@ from pathlib import Path
 
 from spt_jax.backbone import Backbone
 from spt_jax.bank import PromptBank
-from spt_jax.config import DataConfig, TaskConfig, TrainConfig
+from spt_jax.config import DataConfig, MeshConfig, TaskConfig, TrainConfig
 from spt_jax.data.example import Example, Task
 from spt_jax.data.paper_splits import paper_task_names
 from spt_jax.data.pipeline import TokenizedSplit, tokenize_split
@@ -66,7 +66,12 @@ def _bank_of(backbone: Backbone, params: Params) -> tuple[PromptBank, str | None
 
 
 def evaluate_run(
-    run: Path, split: str = "test", *, task: str | None = None, origin: str | None = None
+    run: Path,
+    split: str = "test",
+    *,
+    task: str | None = None,
+    origin: str | None = None,
+    mesh: MeshConfig | None = None,
 ) -> dict:
     """Scores a trained run at its best step.
 
@@ -75,12 +80,13 @@ def evaluate_run(
         split: `train`, `dev` or `test`.
         task: Another task of the papers, whose test rows are scored without any more training.
         origin: Where those are read from, as `task.origin`; that of the run by default.
+        mesh: How devices share the work; see `automesh` where None.
 
     Raises:
         FileNotFoundError: The folder holds no run, or a file of the other task is missing.
         ValueError: The split or the task is unknown.
     """
-    config, backbone, params = load_run(run)
+    config, backbone, params = load_run(run, mesh=mesh)
     if task is None:
         return _evaluate_on(load_task(config.task), split, config, backbone, params)
     if task not in paper_task_names() or split != "test":
@@ -107,8 +113,15 @@ def _evaluate_on(
     return {"task": task.name, "split": split, **scores.to_dict()}
 
 
-def evaluate_runs(runs: Sequence[Path], split: str) -> dict[str, dict]:
+def evaluate_runs(
+    runs: Sequence[Path], split: str, *, mesh: MeshConfig | None = None
+) -> dict[str, dict]:
     """Scores trained runs of any tasks that share one frozen model, in the same batches.
+
+    Args:
+        runs: Their folders.
+        split: `train`, `dev` or `test`.
+        mesh: How devices share the work; see `automesh` where None.
 
     Returns:
         By the path of each run, what `evaluate_run` gives.
@@ -117,7 +130,7 @@ def evaluate_runs(runs: Sequence[Path], split: str) -> dict[str, dict]:
         FileNotFoundError: A folder holds no run, or one that has not been evaluated yet.
         ValueError: The runs have no model in common, or the split is unknown.
     """
-    group = load_group(runs, split)
+    group = load_group(runs, split, mesh=mesh)
     return {
         name: {"task": task.name, "split": split, **score(rows, outputs).to_dict()}
         for name, task, rows, outputs in zip(group.names, group.tasks, group.rows, group.answer())
@@ -152,13 +165,13 @@ class RunGroup:
         return answer_tasks(self.backbone, params, self.bank, self.rows, self.data, self.batch_size)
 
 
-def load_group(runs: Sequence[Path], split: str) -> RunGroup:
+def load_group(runs: Sequence[Path], split: str, *, mesh: MeshConfig | None = None) -> RunGroup:
     """Loads runs and the rows of their tasks.
 
     Raises:
         FileNotFoundError, ValueError: See `evaluate_runs`.
     """
-    configs, backbone, bank = load_runs(runs)
+    configs, backbone, bank = load_runs(runs, mesh=mesh)
     tasks = _load_tasks(configs)
     return RunGroup(
         names=[str(run) for run in runs],
@@ -199,18 +212,25 @@ def _load_tasks(configs: Sequence[TrainConfig]) -> list[Task]:
     return tasks
 
 
-def predict_run(run: Path, texts: Sequence[str], *, inputs_length: int | None = None) -> list[str]:
+def predict_run(
+    run: Path,
+    texts: Sequence[str],
+    *,
+    inputs_length: int | None = None,
+    mesh: MeshConfig | None = None,
+) -> list[str]:
     """What a trained run writes for each text, in order.
 
     Args:
         run: Its folder.
         texts: Any number.
         inputs_length: Most tokens of a text; that of the run by default.
+        mesh: How devices share the work; see `automesh` where None.
 
     Raises:
         ValueError: A text is longer.
     """
-    config, backbone, params = load_run(run)
+    config, backbone, params = load_run(run, mesh=mesh)
     if not texts:
         return []
     bank, name = _bank_of(backbone, params)

@@ -16,6 +16,7 @@ from spt_jax.config import DataConfig
 from spt_jax.data.pipeline import TokenizedSplit, eval_batches
 from spt_jax.decode_config import DecodeConfig
 from spt_jax.generation import generate
+from spt_jax.sharding import spreadable_rows
 from spt_jax.t5 import T5
 from spt_jax.typing import Array, Float, Int, Key, Params
 
@@ -61,7 +62,7 @@ class Predictor:
         bank: Its prompts. It may be replaced between calls, at no cost if its shape stays.
         inputs_length: Most tokens of a text, with the end marker; the prompt comes on top.
         targets_length: Most tokens of an answer, with the end marker.
-        batch_size: Rows at a time.
+        batch_size: Rows at a time; rounded up so that devices share them evenly.
         decode: How answers are written.
         seed: For sampling. What a row draws depends on it, on the row's number and on its text.
     """
@@ -82,7 +83,9 @@ class Predictor:
         self.decode = decode
         self.seed = seed
         self._data = DataConfig(
-            inputs_length=inputs_length, targets_length=targets_length, batch_size=batch_size
+            inputs_length=inputs_length,
+            targets_length=targets_length,
+            batch_size=spreadable_rows(backbone.model.mesh, batch_size),
         )
 
     def predict(

@@ -16,7 +16,7 @@ import jax
 
 from spt_jax.backbone import load_backbone
 from spt_jax.bank import PromptBank, load_bank
-from spt_jax.config import DataConfig, require
+from spt_jax.config import DataConfig, MeshConfig, require
 from spt_jax.decode_config import DecodeConfig
 from spt_jax.predict import Predictor
 from spt_jax.predict_output import Identity, OutputFile, OutputStream, check_output
@@ -34,7 +34,8 @@ def predict_file(
     data: DataConfig = DataConfig(),  # noqa: B008  it is frozen
     decode: DecodeConfig = DecodeConfig(),  # noqa: B008
     seed: int = 0,
-    dtype: str = "float32",
+    dtype: str = "auto",
+    mesh: MeshConfig | None = None,
     window: int = WINDOW,
     scores: bool = False,
     overwrite: bool = False,
@@ -54,7 +55,8 @@ def predict_file(
         data: Lengths, and rows of a batch.
         decode: How answers are written.
         seed: For sampling.
-        dtype: Of the activations.
+        dtype: Of activations and weights; `auto` is bfloat16 on TPU and GPU, float32 on CPU.
+        mesh: How devices share the work; see `automesh` where None.
         window: Lines that are read, sorted by length and answered together.
         scores: Add the scores.
         overwrite: Delete what another run has left at `output`.
@@ -75,7 +77,7 @@ def predict_file(
         raise FileNotFoundError(f"input file {path} does not exist; expected a file of JSONL")
     if isinstance(output, Path):
         check_output(output, path)
-    backbone = load_backbone(model, dtype=dtype)
+    backbone = load_backbone(model, dtype=dtype, param_dtype=dtype, mesh=mesh, rows=data.batch_size)
     bank = load_bank(backbone, prompts)
     predictor = Predictor(
         backbone,
@@ -89,7 +91,7 @@ def predict_file(
     identity = {
         "model": backbone.fingerprint,
         **_prompt_fingerprints(bank),
-        "dtype": dtype,
+        "dtype": backbone.model.dtype.name,
         "inputs_length": data.inputs_length,
         "targets_length": data.targets_length,
         "batch_size": data.batch_size,

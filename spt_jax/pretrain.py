@@ -18,7 +18,7 @@ import numpy as np
 
 from spt_jax.backbone import Backbone, load_backbone, save_backbone
 from spt_jax.checkpoint import Checkpoints
-from spt_jax.config import to_dict
+from spt_jax.config import MeshConfig, to_dict
 from spt_jax.data.corpus import Corpus, read_corpus
 from spt_jax.data.objectives import Mixture, make_batches
 from spt_jax.eventlog import require_tensorboard
@@ -66,7 +66,10 @@ def pretrain(
         if (result := folder.read_result(to_dict(config))) is not None:
             return result
     # First, since reading the corpus takes minutes that a misspelled name should not cost.
-    init = load_backbone(config.init, dtype=config.dtype) if config.init else None
+    init = None
+    if config.init:
+        one = MeshConfig(data=1)
+        init = load_backbone(config.init, dtype=config.dtype, mesh=one, tune="model")
     corpus = read_corpus(
         packages=config.packages,
         text_files=config.text_files,

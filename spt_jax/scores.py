@@ -25,6 +25,7 @@ from spt_jax.decode import answer_log_probs
 from spt_jax.decode_config import DecodeConfig
 from spt_jax.metrics import compute, invalid, mean_score
 from spt_jax.predict import generate_mixed
+from spt_jax.sharding import spreadable_rows
 from spt_jax.t5 import T5
 from spt_jax.tokenizer import Tokenizer
 from spt_jax.typing import Array, Float, Int, Params
@@ -152,9 +153,10 @@ def answer_tasks(
         bank: The prompts of the tasks.
         tasks: Their rows.
         data: Buckets, and most tokens of any task's inputs and answers.
-        batch_size: Rows at a time.
+        batch_size: Rows at a time; rounded up so that devices share them evenly.
     """
     model, tokenizer = backbone.model, backbone.tokenizer
+    batch_size = spreadable_rows(model.mesh, batch_size)
     sizes = [len(task.split.inputs) for task in tasks]
     starts = np.cumsum([0, *sizes])
     of_row = np.repeat(np.arange(len(tasks)), sizes)  # which of `tasks` a row is of

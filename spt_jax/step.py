@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from spt_jax.axes import constrain
 from spt_jax.config import LossConfig
 from spt_jax.errors import RunError
 from spt_jax.forward import forward
@@ -121,6 +122,7 @@ def loss_and_grads(
         grads, sums = grad_fn(trained, batch, key)
     else:
         micro = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
+        micro = constrain(micro, ".B.", model.mesh)  # the rows of each over all devices
         keys = jax.random.split(key, accumulate)
         shapes = jax.eval_shape(grad_fn, trained, jax.tree.map(lambda x: x[0], micro), key)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)

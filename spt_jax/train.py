@@ -39,6 +39,7 @@ from spt_jax.pytree import count_params, device_digest, label_params, merge, nby
 from spt_jax.runfolder import RunFolder
 from spt_jax.runlog import RunLog, read_log, write_json_atomic
 from spt_jax.scores import Scores, encode_answers
+from spt_jax.sharding import place_batch, replicated, require_rows, state_shardings
 from spt_jax.step import Best, TrainState, init_state, require_finite, train_step
 from spt_jax.typing import Array, Key, Params, PyTree
 
@@ -106,9 +107,14 @@ def fit(
     backbone = load_backbone(
         config.model,
         dtype=config.dtype,
+        param_dtype=config.param_dtype,
         dropout_rate=config.dropout_rate,
         remat=config.remat,
+        mesh=config.mesh,
+        rows=config.data.batch_size // config.optimizer.accumulate,
+        tune=config.tune,
     )
+    require_rows(backbone.mesh, config.data.batch_size, "data.batch_size")
     task, rows = _load_rows(config, backbone)
     identity = {
         "model": backbone.name,
@@ -129,6 +135,7 @@ def fit(
     trained = jax.tree.map(jnp.copy, trained)
     tx = make_tx(config.optimizer, config.steps, config.tune)
     state = init_state(trained, tx, patience=config.eval.patience, keep_best=True)
+    state = jax.device_put(state, state_shardings(state, backbone.mesh))
     run = _Run(config, folder, backbone, task, rows, identity, frozen, run_key)
 
     facts = _data_facts(task, rows)
@@ -149,7 +156,7 @@ def _train(
     run: _Run, state: TrainState, tx: optax.GradientTransformation, checkpoints: Checkpoints
 ) -> TrainState:
     """The steps from `state.step` on, with evaluations and checkpoints; returns the last state."""
-    config, frozen, train = run.config, run.frozen, run.rows["train"]
+    config, frozen, train, mesh = run.config, run.frozen, run.rows["train"], run.backbone.mesh
     update = jax.jit(
         functools.partial(
             train_step,
@@ -159,6 +166,7 @@ def _train(
             accumulate=config.optimizer.accumulate,
         ),
         donate_argnums=0,
+        out_shardings=(state_shardings(state, mesh), replicated(mesh)),
     )
     batches = train_batches(
         train, config.data, seed=config.seed, targets_width=max(map(len, train.targets))
@@ -177,7 +185,7 @@ def _train(
         for step, batch in enumerate(prefetch(batches, start, config.steps), start=start + 1):
             if stopped:
                 break
-            state, metrics = update(state, frozen, batch, run.key)
+            state, metrics = update(state, frozen, place_batch(batch, mesh), run.key)
             pending.append(metrics)
             evaluating = step == config.steps or step % config.eval.every == 0
             saving = evaluating or step % config.log.checkpoint_every == 0

@@ -7,14 +7,18 @@ import jax.numpy as jnp
 
 from spt_jax.backbone import Backbone, load_backbone
 from spt_jax.bank import PromptBank, load_bank
-from spt_jax.config import TrainConfig, from_dict
+from spt_jax.config import MeshConfig, TrainConfig, from_dict
 from spt_jax.prompt_file import load_prompt, require_same_model
 from spt_jax.runfolder import RunFolder
 from spt_jax.typing import Params
 
 
-def load_run(run: Path) -> tuple[TrainConfig, Backbone, Params]:
+def load_run(run: Path, *, mesh: MeshConfig | None = None) -> tuple[TrainConfig, Backbone, Params]:
     """A trained run: its config, its backbone, and the params of its best step.
+
+    Args:
+        run: Its folder.
+        mesh: Of the devices here, which need not be those that it was trained on.
 
     Raises:
         FileNotFoundError: The folder holds no run, or one that has not been evaluated yet.
@@ -24,7 +28,7 @@ def load_run(run: Path) -> tuple[TrainConfig, Backbone, Params]:
     config = _read_config(run)
     tuned = config.tune == "model"
     model = str(folder.model_folder) if tuned else config.model
-    backbone = load_backbone(model, dtype=config.dtype)
+    backbone = _load_backbone(model, config, mesh)
     params = {"t5": backbone.params}
     if config.prompt is not None:
         prompt, metadata = load_prompt(folder.prompt_file)
@@ -33,8 +37,14 @@ def load_run(run: Path) -> tuple[TrainConfig, Backbone, Params]:
     return config, backbone, params
 
 
-def load_runs(runs: Sequence[Path]) -> tuple[list[TrainConfig], Backbone, PromptBank]:
+def load_runs(
+    runs: Sequence[Path], *, mesh: MeshConfig | None = None
+) -> tuple[list[TrainConfig], Backbone, PromptBank]:
     """Trained runs that share one frozen model: their configs, the model, and their prompts.
+
+    Args:
+        runs: Their folders.
+        mesh: Of the devices here.
 
     Returns:
         In the bank, each prompt has the path of its run as its name.
@@ -58,8 +68,18 @@ def load_runs(runs: Sequence[Path]) -> tuple[list[TrainConfig], Backbone, Prompt
                 f"run '{run}' computes in {config.dtype} but '{runs[0]}' in {configs[0].dtype}; "
                 "evaluate them apart"
             )
-    backbone = load_backbone(configs[0].model, dtype=configs[0].dtype)
+    backbone = _load_backbone(configs[0].model, configs[0], mesh)
     return configs, backbone, load_bank(backbone, {str(run): run for run in runs})
+
+
+def _load_backbone(model: str, config: TrainConfig, mesh: MeshConfig | None) -> Backbone:
+    return load_backbone(
+        model,
+        dtype=config.dtype,
+        param_dtype=config.param_dtype,
+        mesh=mesh,
+        rows=config.eval.batch_size,
+    )
 
 
 def _read_config(run: Path) -> TrainConfig:

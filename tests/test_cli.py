@@ -401,7 +401,7 @@ def test_evaluate(run, library):
     library(
         "evaluate", evaluate_run=lambda run, split, **other: {"run": run, "split": split} | other
     )
-    found = {"run": "r", "split": "test", "task": None, "origin": None}
+    found = {"run": "r", "split": "test", "task": None, "origin": None, "mesh": None}
     assert json.loads(run("evaluate", "r", "--json")[1]) == found
     found |= {"task": "mrqa/drop", "origin": "hub"}
     line = ("evaluate", "r", "--json", "--task=mrqa/drop", "--origin=hub")
@@ -414,7 +414,7 @@ SCORES = {"score": 50.0, "rank_score": None, "rows": 4}
 
 
 def test_evaluate_several_runs(run, library):
-    def evaluate_runs(runs, split):
+    def evaluate_runs(runs, split, mesh):
         return {str(run): {"split": split, **SCORES} for run in runs}
 
     library("evaluate", evaluate_runs=evaluate_runs)
@@ -427,7 +427,7 @@ def test_evaluate_several_runs(run, library):
 
 
 def test_evaluate_an_ensemble(run, library):
-    def evaluate_ensemble(runs, split, by):
+    def evaluate_ensemble(runs, split, by, mesh):
         return {"ensemble": 60.0, "by": by, "runs": {str(run): SCORES for run in runs}}
 
     library("ensemble", evaluate_ensemble=evaluate_ensemble)
@@ -439,7 +439,7 @@ def test_evaluate_an_ensemble(run, library):
 
 
 def test_predict_takes_texts_or_lines(run, library, monkeypatch):
-    def predict_run(run, texts, *, inputs_length):
+    def predict_run(run, texts, *, inputs_length, mesh):
         return [text.upper()[:inputs_length] for text in texts]
 
     library("evaluate", predict_run=predict_run)

@@ -18,15 +18,16 @@ import numpy as np
 import pytest
 import tiny
 from checkpoints import SHAPE
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from spt_jax import cli
 from spt_jax.backbone import convert_backbone, load_backbone, save_backbone
+from spt_jax.config import MeshConfig
 from spt_jax.convert.names import T5X, TRANSFORMERS, leaf_shapes
 from spt_jax.convert.opening import find_tokenizer
 from spt_jax.convert.packed import unpack
 from spt_jax.convert.vocabulary import ByteTokenizer, load_tokenizer
 from spt_jax.pytree import fingerprint, named_leaves
+from spt_jax.sharding import param_shardings
 
 
 @pytest.fixture(scope="module")
@@ -186,17 +187,6 @@ def test_the_command_converts_and_inspects(hf, tmp_path, capsys):
 # Base checkpoints.
 
 
-def by_rows(abstract):
-    """Every leaf spread over two devices, and over four where its last axis allows it."""
-    mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("a", "b"))
-
-    def place(leaf):
-        axis = ("a", "b") if leaf.shape[-1] % 4 == 0 else "a" if leaf.shape[-1] % 2 == 0 else None
-        return NamedSharding(mesh, PartitionSpec(*[None] * (leaf.ndim - 1), axis))
-
-    return jax.tree.map(place, abstract)
-
-
 @pytest.fixture(scope="module")
 def bases(hf, tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
@@ -223,21 +213,14 @@ def test_a_base_checkpoint_has_the_fingerprint_of_its_source(dtype, bases, expec
 @pytest.mark.parametrize("kind", ["hf", "base"])
 def test_leaves_go_straight_to_their_shardings(kind, param_dtype, hf, bases, expected):
     name = str(hf if kind == "hf" else bases / "float32")
-    backbone = load_backbone(name, param_dtype=param_dtype, shardings=by_rows)
+    mesh = MeshConfig(data=1, fsdp=4, model=2)
+    backbone = load_backbone(name, param_dtype=param_dtype, mesh=mesh)
     shardings = dict(named_leaves(jax.tree.map(lambda leaf: leaf.sharding, backbone.params)))
-    assert shardings == dict(named_leaves(by_rows(backbone.params)))
+    assert shardings == dict(named_leaves(param_shardings(backbone.params, backbone.mesh)))
     for name, leaf in named_leaves(backbone.params):
         assert leaf.dtype == jnp.dtype(param_dtype)
         stored = np.asarray(expected[name].astype(param_dtype))
         np.testing.assert_array_equal(np.asarray(leaf), stored, name)
-
-
-def test_shardings_that_leave_a_leaf_out_are_refused(hf):
-    def forgetful(abstract):
-        return {"encoder": by_rows(abstract["encoder"]), "decoder": by_rows(abstract["decoder"])}
-
-    with pytest.raises(ValueError, match="do not fit the params: token_embedder/embedding"):
-        load_backbone(str(hf), shardings=forgetful)
 
 
 def test_a_failed_conversion_leaves_nothing_behind(tmp_path):

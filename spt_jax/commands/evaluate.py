@@ -4,7 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from spt_jax.commands.options import make_parser, stdout_to_stderr_if
+from spt_jax.commands.options import (
+    add_mesh_flags,
+    make_parser,
+    read_mesh_flags,
+    stdout_to_stderr_if,
+)
 from spt_jax.printing import print_result, print_table
 
 
@@ -35,7 +40,9 @@ def evaluate(argv: Sequence[str]) -> None:
     parser.add_flag(
         "origin", str | None, None, "Where those rows are read from; see `train --task.origin`."
     )
+    add_mesh_flags(parser)
     flags, _ = parser.read(argv)
+    mesh = read_mesh_flags(flags)
     if flags.origin is not None and flags.task is None:
         raise ValueError("--origin is given without --task, whose rows it is about")
     if flags.task is not None and (len(flags.run) > 1 or flags.ensemble is not None):
@@ -45,15 +52,17 @@ def evaluate(argv: Sequence[str]) -> None:
         if flags.ensemble is not None:
             from spt_jax.ensemble import evaluate_ensemble
 
-            result = evaluate_ensemble(runs, flags.split, flags.ensemble)
+            result = evaluate_ensemble(runs, flags.split, flags.ensemble, mesh=mesh)
         elif len(runs) > 1:
             from spt_jax.evaluate import evaluate_runs
 
-            result = {"runs": evaluate_runs(runs, flags.split)}
+            result = {"runs": evaluate_runs(runs, flags.split, mesh=mesh)}
         else:
             from spt_jax.evaluate import evaluate_run
 
-            result = evaluate_run(runs[0], flags.split, task=flags.task, origin=flags.origin)
+            result = evaluate_run(
+                runs[0], flags.split, task=flags.task, origin=flags.origin, mesh=mesh
+            )
     if flags.json or "runs" not in result:
         return print_result(result, flags.json)
     of_runs = result.pop("runs")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from spt_jax.argparsing import Parser, option_helps
-from spt_jax.config import to_dict
+from spt_jax.config import MeshConfig, to_dict
 from spt_jax.decode_config import DecodeConfig
 from spt_jax.errors import suggest
 
@@ -75,6 +75,25 @@ def add_run_flags(parser: Parser) -> None:
     parser.add_argument(
         "--overwrite", action="store_true", help="Start over: delete what the folder holds."
     )
+
+
+def add_mesh_flags(parser: Parser) -> None:
+    """Adds a flag for each field of `MeshConfig`, `--mesh.data` and so on."""
+    helps = option_helps(MeshConfig)
+    for field in dataclasses.fields(MeshConfig):
+        help = f"{helps[field.name]} By model and devices where no axis is given."
+        parser.add_flag(f"mesh.{field.name}", int | None, None, help, metavar="N")
+
+
+def read_mesh_flags(flags: Any) -> MeshConfig | None:
+    """The mesh of the flags; None where none is given.
+
+    Raises:
+        ValueError: Its axes contradict each other.
+    """
+    given = {field.name: flags[f"mesh.{field.name}"] for field in dataclasses.fields(MeshConfig)}
+    given = {name: size for name, size in given.items() if size is not None}
+    return MeshConfig(**given) if given else None
 
 
 def add_decode_flags(parser: Parser) -> None:

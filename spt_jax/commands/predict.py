@@ -10,8 +10,10 @@ from typing import Any, Literal
 from spt_jax.argparsing import Parser
 from spt_jax.commands.options import (
     add_decode_flags,
+    add_mesh_flags,
     make_parser,
     read_decode_flags,
+    read_mesh_flags,
     stdout_to_stderr_if,
 )
 from spt_jax.config import DataConfig, require
@@ -19,7 +21,7 @@ from spt_jax.errors import FailedRows
 from spt_jax.predict_rows import WINDOW
 from spt_jax.printing import print_json, print_result
 
-_RUN_FLAGS = ("run", "text", "inputs_length", "json", "debug")
+_RUN_FLAGS = ("run", "text", "inputs_length", "mesh", "json", "debug")
 
 _USAGE = """spt-jax predict RUN [--text TEXT ...]
        spt-jax predict --model M [--prompt NAME=PATH ...] [--input ROWS] [--output OUT] [OPTIONS]"""
@@ -90,7 +92,13 @@ def _add_row_flags(parser: Parser) -> None:
         WINDOW,
         "Lines that are read and sorted by length together. A kill costs one window's work.",
     )
-    parser.add_flag("dtype", Literal["float32", "bfloat16"], "float32", "Of the activations.")
+    parser.add_flag(
+        "dtype",
+        Literal["auto", "float32", "bfloat16"],
+        "auto",
+        "Of activations and weights; auto is bfloat16 on TPU and GPU, float32 on CPU.",
+    )
+    add_mesh_flags(parser)
     parser.add_flag("seed", int, 0, "For sampling.")
     parser.add_argument(
         "--scores", action="store_true", help="Add scores: log-probabilities, see length_penalty."
@@ -113,7 +121,12 @@ def _answer_texts(parser: Parser, flags: Any) -> None:
     with stdout_to_stderr_if(flags.json):
         from spt_jax.evaluate import predict_run
 
-        predictions = predict_run(Path(flags.run), texts, inputs_length=flags.inputs_length)
+        predictions = predict_run(
+            Path(flags.run),
+            texts,
+            inputs_length=flags.inputs_length,
+            mesh=read_mesh_flags(flags),
+        )
     if flags.json:
         print_json({"texts": texts, "predictions": predictions})
     else:
@@ -159,6 +172,7 @@ def _answer_rows(flags: Any) -> None:
             decode=decode,
             seed=flags.seed,
             dtype=flags.dtype,
+            mesh=read_mesh_flags(flags),
             window=flags.window,
             scores=flags.scores,
             overwrite=flags.overwrite,

@@ -25,13 +25,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import Mesh
 
 import spt_jax.orbax_log  # noqa: F401
-from spt_jax.convert.loading import MakeShardings, Reader, shardings_by_name
+from spt_jax.convert.loading import Reader
 from spt_jax.convert.names import leaf_shapes
 from spt_jax.convert.source import Source
 from spt_jax.convert.vocabulary import load_tokenizer, read_json, require_fitting
 from spt_jax.pytree import named_leaves
+from spt_jax.sharding import param_sharding
 from spt_jax.t5 import T5Config
 from spt_jax.tokenizer import Tokenizer
 from spt_jax.typing import PyTree
@@ -140,32 +142,31 @@ def open_base(folder: Path) -> Base:
     return Base(folder, name, config, fingerprint, tokenizer, expected)
 
 
-def restore_base(base: Base, *, param_dtype: str, shardings: MakeShardings | None = None) -> PyTree:
+def restore_base(base: Base, *, param_dtype: str, mesh: Mesh) -> PyTree:
     """The weights, straight into their places.
 
     Args:
         base: Opened, and so known to have all its files.
         param_dtype: Of the leaves in memory.
-        shardings: Where the leaves go; the default device otherwise.
+        mesh: The devices that keep them, each its part.
 
     Raises:
-        ValueError: A file is damaged, or the leaves do not fit the config.
+        ValueError: The mesh does not divide a leaf, a file is damaged, or the leaves do not fit the
+            config.
     """
+    shapes, dtype = leaf_shapes(base.config), jnp.dtype(param_dtype)
+    args = {
+        name: ocp.ArrayRestoreArgs(
+            sharding=param_sharding(name, shape, mesh), dtype=dtype, global_shape=shape, strict=True
+        )
+        for name, shape in shapes.items()
+    }
     for file, digest in base.files.items():
         if _sha256(base.folder / file) != digest:
             raise ValueError(
                 f"base checkpoint {base.folder} is damaged: {file} differs from its sha256; "
                 f"{_AGAIN}"
             )
-    shapes, dtype = leaf_shapes(base.config), jnp.dtype(param_dtype)
-    targets = shardings_by_name(shapes, dtype, shardings)
-    default = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    args = {
-        name: ocp.ArrayRestoreArgs(
-            sharding=targets.get(name, default), dtype=dtype, global_shape=shape, strict=True
-        )
-        for name, shape in shapes.items()
-    }
     try:
         return _in_thread(_restore, base.folder / _WEIGHTS, shapes, args)
     except (ValueError, KeyError) as error:

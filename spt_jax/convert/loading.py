@@ -4,65 +4,41 @@ Host memory holds the largest leaf and what the devices of this host keep, no mo
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from spt_jax.convert.source import Source, blocks
+from spt_jax.sharding import param_sharding
 from spt_jax.typing import PyTree
 
-MakeShardings = Callable[[PyTree], PyTree]
-"""From the params, as `ShapeDtypeStruct`s, to their shardings: a tree like them."""
 
-
-def load_params(
-    source: Source, *, param_dtype: str, shardings: MakeShardings | None = None
-) -> tuple[PyTree, str]:
+def load_params(source: Source, *, param_dtype: str, mesh: Mesh) -> tuple[PyTree, str]:
     """Reads every leaf of a source.
 
     Args:
         source: Opened, so that every leaf has its tensors.
         param_dtype: Of the leaves in memory.
-        shardings: Where the leaves go; the default device otherwise.
+        mesh: The devices that keep them, each its part.
 
     Returns:
         The params, and the fingerprint of the source's weights before the cast.
 
     Raises:
-        ValueError: A tensor cannot be read, is not finite, or is not what the source's fingerprint
-            was taken of.
+        ValueError: The mesh does not divide a leaf; or a tensor cannot be read, is not finite, or
+            is not what the source's fingerprint was taken of.
     """
     dtype = jnp.dtype(param_dtype)
-    shapes = {name: leaf.shape for name, leaf in source.leaves.items()}
-    targets = shardings_by_name(shapes, dtype, shardings)
+    targets = {name: param_sharding(name, leaf.shape, mesh) for name, leaf in source.leaves.items()}
     leaves, reader = {}, Reader(source)
     for name, array in reader:
-        target = targets.get(name)
-        if target is None:
-            leaves[name] = jnp.asarray(array, dtype)
-        else:
-            leaves[name] = _place(array, target, dtype)
+        leaves[name] = _place(array, targets[name], dtype)
         del array  # before the next one is read
     return flax.traverse_util.unflatten_dict(leaves, sep="/"), reader.fingerprint()
-
-
-def shardings_by_name(
-    shapes: dict[str, tuple[int, ...]], dtype: jnp.dtype, shardings: MakeShardings | None
-) -> dict[str, jax.sharding.Sharding]:
-    """The sharding of each leaf by name; none where `shardings` is None."""
-    if shardings is None:
-        return {}
-    abstract = {name: jax.ShapeDtypeStruct(shape, dtype) for name, shape in shapes.items()}
-    tree: Any = shardings(flax.traverse_util.unflatten_dict(abstract, sep="/"))
-    found: dict[str, Any] = flax.traverse_util.flatten_dict(tree, sep="/")
-    if found.keys() != shapes.keys():
-        odd = ", ".join(sorted(found.keys() ^ shapes.keys())[:5])
-        raise ValueError(f"shardings do not fit the params: {odd}; expected one for every leaf")
-    return found
 
 
 def _place(array: np.ndarray, sharding: jax.sharding.Sharding, dtype: jnp.dtype) -> jax.Array:

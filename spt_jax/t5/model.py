@@ -14,6 +14,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from spt_jax.t5.attention import Attention, RelativePositionBias
 from spt_jax.t5.cache import LAYOUT, Cache, Past, append, cached, extend, visible
@@ -206,12 +207,14 @@ class T5(nn.Module):
         dtype: Of the activations, float32 or bfloat16.
         dropout_rate: Where a call says `train=True`.
         remat: Recompute each layer in the backward pass instead of storing its activations.
+        mesh: The devices that activations are laid out over; None where that is left to XLA.
     """
 
     config: T5Config
     dtype: DType = jnp.float32
     dropout_rate: float = 0.0
     remat: bool = False
+    mesh: Mesh | None = None
 
     def setup(self):
         parts = self.config, self.dtype, self.dropout_rate, self.remat
