@@ -1,7 +1,8 @@
 """The exceptions of our own, and what many messages are made of."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class RunError(RuntimeError):
@@ -17,6 +18,18 @@ class FailedRows(RunError):
 
     The same command, given again, would not answer them either.
     """
+
+
+@contextlib.contextmanager
+def explain_out_of_memory(advice: str) -> Iterator[None]:
+    """Turns XLA's error for a device without room, of many lines, into a RunError with advice."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = shorten(str(error).partition("RESOURCE_EXHAUSTED:")[2], 160)
+        raise RunError(f"a device is out of memory: {reason.rstrip('.')}; {advice}") from error
 
 
 def suggest(given: str, known: Iterable[str]) -> str:

@@ -28,7 +28,7 @@ from spt_jax.data.pipeline import (
     train_batches,
 )
 from spt_jax.data.tasks import Task, load_task, majority_score
-from spt_jax.errors import RunError
+from spt_jax.errors import RunError, explain_out_of_memory
 from spt_jax.evaluate import evaluate
 from spt_jax.eventlog import require_tensorboard
 from spt_jax.optim import make_tx
@@ -144,7 +144,8 @@ def fit(
             if (restored := checkpoints.restore_newest(state)) is not None:
                 state = restored.state
                 say(f"resumed at step {restored.step} of {config.steps}")
-            state = _train(run, state, tx, checkpoints)
+            with explain_out_of_memory(_memory_advice(config, backbone)):
+                state = _train(run, state, tx, checkpoints)
         _require_unchanged(frozen, digest)
         result = _result(run, state)
         _write_artifacts(run, state, result)
@@ -271,6 +272,15 @@ def _load_rows(config: TrainConfig, backbone: Backbone) -> tuple[Task, dict[str,
         f"{100 * rows['train'].truncated_targets:.1f}% of targets"
     )
     return task, rows
+
+
+def _memory_advice(config: TrainConfig, backbone: Backbone) -> str:
+    sizes = backbone.mesh.shape
+    return (
+        f"try --remat=full, a larger --optimizer.accumulate (now {config.optimizer.accumulate}), a "
+        f"smaller --eval.batch_size, or more of --mesh.fsdp or --mesh.model (now {sizes['fsdp']} "
+        f"and {sizes['model']}); `spt-jax plan` says what fits"
+    )
 
 
 def _data_facts(task: Task, rows: Mapping[str, TokenizedSplit]) -> dict:

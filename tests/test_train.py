@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import tiny
@@ -269,6 +270,24 @@ class _State:
 
     def replace(self, **changes):
         return dataclasses.replace(self, **changes)
+
+
+def test_a_device_without_room_is_one_line_that_says_what_to_try(finished, tmp_path, monkeypatch):
+    folder, _, _ = finished
+
+    def too_large(*_, **__):
+        raise jax.errors.JaxRuntimeError(
+            "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 17179869184 bytes.\n"
+            "BufferAssignment:\n  parameters 8 GiB"
+        )
+
+    monkeypatch.setattr("spt_jax.train.train_step", too_large)
+    message = (
+        "^a device is out of memory: Out of memory while trying to allocate 17179869184 bytes.*; "
+        r"try --remat=full, a larger --optimizer.accumulate \(now 1\), .* \(now 1 and 1\)"
+    )
+    with pytest.raises(RunError, match=message):
+        fit(tiny.train_config(folder), tmp_path / "run")
 
 
 def test_patience_stops_a_run(finished, tmp_path):
