@@ -3,15 +3,17 @@
     pip install -e ".[results]"
     SPT_JAX_DATA=/folder python scripts/results.py              # --dry-run says how long it takes
 
-Each run is a run folder, `<workdir>/<task>/<method>/seed<k>`. The same command goes on where it was
-stopped, trains nothing twice, and writes the document anew from all that is finished. What the
-document needs of the runs is kept beside it, in a .jsonl, so that it outlives their folders.
+`--only` and `--methods` choose among the runs: `--only=library,sst2
+--methods=prompt_tuning,ensemble` trains what the ensembles are made of. Each run is a run folder,
+`<workdir>/<task>/<method>/seed<k>`. The same command goes on where it was stopped, trains nothing
+twice, and writes the document anew from all that is finished. What the document needs of the runs
+is kept beside it, in a .jsonl, so that it outlives their folders.
 """
 
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import jax
@@ -68,7 +70,7 @@ def _main(argv: Sequence[str]) -> int:
     data = os.environ.get("SPT_JAX_DATA")
     tasks = {name: TaskConfig(name=name) for name in task_names()}
     tasks |= {name: task_config(name, workdir / "data") for name in DATASETS if data}
-    chosen = _only(flags.only, tasks)
+    only = _names("only", flags.only, tasks)
     runs = plan(
         tasks,
         SETTINGS,
@@ -79,11 +81,13 @@ def _main(argv: Sequence[str]) -> int:
         model=flags.model,
         steps=flags.steps,
     )
+    methods = _names("methods", flags.methods, dict.fromkeys(run.method for run in runs))
+    chosen = [run for run in runs if run.task in only and run.method in methods]
     model = describe(flags.model, 1)
     archive = Path(flags.output).with_suffix(".jsonl")
     unpack(archive, workdir)
     if flags.dry_run:
-        return _list([r for r in runs if r.task in chosen], Origin(model["fingerprint"], {}))
+        return _list(chosen, Origin(model["fingerprint"], {}))
 
     _require_extra()
     failed, baselines = [], {}
@@ -103,10 +107,10 @@ def _main(argv: Sequence[str]) -> int:
     if not flags.report:
         # Seeds share their programs, also those of a command that was stopped.
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
-        chosen_runs = [run for run in known if run.task in chosen]
-        states = {run.folder: state_of(run, origin) for run in chosen_runs}
+        chosen = [run for run in chosen if run.task in baselines]
+        states = {run.folder: state_of(run, origin) for run in chosen}
         command = ["python", "scripts/results.py", *argv]
-        failed += train_all(chosen_runs, states, command, overwrite=flags.overwrite)
+        failed += train_all(chosen, states, command, overwrite=flags.overwrite)
 
     records = collect(known, origin)
     ensembles = score_ensembles(records, ENSEMBLES.tasks, len(ENSEMBLES.seeds))
@@ -137,6 +141,9 @@ def _parser() -> Parser:
     parser.add_flag("output", str, "docs/results.md", "The document; figures go beside it.")
     parser.add_flag("seeds", str, "0,1,2", "Seeds of every method.", metavar="S,S,...")
     parser.add_flag("only", str | None, None, "Train these tasks alone.", metavar="TASK,TASK,...")
+    parser.add_flag(
+        "methods", str | None, None, "Train with these methods alone.", metavar="METHOD,METHOD,..."
+    )
     parser.add_flag("model", str, "spt-nano", "The backbone: a bundled one or a folder.")
     parser.add_flag("steps", int | None, None, "Steps of every run: to try the script out.")
     for name, text in (
@@ -155,12 +162,14 @@ def _seeds(text: str) -> list[int]:
     return seeds
 
 
-def _only(text: str | None, tasks: dict[str, TaskConfig]) -> list[str]:
-    names = list(tasks) if text is None else text.split(",")
+def _names(flag: str, text: str | None, known: Iterable[str]) -> list[str]:
+    """The names of a list with commas, all that are known by default."""
+    known = list(known)
+    names = known if text is None else text.split(",")
     for name in names:
-        if name not in tasks:
-            unset = " (SPT_JAX_DATA is not set)" if name in DATASETS else suggest(name, tasks)
-            raise ValueError(f"--only names '{name}', expected one of {', '.join(tasks)}{unset}")
+        if name not in known:
+            unset = " (SPT_JAX_DATA is not set)" if name in DATASETS else suggest(name, known)
+            raise ValueError(f"--{flag} names '{name}', expected one of {', '.join(known)}{unset}")
     return names
 
 

@@ -602,6 +602,19 @@ def test_a_dry_run_lists_the_runs_and_trains_none(tmp_path, monkeypatch, capsys,
     assert list(tmp_path.iterdir()) == []
 
 
+def test_methods_can_be_chosen(tmp_path, monkeypatch, capsys, two_tasks):
+    monkeypatch.setattr(results, "ENSEMBLES", grid.Ensembles(("library",), (0, 1, 2)))
+    methods = "--methods=prompt_tuning,ensemble"
+    assert results.main([f"--workdir={tmp_path}", "--seeds=0", methods, "--dry-run"]) == 0
+    lines = [line.split("min")[1].split() for line in capsys.readouterr().out.splitlines()[:-1]]
+    assert [" ".join(words[:-1]) for words in lines] == [
+        "library prompt_tuning seed 0",
+        "other prompt_tuning seed 0",
+        "library ensemble seed 1",
+        "library ensemble seed 2",
+    ]
+
+
 @needs_extra
 def test_the_script_trains_what_is_missing_and_writes_the_document(
     tmp_path, monkeypatch, capsys, two_tasks
@@ -659,6 +672,7 @@ def test_a_task_that_cannot_be_read_is_reported_and_missing(
         (["--seeds=a"], "--seeds is 'a'"),
         (["--only=librari"], r"--only names 'librari', expected one of library.*'library'\?\)"),
         (["--only=trec"], r"--only names 'trec', .*\(SPT_JAX_DATA is not set\)"),
+        (["--methods=ensembles"], r"--methods names 'ensembles', expected .*'ensemble'\?\)"),
         (["--dry"], "unknown option 'dry'; scripts/results.py has: .*dry-run"),
         (["--model=spt-nono"], "unknown model 'spt-nono'"),
         (["--steps=many"], "steps is 'many', expected"),
