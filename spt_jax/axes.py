@@ -32,7 +32,7 @@ def spec(axes: str) -> PartitionSpec:
 
 
 def constrain(x: Tree, axes: str, mesh: Mesh | None) -> Tree:
-    """`x` laid out over the mesh by its axes, in a traced function; `x` where there is no mesh."""
-    if mesh is None:
+    """`x` laid out over the mesh by its axes, in a traced function; `x` itself on one device."""
+    if mesh is None or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec(axes)))

@@ -30,7 +30,7 @@ from spt_jax.convert.opening import (
 from spt_jax.progress import say
 from spt_jax.pytree import count_params, fingerprint, named_leaves, nbytes
 from spt_jax.sharding import make_mesh
-from spt_jax.t5 import PRESETS, T5, T5Config
+from spt_jax.t5 import PRESETS, T5, Remat, T5Config
 from spt_jax.tokenizer import Tokenizer
 from spt_jax.typing import PyTree
 
@@ -81,7 +81,7 @@ def load_backbone(
     dtype: str = "auto",
     param_dtype: str = "auto",
     dropout_rate: float = 0.0,
-    remat: bool = False,
+    remat: Remat = "none",
     mesh: MeshConfig | None = None,
     rows: int | None = None,
     tune: str = "prompt",

@@ -310,7 +310,9 @@ class TrainConfig:
             TPU and GPU and float32 on CPU.
         param_dtype: Of the frozen weights, likewise; weights that are tuned are float32.
         dropout_rate: On while training, also over the prompt, as in the official runs.
-        remat: Recompute each layer in the backward pass: less memory, more time.
+        remat: What of each layer is computed again in the backward pass, for less memory and more
+            time: `none` (only what costs little), `minimal` (all but the products with weights) or
+            `full` (the whole layer).
     """
 
     task: TaskConfig
@@ -328,7 +330,7 @@ class TrainConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     param_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     dropout_rate: float = 0.1
-    remat: bool = False
+    remat: Literal["none", "minimal", "full"] = "none"
 
     def __post_init__(self):
         require(self.steps >= 1, f"steps is {self.steps}, expected 1 or more")

@@ -108,7 +108,7 @@ def test_values_have_the_types_of_their_fields(train_config, tmp_path):
     config = train_config(
         "--data.buckets=[8, 16]",
         "--optimizer.momentum=0.9",
-        "--remat",
+        "--remat=full",
         "--task.template=question: {q} context: {c}",
         f"--config={tmp_path}/a.yaml",
         yaml="""
@@ -119,7 +119,7 @@ def test_values_have_the_types_of_their_fields(train_config, tmp_path):
     )
     assert config.data.buckets == (8, 16)
     assert (config.optimizer.momentum, config.optimizer.clip_norm) == (0.9, 1.0)
-    assert config.remat is True
+    assert config.remat == "full"
     assert config.task.template == "question: {q} context: {c}"
     assert config.task.label_words == {"0": "no", "1": "yes"}  # not False and True
     assert config.optimizer.weight_decay == 1e-5  # not the text "1e-5"
@@ -200,7 +200,7 @@ USAGE_ERRORS = {
     f"train {TASK} --steps=1.5": "steps is '1.5', expected a whole number",
     f"train {TASK} --steps=null": "steps is 'null', expected a whole number",
     f"train {TASK} --steps": "option 'steps' has no value; write --steps=VALUE",
-    f"train {TASK} --remat=maybe": "remat is 'maybe', expected true or false",
+    f"train {TASK} --remat=maybe": "remat is 'maybe', expected one of none, minimal, full",
     f"train {TASK} --dropout_rate=x": "dropout_rate is 'x', expected a number",
     f"train {TASK} --optimizer.momentum=x": "optimizer.momentum is 'x', expected a number or null",
     f"train {TASK} --tune=modle": r"tune is 'modle', expected one of prompt, model \(did you mean",

@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import types
 
 import flax.linen as nn
 import jax
@@ -8,10 +9,10 @@ import numpy as np
 import pytest
 from tiny import random_params
 
-from spt_jax.pytree import count_params
-from spt_jax.t5 import PRESETS, T5, T5Config
+from spt_jax.pytree import count_params, named_leaves
+from spt_jax.t5 import PRESETS, T5, T5Config, stack
 from spt_jax.t5.attention import relative_position_bucket
-from spt_jax.t5.model import EncoderLayer
+from spt_jax.t5.stack import EncoderLayer
 
 SHAPE = T5Config(
     vocab_size=50,
@@ -121,13 +122,73 @@ def test_cached_steps_equal_the_full_decoder(setup):
         np.testing.assert_allclose(logits[:, 0], full[:, t], atol=1e-5)
 
 
+@pytest.mark.parametrize("beams", [1, 2])
+def test_scanned_decoding_equals_unrolled_decoding(setup, beams, monkeypatch):
+    model, params, embedded, mask, ids = setup
+    encoded = apply(model, params, embedded, mask, method="encode")
+
+    def decode():
+        logits = []
+        cache = model.apply({"params": params}, encoded, 3, beams, method="start_cache")
+        ancestors = jnp.arange(beams)[::-1]  # each beam goes on from the other
+        for t in range(3):
+            one = model.apply({"params": params}, ids[:, t : t + beams], method="embed")
+            found, cache = model.apply(
+                {"params": params}, one, cache, jnp.int32(t), mask, method="decode_step"
+            )
+            past = cache.past.replace(ancestors=cache.past.ancestors[:, ancestors])
+            logits, cache = [*logits, found], cache.replace(past=past)
+        return jnp.stack(logits), cache.layers
+
+    unrolled, layers = decode()
+    monkeypatch.setattr(stack, "UNROLLED", 1)
+    monkeypatch.setattr(stack, "UNROLLED_DECODING_ON_CPU", 1)
+    scanned, no_layers = decode()
+    assert layers is not None and no_layers is None
+    np.testing.assert_allclose(scanned, unrolled, atol=1e-5)
+
+
+def test_decoding_is_unrolled_on_cpu_alone():
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
+    assert stack.is_unrolled(12, mesh, decoding=True)
+    assert not stack.is_unrolled(24, mesh, decoding=True)
+    assert not stack.is_unrolled(12, mesh)
+    device = types.SimpleNamespace(platform="tpu")
+    mesh = types.SimpleNamespace(devices=np.array([device]))
+    assert not stack.is_unrolled(12, mesh, decoding=True)
+    assert stack.is_unrolled(4, mesh, decoding=True)
+
+
+@pytest.mark.parametrize("fsdp", [1, 2])
+def test_no_cast_and_no_gathered_kernel_is_kept_for_the_backward_pass(setup, fsdp):
+    model, params, embedded, mask, ids = setup
+    devices = np.array(jax.devices()[:fsdp]).reshape(1, fsdp, 1)
+    mesh = jax.sharding.Mesh(devices, ("data", "fsdp", "model"))
+    dtype = jnp.bfloat16 if fsdp == 1 else jnp.float32  # a cast, or a gathered copy
+    model = model.clone(dtype=dtype, mesh=mesh)
+
+    def kept(params, embedded):
+        def run(embedded):
+            start = model.apply({"params": params}, ids, method="embed")
+            return model.apply({"params": params}, embedded, mask, start)
+
+        return jax.vjp(run, embedded)[1], params
+
+    jaxpr = jax.make_jaxpr(kept)(params, embedded)
+    inputs = set(jaxpr.jaxpr.invars)
+    shapes = [leaf.shape for name, leaf in named_leaves(params) if name.endswith("kernel")]
+    shapes += [shape[1:] for shape in shapes]
+    copies = [var for var in jaxpr.jaxpr.outvars if var.aval.shape in shapes and var not in inputs]
+    assert not copies
+
+
 def test_scanned_layers_equal_layers_one_by_one(setup):
     model, params, embedded, mask, _ = setup
     config, encoder = model.config, params["encoder"]
     bias = model.apply(
         {"params": params}, lambda m: m.encoder.relpos_bias(9, 9), method=lambda m, f: f(m)
     )
-    layer = EncoderLayer(config, jnp.float32, 0.0)
+    layer = EncoderLayer(config, jnp.float32, 0.0, None)
 
     @jax.jit
     def one(own, x):
@@ -142,7 +203,8 @@ def test_scanned_layers_equal_layers_one_by_one(setup):
     np.testing.assert_allclose(scanned[0], x[0], atol=2e-5)
 
 
-def test_remat_changes_neither_loss_nor_gradient(setup):
+@pytest.mark.parametrize("policy", ["minimal", "full"])
+def test_remat_changes_neither_loss_nor_gradient(setup, policy):
     model, params, embedded, mask, ids = setup
 
     def loss(params, remat):
@@ -150,8 +212,8 @@ def test_remat_changes_neither_loss_nor_gradient(setup):
         return jnp.mean(jnp.square(jax.nn.logsumexp(logits, axis=-1)))
 
     loss_and_grads = jax.jit(jax.value_and_grad(loss), static_argnums=1)
-    plain, plain_grads = loss_and_grads(params, False)
-    remat, remat_grads = loss_and_grads(params, True)
+    plain, plain_grads = loss_and_grads(params, "none")
+    remat, remat_grads = loss_and_grads(params, policy)
     np.testing.assert_allclose(plain, remat, rtol=1e-6)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(a).max())),
@@ -200,3 +262,5 @@ def test_bad_shapes_are_refused():
         dataclasses.replace(SHAPE, num_heads=0)
     with pytest.raises(ValueError, match=r"T5Config.mlp is 'swish', expected 'gated_gelu' or"):
         dataclasses.replace(SHAPE, mlp="swish")
+    with pytest.raises(ValueError, match=r"remat is True, expected 'none', 'minimal' or 'full'"):
+        jax.eval_shape(T5(SHAPE, remat=True).init_params, jax.random.key(0))

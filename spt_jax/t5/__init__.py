@@ -3,5 +3,6 @@
 from spt_jax.t5.cache import Cache
 from spt_jax.t5.config import PRESETS, T5Config
 from spt_jax.t5.model import T5
+from spt_jax.t5.stack import Remat
 
-__all__ = ["PRESETS", "T5", "Cache", "T5Config"]
+__all__ = ["PRESETS", "T5", "Cache", "Remat", "T5Config"]

@@ -9,7 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from spt_jax.axes import constrain
 from spt_jax.t5.config import T5Config
 from spt_jax.t5.layers import Dense, DType, dropout, wide
 from spt_jax.typing import Array, Bool, Float, Int
@@ -45,6 +47,7 @@ class RelativePositionBias(nn.Module):
     config: T5Config
     bidirectional: bool
     dtype: DType
+    mesh: Mesh | None
 
     def setup(self):
         c = self.config
@@ -59,12 +62,13 @@ class RelativePositionBias(nn.Module):
             buckets=self.config.relpos_buckets,
             max_distance=self.config.relpos_max_distance,
         )
-        return self.rel_embedding[:, buckets].astype(wide(self.dtype))
+        bias = self.rel_embedding[:, buckets].astype(wide(self.dtype))
+        return constrain(bias, "NR", self.mesh)
 
     def __call__(self, queries: int, keys: int) -> Float[Array, "1 N T S"]:
         """The bias of each query and key, both numbered from 0."""
         place = np.arange(keys)[None, :] - np.arange(queries)[:, None] + queries - 1
-        return self.by_distance(queries, keys)[:, place][None]
+        return constrain(self.by_distance(queries, keys)[:, place][None], "1NTS", self.mesh)
 
     def row(self, query: Int[Array, ""], keys: int) -> Float[Array, "1 N 1 S"]:
         """The bias of the one query at the traced position `query` < `keys`."""
@@ -79,17 +83,19 @@ class Attention(nn.Module):
     config: T5Config
     dtype: DType
     dropout_rate: float
+    mesh: Mesh | None
 
     def setup(self):
         c = self.config
         inner = c.num_heads * c.d_kv
-        self.query = Dense(inner, self.dtype, (c.d_model * c.d_kv) ** -0.5)
-        self.key = Dense(inner, self.dtype, c.d_model**-0.5)
-        self.value = Dense(inner, self.dtype, c.d_model**-0.5)
-        self.out = Dense(c.d_model, self.dtype, inner**-0.5)
+        self.query = Dense(inner, self.dtype, (c.d_model * c.d_kv) ** -0.5, "DN", self.mesh)
+        self.key = Dense(inner, self.dtype, c.d_model**-0.5, "DN", self.mesh)
+        self.value = Dense(inner, self.dtype, c.d_model**-0.5, "DN", self.mesh)
+        self.out = Dense(c.d_model, self.dtype, inner**-0.5, "ND", self.mesh)
 
     def _split_heads(self, x: Float[Array, "B T NH"]) -> Float[Array, "B T N H"]:
-        return x.reshape(*x.shape[:-1], self.config.num_heads, self.config.d_kv)
+        x = x.reshape(*x.shape[:-1], self.config.num_heads, self.config.d_kv)
+        return constrain(x, "BTNH", self.mesh)
 
     def keys_values(
         self, x: Float[Array, "B S D"]
@@ -130,5 +136,5 @@ class Attention(nn.Module):
         scores = jnp.where(mask, scores, jnp.asarray(-1e9, scores.dtype))
         weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
         weights = dropout(self.dropout_rate, weights, broadcast=-2, module=self, train=train)
-        x = jnp.einsum(f"BNTS,{layout}->BTNH", weights, values)
+        x = constrain(jnp.einsum(f"BNTS,{layout}->BTNH", weights, values), "BTNH", self.mesh)
         return self.out(x.reshape(*x.shape[:-2], -1))

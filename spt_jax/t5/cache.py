@@ -1,8 +1,9 @@
 """What decoding keeps from step to step: a plain pytree that callers carry.
 
-Keys and values lie as [B, N, H, ...], one array for each layer: few queries against many keys are
-then one product that XLA runs on the array where it is. The other orders, and slices of an array
-over layers, are copied at every step.
+Keys and values lie as [B, N, H, ...]: few queries against many keys are then one product that XLA
+runs on the array where it is, and the other orders are copied at every step. Where the layers of
+the decoder are unrolled there is one array for each of them, since slices of an array over layers
+would be copied on CPU; where they are scanned, one array for all, with a leading axis L.
 
 A beam's past is a mask. Beam m of a row writes position u into slot u * M + m, which never moves;
 what moves when a beam goes on from another is a row of `ancestors`, which says whose slot holds
@@ -29,12 +30,12 @@ class Past:
     """What grows by a target at every step.
 
     Args:
-        own: Self-attention keys and values of each layer, all [B, N, H, S] with a slot for each of
-            S = U * M targets, filled up to the current step.
+        own: Self-attention keys and values, [B, N, H, S] with a slot for each of S = U * M targets,
+            filled up to the current step: a pair for each layer, or one pair of all.
         ancestors: The beam that wrote each position of each beam's past.
     """
 
-    own: tuple[KeysValues, ...]
+    own: KeysValues | tuple[KeysValues, ...]
     ancestors: Int[Array, "B M U"]
 
 
@@ -44,16 +45,15 @@ class Cache:
 
     Args:
         past: What grows.
-        cross: Keys and values of the encoder's output for each layer, computed once; all
-            [B, N, H, S].
-        layers: The parameters of each layer, in the dtype of the activations. They are slices of
-            the stacked leaves, made once: the layers of the decoder are in memory twice while it
-            decodes.
+        cross: Keys and values of the encoder's output, computed once, likewise [B, N, H, S].
+        layers: The parameters of each layer where layers are unrolled, in the dtype of the
+            activations. They are slices of the stacked leaves, made once: the layers of the decoder
+            are in memory twice while it decodes. None where they are scanned.
     """
 
     past: Past
-    cross: tuple[KeysValues, ...]
-    layers: tuple[PyTree, ...]
+    cross: KeysValues | tuple[KeysValues, ...]
+    layers: tuple[PyTree, ...] | None
 
 
 def cached(x: Float[Array, "B S N H"]) -> Float[Array, "B N H S"]:
@@ -67,6 +67,17 @@ def append(
     """Keys or values with those of one more position, one for each beam."""
     slot = position * new.shape[1]
     return jax.lax.dynamic_update_slice_in_dim(past, cached(new).astype(past.dtype), slot, axis=3)
+
+
+def append_to_layer(
+    past: Float[Array, "L B N H S"],
+    new: Float[Array, "B M N H"],
+    layer: Int[Array, ""],
+    position: Int[Array, ""],
+) -> Float[Array, "L B N H S"]:
+    """The same in one layer of a stack."""
+    start = (layer, 0, 0, 0, position * new.shape[1])
+    return jax.lax.dynamic_update_slice(past, cached(new)[None].astype(past.dtype), start)
 
 
 def extend(ancestors: Int[Array, "B M U"], position: Int[Array, ""]) -> Int[Array, "B M U"]:

@@ -2,12 +2,18 @@
 
 Parameters are float32 or whatever they were loaded as; `dtype` is that of the activations. Norm
 statistics and logits are computed in `promote_types(dtype, float32)`, as in T5X.
+
+On a mesh, a kernel is kept cut along `fsdp` and gathered where it is used (`multiply`).
 """
+
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
+from spt_jax.axes import constrain
 from spt_jax.t5.config import T5Config
 from spt_jax.typing import Array, Float, Int
 
@@ -19,20 +25,62 @@ def wide(dtype: DType) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
+def multiply(
+    product: Callable[[Array, Array], Array],
+    x: Array,
+    kernel: Array,
+    axes: str,
+    dtype: DType,
+    mesh: Mesh | None,
+) -> Array:
+    """`product(x, kernel)` of the kernel as it is used: in `dtype`, and gathered over `fsdp`.
+
+    For the backward pass the kernel is kept as it came, and cast and gathered again: a frozen model
+    would otherwise be in memory twice, and whole on every device.
+
+    Args:
+        product: Of the activations and a kernel in `dtype`.
+        x: The activations.
+        kernel: As it is kept.
+        axes: The kernel's.
+        dtype: Of the activations.
+        mesh: The devices.
+    """
+    x = x.astype(dtype)
+    if kernel.dtype == dtype and (mesh is None or mesh.shape["fsdp"] == 1):
+        return product(x, kernel)
+
+    def cast_and_multiply(x: Array, kernel: Array) -> Array:
+        return product(x, constrain(kernel.astype(dtype), axes, mesh))
+
+    return jax.checkpoint(cast_and_multiply, prevent_cse=False)(x, kernel)
+
+
 class Dense(nn.Module):
-    """A matrix without bias, kernel [in, out]."""
+    """A matrix without bias, kernel [in, out].
+
+    Args:
+        features: Columns.
+        dtype: Of the activations.
+        stddev: Of the initial kernel.
+        axes: Of the kernel, such as `DF`; those of the result end with its last.
+        mesh: The devices.
+    """
 
     features: int
     dtype: DType
     stddev: float
+    axes: str
+    mesh: Mesh | None
 
     @nn.compact
     def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
         kernel = self.param(
             "kernel", nn.initializers.normal(self.stddev), (x.shape[-1], self.features)
         )
-        flat = x.astype(self.dtype).reshape(-1, x.shape[-1])
-        return (flat @ kernel.astype(self.dtype)).reshape(*x.shape[:-1], self.features)
+        flat = x.reshape(-1, x.shape[-1])
+        y = multiply(jnp.matmul, flat, kernel, self.axes, self.dtype, self.mesh)
+        return constrain(y.reshape(*x.shape[:-1], self.features), f"BT{self.axes[-1]}", self.mesh)
 
 
 class RMSNorm(nn.Module):
@@ -54,22 +102,26 @@ class Embedder(nn.Module):
 
     config: T5Config
     dtype: DType
+    mesh: Mesh | None
 
     def setup(self):
         shape = (self.config.vocab_size, self.config.d_model)
         self.embedding = self.param("embedding", nn.initializers.normal(1.0), shape)
 
     def __call__(self, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        return jnp.take(self.embedding, ids, axis=0).astype(self.dtype)
+        table = constrain(self.embedding, "VD", self.mesh)
+        return constrain(jnp.take(table, ids, axis=0).astype(self.dtype), "BTD", self.mesh)
 
     def attend(self, x: Float[Array, "B U D"]) -> Float[Array, "B U V"]:
         """Logits of the tied head, before the scale."""
-        return jnp.einsum(
-            "BUD,VD->BUV",
-            x.astype(self.dtype),
-            self.embedding.astype(self.dtype),
-            preferred_element_type=wide(self.dtype),
-        )
+        return _logits(x, self.embedding, "VD", self.dtype, self.mesh)
+
+
+def _logits(x: Array, kernel: Array, axes: str, dtype: DType, mesh: Mesh | None) -> Array:
+    def product(x: Array, kernel: Array) -> Array:
+        return jnp.einsum(f"BUD,{axes}->BUV", x, kernel, preferred_element_type=wide(dtype))
+
+    return constrain(multiply(product, x, kernel, axes, dtype, mesh), "BUV", mesh)
 
 
 class LogitsDense(nn.Module):
@@ -77,17 +129,13 @@ class LogitsDense(nn.Module):
 
     config: T5Config
     dtype: DType
+    mesh: Mesh | None
 
     @nn.compact
     def __call__(self, x: Float[Array, "B U D"]) -> Float[Array, "B U V"]:
         shape = (self.config.d_model, self.config.vocab_size)
         kernel = self.param("kernel", nn.initializers.normal(shape[0] ** -0.5), shape)
-        return jnp.einsum(
-            "BUD,DV->BUV",
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            preferred_element_type=wide(self.dtype),
-        )
+        return _logits(x, kernel, "DV", self.dtype, self.mesh)
 
 
 def dropout(rate: float, x: Array, *, broadcast: int, module: nn.Module, train: bool) -> Array:
@@ -106,17 +154,18 @@ class MLP(nn.Module):
     config: T5Config
     dtype: DType
     dropout_rate: float
+    mesh: Mesh | None
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"], *, train: bool) -> Float[Array, "B T D"]:
         c = self.config
 
         def project(name: str):
-            return Dense(c.d_ff, self.dtype, c.d_model**-0.5, name=name)(x)
+            return Dense(c.d_ff, self.dtype, c.d_model**-0.5, "DF", self.mesh, name=name)(x)
 
         if c.mlp == "gated_gelu":
             h = nn.gelu(project("wi_0"), approximate=True) * project("wi_1")
         else:
             h = nn.relu(project("wi"))
         h = dropout(self.dropout_rate, h, broadcast=-2, module=self, train=train)
-        return Dense(c.d_model, self.dtype, c.d_ff**-0.5, name="wo")(h)
+        return Dense(c.d_model, self.dtype, c.d_ff**-0.5, "FD", self.mesh, name="wo")(h)

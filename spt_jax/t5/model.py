@@ -1,9 +1,8 @@
 """The encoder, the decoder and T5 (Raffel et al. 2020), consuming embeddings.
 
-The layers of a stack are one scanned layer whose parameters carry a leading axis L, so that
-compile time does not grow with depth. Parameter names are T5X's. Dropout sits where the original
-has it: on the embedded input (after a prompt is prepended), on the attention weights, inside the
-MLP, on the output of each sub-layer and after the final norm.
+Parameter names are T5X's. Dropout sits where the original has it: on the embedded input (after a
+prompt is prepended), on the attention weights, inside the MLP, on the output of each sub-layer and
+after the final norm.
 
 Decoding a target at a time keeps keys and values in a `cache.Cache`.
 """
@@ -16,184 +15,131 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from spt_jax.t5.attention import Attention, RelativePositionBias
-from spt_jax.t5.cache import LAYOUT, Cache, Past, append, cached, extend, visible
+from spt_jax.axes import constrain
+from spt_jax.t5.attention import RelativePositionBias
+from spt_jax.t5.cache import LAYOUT, Cache, Past, append, append_to_layer, extend, visible
 from spt_jax.t5.config import T5Config
-from spt_jax.t5.layers import MLP, DType, Embedder, LogitsDense, RMSNorm, dropout
+from spt_jax.t5.layers import DType, Embedder, LogitsDense, RMSNorm, dropout
+from spt_jax.t5.stack import DecoderLayer, EncoderLayer, Remat, is_unrolled, scan_layers
 from spt_jax.typing import Array, Bool, Float, Int
 
-UNROLLED = 4
-"""Layers up to which a stack is unrolled: the copies that a scan makes cost more than it saves."""
 
-
-class _Layer(nn.Module):
+class _Stack(nn.Module):
     config: T5Config
     dtype: DType
     dropout_rate: float
+    remat: Remat
+    mesh: Mesh | None
+
+    def _layers(self, layer: type[nn.Module], layers: int, arguments: int) -> Any:
+        stack: Any = scan_layers(layer, layers, arguments, self.remat)
+        return stack(self.config, self.dtype, self.dropout_rate, self.mesh)
+
+    def _bias(self, bidirectional: bool) -> RelativePositionBias:
+        return RelativePositionBias(self.config, bidirectional, self.dtype, self.mesh)
 
     def _norm(self) -> RMSNorm:
         return RMSNorm(self.config.layer_norm_epsilon, self.dtype)
 
-    def _attention(self) -> Attention:
-        return Attention(self.config, self.dtype, self.dropout_rate)
-
-    def _mlp(self) -> MLP:
-        return MLP(self.config, self.dtype, self.dropout_rate)
-
-    def _residual(self, x: Array, y: Array, train: bool) -> Array:
-        return x + dropout(self.dropout_rate, y, broadcast=-2, module=self, train=train)
+    def _dropout(self, x: Array, train: bool) -> Array:
+        x = dropout(self.dropout_rate, x, broadcast=-2, module=self, train=train)
+        return constrain(x, "BTD", self.mesh)
 
 
-class EncoderLayer(_Layer):
-    """Self-attention and MLP, each with a norm before and a residual around."""
-
+class Encoder(_Stack):
     def setup(self):
-        self.pre_attention_layer_norm, self.attention = self._norm(), self._attention()
-        self.pre_mlp_layer_norm, self.mlp = self._norm(), self._mlp()
-
-    def __call__(self, x, bias, mask, train):
-        y = self.pre_attention_layer_norm(x)
-        y = self.attention(y, self.attention.keys_values(y), bias=bias, mask=mask, train=train)
-        x = self._residual(x, y, train)
-        y = self.mlp(self.pre_mlp_layer_norm(x), train=train)
-        return self._residual(x, y, train), None
-
-
-class DecoderLayer(_Layer):
-    """Causal self-attention, attention to the encoder's output, and MLP."""
-
-    def setup(self):
-        self.pre_self_attention_layer_norm = self._norm()
-        self.self_attention = self._attention()
-        self.pre_cross_attention_layer_norm = self._norm()
-        self.encoder_decoder_attention = self._attention()
-        self.pre_mlp_layer_norm, self.mlp = self._norm(), self._mlp()
-
-    def __call__(self, x, encoded, bias, mask, cross_mask, train):
-        y = self.pre_self_attention_layer_norm(x)
-        own = self.self_attention.keys_values(y)
-        cross = self.encoder_decoder_attention.keys_values(encoded)
-        return self._attend(x, y, own, cross, bias, mask, cross_mask, train), None
-
-    def cross_keys_values(self, encoded):
-        return tuple(map(cached, self.encoder_decoder_attention.keys_values(encoded)))
-
-    def step(self, x, own, cross, bias, mask, cross_mask, position):
-        y = self.pre_self_attention_layer_norm(x)
-        new = self.self_attention.keys_values(y)
-        own = tuple(append(old, one, position) for old, one in zip(own, new))
-        return self._attend(x, y, own, cross, bias, mask, cross_mask, False, LAYOUT), own
-
-    def _attend(self, x, y, own, cross, bias, mask, cross_mask, train, layout="BSNH"):
-        """The layer on its input `x`, whose norm is `y`, with both pairs of keys and values."""
-        y = self.self_attention(y, own, bias=bias, mask=mask, train=train, layout=layout)
-        x = self._residual(x, y, train)
-        y = self.pre_cross_attention_layer_norm(x)
-        y = self.encoder_decoder_attention(y, cross, mask=cross_mask, train=train, layout=layout)
-        x = self._residual(x, y, train)
-        y = self.mlp(self.pre_mlp_layer_norm(x), train=train)
-        return self._residual(x, y, train)
-
-
-def _scan(layer: type[nn.Module], length: int, arguments: int) -> type[nn.Module]:
-    """`length` copies of `layer` in a row, which all see the same `arguments` after the first."""
-    in_axes: Any = (nn.broadcast,) * arguments
-    return nn.scan(
-        layer,
-        variable_axes={"params": 0},
-        split_rngs={"params": True, "dropout": True},
-        in_axes=in_axes,
-        length=length,
-        unroll=length if length <= UNROLLED else 1,
-    )
-
-
-class Encoder(nn.Module):
-    config: T5Config
-    dtype: DType
-    dropout_rate: float
-    remat: bool
-
-    def setup(self):
-        c = self.config
-        layer = EncoderLayer
-        if self.remat:
-            layer = nn.remat(layer, prevent_cse=False, static_argnums=(4,))
-        self.relpos_bias = RelativePositionBias(c, True, self.dtype)
-        scanned = _scan(layer, c.num_layers, 3)
-        self.layers = scanned(c, self.dtype, self.dropout_rate)
-        self.encoder_norm = RMSNorm(c.layer_norm_epsilon, self.dtype)
+        self.relpos_bias = self._bias(bidirectional=True)
+        self.layers = self._layers(EncoderLayer, self.config.num_layers, 3)
+        self.encoder_norm = self._norm()
 
     def __call__(self, x, mask, train):
-        x = dropout(self.dropout_rate, x.astype(self.dtype), broadcast=-2, module=self, train=train)
+        x = self._dropout(x.astype(self.dtype), train)
         bias = self.relpos_bias(x.shape[1], x.shape[1])
         x, _ = self.layers(x, bias, mask[:, None, None, :], train)
-        return dropout(
-            self.dropout_rate, self.encoder_norm(x), broadcast=-2, module=self, train=train
-        )
+        return self._dropout(self.encoder_norm(x), train)
 
 
-class Decoder(nn.Module):
-    config: T5Config
-    dtype: DType
-    dropout_rate: float
-    remat: bool
-
+class Decoder(_Stack):
     def setup(self):
-        c = self.config
-        layer = DecoderLayer
-        if self.remat:
-            layer = nn.remat(layer, prevent_cse=False, static_argnums=(6,))
-        self.relpos_bias = RelativePositionBias(c, False, self.dtype)
-        scanned = _scan(layer, c.num_decoder_layers, 5)
-        self.layers = scanned(c, self.dtype, self.dropout_rate)
-        self.decoder_norm = RMSNorm(c.layer_norm_epsilon, self.dtype)
-        if not c.tied_head:
-            self.logits_dense = LogitsDense(c, self.dtype)
+        self.relpos_bias = self._bias(bidirectional=False)
+        self.layers = self._layers(DecoderLayer, self.config.num_decoder_layers, 5)
+        self.decoder_norm = self._norm()
+        if not self.config.tied_head:
+            self.logits_dense = LogitsDense(self.config, self.dtype, self.mesh)
 
     def __call__(self, x, encoded, mask, train):
-        x = dropout(self.dropout_rate, x.astype(self.dtype), broadcast=-2, module=self, train=train)
+        x = self._dropout(x.astype(self.dtype), train)
         targets = x.shape[1]
         causal = jnp.tril(jnp.ones((targets, targets), bool))[None, None]
         bias = self.relpos_bias(targets, targets)
         x, _ = self.layers(x, encoded, bias, causal, mask[:, None, None, :], train)
-        return dropout(
-            self.dropout_rate, self.decoder_norm(x), broadcast=-2, module=self, train=train
-        )
+        return self._dropout(self.decoder_norm(x), train)
 
     def _run_layer(self, params, *args, method) -> Any:
-        layer = DecoderLayer(self.config, self.dtype, self.dropout_rate, parent=None)
+        layer = DecoderLayer(self.config, self.dtype, self.dropout_rate, self.mesh, parent=None)
         return layer.apply({"params": params}, *args, method=method)
 
+    def _stacked(self) -> Any:
+        return self.variables["params"]["layers"]
+
     def _layer(self, number) -> Any:
-        stacked = self.variables["params"]["layers"]
-        return jax.tree.map(lambda leaf: leaf[number].astype(self.dtype), stacked)
+        return jax.tree.map(lambda leaf: leaf[number].astype(self.dtype), self._stacked())
 
     def start(self, encoded, targets, beams):
-        c = self.config
-        layers = tuple(map(self._layer, range(c.num_decoder_layers)))
-        cross = tuple(
-            self._run_layer(layer, encoded, method="cross_keys_values") for layer in layers
-        )
-        batch = encoded.shape[0]
-        empty = jnp.zeros((batch, c.num_heads, c.d_kv, targets * beams), self.dtype)
+        c, batch = self.config, encoded.shape[0]
         ancestors = jnp.zeros((batch, beams, targets), jnp.int32)
-        return Cache(Past(((empty, empty),) * len(layers), ancestors), cross, layers)
+        shape = (batch, c.num_heads, c.d_kv, targets * beams)
+
+        def cross_keys_values(layer):
+            return self._run_layer(layer, encoded, method="cross_keys_values")
+
+        if is_unrolled(c.num_decoder_layers, self.mesh, decoding=True):
+            layers = tuple(map(self._layer, range(c.num_decoder_layers)))
+            empty = constrain(jnp.zeros(shape, self.dtype), LAYOUT, self.mesh)
+            own = ((empty, empty),) * len(layers)
+            return Cache(Past(own, ancestors), tuple(map(cross_keys_values, layers)), layers)
+        empty = jnp.zeros((c.num_decoder_layers, *shape), self.dtype)
+        empty = constrain(empty, f"L{LAYOUT}", self.mesh)
+        cross = jax.lax.map(cross_keys_values, self._stacked())
+        return Cache(Past((empty, empty), ancestors), cross, None)
 
     def step(self, x, cache, position, mask):
         ancestors = extend(cache.past.ancestors, position)
         seen, cross_mask = visible(ancestors, position), mask[:, None, None, :]
         bias = self.relpos_bias.row(position, ancestors.shape[2])
         bias = jnp.repeat(bias, x.shape[1], axis=3)  # of positions, for every beam's slot
-        x, grown = x.astype(self.dtype), []
-        # No scan: it would copy every layer's weights out of the stack, at every step.
+        run = self._step_scanned if cache.layers is None else self._step_unrolled
+        x, own = run(x.astype(self.dtype), cache, position, (bias, seen, cross_mask))
+        return self.decoder_norm(x), dataclasses.replace(cache, past=Past(own, ancestors))
+
+    def _step_unrolled(self, x, cache, position, arguments):
+        grown = []
         for layer, own, cross in zip(cache.layers, cache.past.own, cache.cross):
-            x, own = self._run_layer(
-                layer, x, own, cross, bias, seen, cross_mask, position, method="step"
-            )
+
+            def write(new, own=own):
+                own = tuple(append(old, one, position) for old, one in zip(own, new))
+                return own, own
+
+            x, own = self._run_layer(layer, x, write, cross, *arguments, method="step")
             grown.append(own)
-        past = Past(tuple(grown), ancestors)
-        return self.decoder_norm(x), dataclasses.replace(cache, past=past)
+        return x, tuple(grown)
+
+    def _step_scanned(self, x, cache, position, arguments):
+        def run(carry, xs):
+            (x, past), (number, layer, cross) = carry, xs
+
+            def write(new):
+                grown = tuple(
+                    append_to_layer(old, one, number, position) for old, one in zip(past, new)
+                )
+                return tuple(stack[number] for stack in grown), grown
+
+            return self._run_layer(layer, x, write, cross, *arguments, method="step"), None
+
+        numbers = jnp.arange(self.config.num_decoder_layers)
+        # The past is carried whole: what is scanned over would be copied at every step.
+        carry, _ = jax.lax.scan(run, (x, cache.past.own), (numbers, self._stacked(), cache.cross))
+        return carry
 
     def logits(self, x):
         return self.logits_dense(x)
@@ -206,19 +152,19 @@ class T5(nn.Module):
         config: The shape.
         dtype: Of the activations, float32 or bfloat16.
         dropout_rate: Where a call says `train=True`.
-        remat: Recompute each layer in the backward pass instead of storing its activations.
+        remat: What of each layer is computed again in the backward pass, see `stack.Remat`.
         mesh: The devices that activations are laid out over; None where that is left to XLA.
     """
 
     config: T5Config
     dtype: DType = jnp.float32
     dropout_rate: float = 0.0
-    remat: bool = False
+    remat: Remat = "none"
     mesh: Mesh | None = None
 
     def setup(self):
-        parts = self.config, self.dtype, self.dropout_rate, self.remat
-        self.token_embedder = Embedder(self.config, self.dtype)
+        parts = self.config, self.dtype, self.dropout_rate, self.remat, self.mesh
+        self.token_embedder = Embedder(self.config, self.dtype, self.mesh)
         self.encoder = Encoder(*parts)
         self.decoder = Decoder(*parts)
 
@@ -283,5 +229,6 @@ class T5(nn.Module):
             embedded = model.embed(ids)
             return model(embedded, ids == 0, embedded)
 
-        variables: Any = self.init({"params": key}, method=init)
+        # One row cannot be laid out over a mesh.
+        variables: Any = self.clone(mesh=None).init({"params": key}, method=init)
         return variables["params"]

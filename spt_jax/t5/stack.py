@@ -1,0 +1,163 @@
+"""The layers of the encoder and of the decoder, and how a stack of them runs.
+
+A stack is one layer whose parameters carry a leading axis L. It is scanned, so that neither compile
+time nor the memory of gathered weights grows with depth, unless `is_unrolled` says otherwise.
+"""
+
+from typing import Any, Literal, get_args
+
+import flax.linen as nn
+import jax
+from jax.sharding import Mesh
+
+from spt_jax.axes import constrain
+from spt_jax.t5.attention import Attention
+from spt_jax.t5.cache import LAYOUT, cached
+from spt_jax.t5.config import T5Config
+from spt_jax.t5.layers import MLP, DType, RMSNorm, dropout
+from spt_jax.typing import Array
+
+Remat = Literal["none", "minimal", "full"]
+"""What of a layer is computed again in the backward pass.
+
+    none       what costs little beside its size: attention weights, norms, gates
+    minimal    all but the products with kernels
+    full       all but the layer's input
+"""
+
+UNROLLED = 4
+"""Layers up to which a stack is unrolled: the copies that a scan makes cost more than it saves."""
+
+UNROLLED_DECODING_ON_CPU = 12
+"""The same for decoding on CPU, where a scan would copy all weights out of the stack at each step.
+
+The price is a second copy of the decoder's layers while it decodes, and compile time by depth.
+"""
+
+
+def is_unrolled(layers: int, mesh: Mesh | None, *, decoding: bool = False) -> bool:
+    """Whether a stack runs as its layers one by one, and not as a scan of one layer.
+
+    Args:
+        layers: Of the stack.
+        mesh: The devices; those of jax where None.
+        decoding: A target at a time, with a cache.
+    """
+    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    on_cpu = decoding and platform == "cpu"
+    return layers <= (UNROLLED_DECODING_ON_CPU if on_cpu else UNROLLED)
+
+
+def scan_layers(
+    layer: type[nn.Module], layers: int, arguments: int, remat: Remat
+) -> type[nn.Module]:
+    """`layers` copies of `layer` in a row.
+
+    Args:
+        layer: Called with what goes from layer to layer, with `arguments` that are the same for all
+            layers, the last of them `train`, a bool.
+        layers: How many.
+        arguments: How many of these.
+        remat: What is computed again.
+
+    Raises:
+        ValueError: There is no such policy.
+    """
+    if remat not in get_args(Remat):
+        raise ValueError(f"remat is {remat!r}, expected 'none', 'minimal' or 'full'")
+    unrolled = is_unrolled(layers, None)
+    if remat != "none":
+        layer = nn.remat(
+            layer,
+            # Unrolled, the compiler would find the first computation and keep its results.
+            prevent_cse=unrolled,
+            static_argnums=(arguments + 1,),
+            policy=None
+            if remat == "full"
+            else jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        )
+    in_axes: Any = (nn.broadcast,) * arguments
+    return nn.scan(
+        layer,
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=in_axes,
+        length=layers,
+        unroll=layers if unrolled else 1,
+    )
+
+
+class _Layer(nn.Module):
+    config: T5Config
+    dtype: DType
+    dropout_rate: float
+    mesh: Mesh | None
+
+    def _norm(self) -> RMSNorm:
+        return RMSNorm(self.config.layer_norm_epsilon, self.dtype)
+
+    def _attention(self) -> Attention:
+        return Attention(self.config, self.dtype, self.dropout_rate, self.mesh)
+
+    def _mlp(self) -> MLP:
+        return MLP(self.config, self.dtype, self.dropout_rate, self.mesh)
+
+    def _residual(self, x: Array, y: Array, train: bool) -> Array:
+        y = dropout(self.dropout_rate, y, broadcast=-2, module=self, train=train)
+        return constrain(x + y, "BTD", self.mesh)
+
+
+class EncoderLayer(_Layer):
+    """Self-attention and MLP, each with a norm before and a residual around."""
+
+    def setup(self):
+        self.pre_attention_layer_norm, self.attention = self._norm(), self._attention()
+        self.pre_mlp_layer_norm, self.mlp = self._norm(), self._mlp()
+
+    def __call__(self, x, bias, mask, train):
+        y = self.pre_attention_layer_norm(x)
+        y = self.attention(y, self.attention.keys_values(y), bias=bias, mask=mask, train=train)
+        x = self._residual(x, y, train)
+        y = self.mlp(self.pre_mlp_layer_norm(x), train=train)
+        return self._residual(x, y, train), None
+
+
+class DecoderLayer(_Layer):
+    """Causal self-attention, attention to the encoder's output, and MLP."""
+
+    def setup(self):
+        self.pre_self_attention_layer_norm = self._norm()
+        self.self_attention = self._attention()
+        self.pre_cross_attention_layer_norm = self._norm()
+        self.encoder_decoder_attention = self._attention()
+        self.pre_mlp_layer_norm, self.mlp = self._norm(), self._mlp()
+
+    def __call__(self, x, encoded, bias, mask, cross_mask, train):
+        y = self.pre_self_attention_layer_norm(x)
+        own = self.self_attention.keys_values(y)
+        cross = self.encoder_decoder_attention.keys_values(encoded)
+        return self._attend(x, y, own, cross, bias, mask, cross_mask, train), None
+
+    def cross_keys_values(self, encoded):
+        """What `step` takes as `cross`, in the order of `LAYOUT`."""
+        keys_values = self.encoder_decoder_attention.keys_values(encoded)
+        return tuple(constrain(cached(x), LAYOUT, self.mesh) for x in keys_values)
+
+    def step(self, x, write, cross, bias, mask, cross_mask):
+        """The layer on one more position.
+
+        `write` takes its keys and values to the past, and returns those to attend to and the past.
+        """
+        y = self.pre_self_attention_layer_norm(x)
+        own, past = write(self.self_attention.keys_values(y))
+        return self._attend(x, y, own, cross, bias, mask, cross_mask, False, LAYOUT), past
+
+    def _attend(self, x, y, own, cross, bias, mask, cross_mask, train, layout="BSNH"):
+        """The layer on its input `x`, whose norm is `y`, with both pairs of keys and values."""
+        y = self.self_attention(y, own, bias=bias, mask=mask, train=train, layout=layout)
+        x = self._residual(x, y, train)
+        y = self.pre_cross_attention_layer_norm(x)
+        y = self.encoder_decoder_attention(y, cross, mask=cross_mask, train=train, layout=layout)
+        x = self._residual(x, y, train)
+        y = self.mlp(self.pre_mlp_layer_norm(x), train=train)
+        return self._residual(x, y, train)
