@@ -58,7 +58,12 @@ def save_family(name, folder, *, dtype=torch.float32, **options):
         model.lm_head.weight = torch.nn.Parameter(torch.zeros_like(model.lm_head.weight))
     with torch.no_grad():
         for path, weight in model.named_parameters():
-            weight.normal_(std=1.0 if weight.ndim == 1 or "shared" in path else 0.3)
+            if weight.ndim == 1:  # the scale of a norm
+                weight.normal_(mean=1.0, std=0.3)
+            elif "shared" in path or "relative_attention_bias" in path:
+                weight.normal_()
+            else:  # larger ones amplify rounding, on both sides, beyond the tolerance
+                weight.normal_(std=weight.shape[-1] ** -0.5)
     model.to(dtype).save_pretrained(folder, **options)
     if name == "byt5":
         transformers.ByT5Tokenizer().save_pretrained(folder)
