@@ -6,6 +6,7 @@ from typing import Any
 
 import flax.serialization
 import flax.traverse_util
+import ml_dtypes
 import numpy as np
 import tensorstore as ts
 import tiny
@@ -139,7 +140,7 @@ def t5x_leaves(scanned: bool = False) -> dict[str, np.ndarray]:
     return leaves
 
 
-def write_t5x(folder: Path, leaves=None, *, zarr: bool = True, state: dict | None = None) -> Path:
+def write_t5x(folder: Path, leaves=None, *, zarr: bool = True, version: int = 3) -> Path:
     """A T5X checkpoint, its matrices in zarr or all of it in the MessagePack file."""
     folder.mkdir(parents=True)
     target = {}
@@ -147,8 +148,11 @@ def write_t5x(folder: Path, leaves=None, *, zarr: bool = True, state: dict | Non
         target[name] = leaf
         if zarr and leaf.ndim > 1:
             place = f"target.{name.replace('/', '.')}"
+            if leaf.dtype == ml_dtypes.bfloat16 and version == 2:
+                leaf = leaf.view(np.uint16)
+            dtype = "bfloat16" if leaf.dtype == ml_dtypes.bfloat16 else leaf.dtype.str
             chunks = [max(1, leaf.shape[0] // 2), *leaf.shape[1:]]
-            metadata = {"shape": list(leaf.shape), "chunks": chunks, "dtype": "<f4"}
+            metadata = {"shape": list(leaf.shape), "chunks": chunks, "dtype": dtype}
             metadata["compressor"] = {"id": "gzip", "level": 1}
             spec = {"driver": "zarr", "metadata": metadata}
             store = ts.open(
@@ -157,7 +161,7 @@ def write_t5x(folder: Path, leaves=None, *, zarr: bool = True, state: dict | Non
             store.write(leaf).result()
             target[name] = {**spec, "kvstore": {"driver": "gfile", "path": place}}
     tree = flax.traverse_util.unflatten_dict(target, sep="/")
-    root = {"version": 3, "optimizer": {"target": tree, "state": state or {"step": np.int32(3)}}}
+    root = {"version": version, "optimizer": {"target": tree, "state": {"step": np.int32(3)}}}
     (folder / "checkpoint").write_bytes(flax.serialization.msgpack_serialize(root))
     write_tokenizer(folder)
     return folder

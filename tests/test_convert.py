@@ -85,6 +85,18 @@ def test_scanned_layers_may_repeat_the_position_bias_and_split_heads(expected, t
         load_backbone(str(folder))
 
 
+@pytest.mark.parametrize("version", [2, 3])
+def test_bfloat16_of_both_versions_of_t5x(version, expected, tmp_path):
+    """Version 2 has the bits of bfloat16 as uint16 in zarr, and bfloat16 in the MessagePack."""
+    leaves = {name: leaf.astype(jnp.bfloat16) for name, leaf in checkpoints.t5x_leaves().items()}
+    folder = checkpoints.write_t5x(tmp_path / "model", leaves, version=version)
+    stored = {json.loads(path.read_text())["dtype"] for path in folder.glob("*/.zarray")}
+    assert stored == {"<u2" if version == 2 else "bfloat16"}
+    for name, leaf in named_leaves(load_backbone(str(folder)).params):
+        rounded = np.asarray(expected[name].astype("bfloat16").astype("float32"))
+        np.testing.assert_array_equal(np.asarray(leaf), rounded, name)
+
+
 def test_weights_outlive_the_file_that_they_were_read_from(expected, tmp_path):
     folder = checkpoints.write_t5x(tmp_path / "model", zarr=False)
     backbone = load_backbone(str(folder))
@@ -150,7 +162,19 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
 
 
 def test_a_t5x_checkpoint_at_an_address(served, tmp_path, expected):
-    tokenizer = str(tmp_path / "bucket" / "checkpoint_3" / "tokenizer.json")
+    folder = tmp_path / "bucket" / "checkpoint_3"
+    assert_same_leaves(load_backbone(f"{served}/checkpoint_3"), expected)
+    assert find_tokenizer(f"{served}/checkpoint_3/").encode("the dog") == [4, 5]
+    (folder / "config.json").write_text(json.dumps(checkpoints.hf_config(d_kv=4)))
+    with pytest.raises(ValueError, match=rf"^{served}/checkpoint_3/config.json contradicts the w"):
+        load_backbone(f"{served}/checkpoint_3")
+    (folder / "config.json").write_text(json.dumps(checkpoints.hf_config(layer_norm_epsilon=0.1)))
+    assert load_backbone(f"{served}/checkpoint_3").model.config.layer_norm_epsilon == 0.1
+    (folder / "config.json").unlink()
+
+    tokenizer = str((folder / "tokenizer.json").rename(tmp_path / "tokenizer.json"))
+    with pytest.raises(FileNotFoundError, match=f"T5X checkpoint {served}/checkpoint_3 holds no t"):
+        load_backbone(f"{served}/checkpoint_3")
     for address in (f"{served}/checkpoint_3", f"file://{tmp_path}/bucket/checkpoint_3"):
         dest = tmp_path / address[:4]
         convert_backbone(address, dest, tokenizer=tokenizer)
@@ -159,7 +183,7 @@ def test_a_t5x_checkpoint_at_an_address(served, tmp_path, expected):
         assert backbone.name == address
     with pytest.raises(FileNotFoundError, match="http://.*/nothing/checkpoint does not exist"):
         convert_backbone(f"{served}/nothing", tmp_path / "no", tokenizer=tokenizer)
-    (tmp_path / "bucket/checkpoint_3/target.encoder.layers_1.mlp.wo.kernel/.zarray").unlink()
+    (folder / "target.encoder.layers_1.mlp.wo.kernel/.zarray").unlink()
     with pytest.raises(ValueError, match="leaf encoder/layers_1/mlp/wo/kernel of http.* cannot be"):
         convert_backbone(f"{served}/checkpoint_3", tmp_path / "no", tokenizer=tokenizer)
 

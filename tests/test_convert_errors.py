@@ -12,6 +12,7 @@ import tensorstore as ts
 
 from spt_jax import cli
 from spt_jax.backbone import load_backbone
+from spt_jax.convert import t5x
 from spt_jax.convert.loading import Reader
 from spt_jax.convert.opening import open_model
 from spt_jax.convert.packed import unpack
@@ -372,6 +373,16 @@ def test_unknown_place(name, message, tmp_path):
     tokenizer = load_tokenizer(checkpoints.write_hf(tmp_path / "model"))
     with pytest.raises(ValueError, match=message):
         open_model(name, tokenizer)
+
+
+def test_an_address_that_does_not_answer(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(t5x, "_CONTEXT", {"http_request_retries": {"max_retries": 1}})
+    address = "http://127.0.0.1:9/checkpoint_3"
+    assert cli.main(["convert", address, str(tmp_path / "base")]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"spt-jax: error: {address}/config.json cannot be read: ")
+    assert line.endswith("; check the address, the network and your credentials")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_convert_says_one_line_and_leaves_nothing(tmp_path, capsys):

@@ -13,7 +13,7 @@ from spt_jax.convert.bundled import open_bundled
 from spt_jax.convert.hf import open_hf
 from spt_jax.convert.hub import fetch, is_hub_id
 from spt_jax.convert.source import Source
-from spt_jax.convert.t5x import CHECKPOINT, is_remote, open_t5x
+from spt_jax.convert.t5x import CHECKPOINT, is_remote, open_t5x, open_t5x_tokenizer
 from spt_jax.convert.vocabulary import load_tokenizer, read_json
 from spt_jax.errors import suggest
 from spt_jax.tokenizer import Tokenizer
@@ -28,6 +28,8 @@ def find_tokenizer(place: str) -> Tokenizer:
         FileNotFoundError: There is none.
         ValueError: It cannot be read, or there is no such model.
     """
+    if is_remote(place):
+        return open_t5x_tokenizer(place)
     path = Path(place)
     return load_tokenizer(path if path.exists() else find_backbone(place, weights=False))
 

@@ -9,12 +9,15 @@ TensorStore has a driver for, such as `gs://bucket/checkpoint_1100000`.
 
 The checkpoint has no config. All of the shape but two constants follows from its leaves, and the
 two are the same in every published T5, whose position bias has 32 buckets. For any other, and for a
-checkpoint that is to say more of itself, the folder holds a `config.json` of transformers.
+checkpoint that is to say more of itself, the folder holds a `config.json` of transformers. It holds
+the tokenizer too, where none is given: T5X writes neither.
 """
 
+import contextlib
 import functools
 import mmap
 import re
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -27,12 +30,19 @@ from spt_jax.convert.hf import read_config
 from spt_jax.convert.names import T5X, match
 from spt_jax.convert.packed import unpack
 from spt_jax.convert.source import Source, Tensor
-from spt_jax.convert.vocabulary import load_tokenizer, read_json, require_fitting
+from spt_jax.convert.vocabulary import (
+    TOKENIZER_FILES,
+    load_tokenizer,
+    read_json,
+    require_fitting,
+)
 from spt_jax.convert.zarr_array import open_zarr, read_key
 from spt_jax.t5 import T5Config
 from spt_jax.tokenizer import Tokenizer
 
 CHECKPOINT = "checkpoint"
+_CONFIG = "config.json"
+_SMALL = (_CONFIG, "tokenizer_config.json", *TOKENIZER_FILES)
 # Instead of TensorStore's 32 retries, which take a quarter of an hour to say that a host is down.
 _RETRIES = {"max_retries": 4, "initial_delay": "1s", "max_delay": "4s"}
 _CONTEXT = {f"{kind}_request_retries": _RETRIES for kind in ("http", "gcs", "s3")}
@@ -51,36 +61,70 @@ def open_t5x(place: str, name: str, tokenizer: Tokenizer | None = None) -> Sourc
     Args:
         place: A folder, or an address.
         name: Of the model.
-        tokenizer: Of the model. A local folder may hold one instead.
+        tokenizer: Of the model; that in the folder by default.
 
     Raises:
         FileNotFoundError: There is no checkpoint, or no tokenizer.
         ValueError: It cannot be read, or its leaves are not those of a T5.
     """
-    if tokenizer is None:
-        tokenizer = _find_tokenizer(place)
     store = _open_store(place)
-    root = _read_checkpoint(place, store)
-    tensors = {path: _tensor(path, leaf, store, place) for path, leaf in _leaves(root)}
-    scanned = any(path.startswith(("encoder/encoder/", "decoder/decoder/")) for path in tensors)
-    if scanned:
-        tensors = _share_position_bias(tensors, place)
-    config = _infer_config(tensors, scanned, place)
+    with _small_files(place, store) as folder:
+        if tokenizer is None:
+            tokenizer = _find_tokenizer(folder, place)
+        version, target = _read_checkpoint(place, store)
+        tensors = {
+            path: _tensor(path, leaf, store, place, version) for path, leaf in _leaves(target)
+        }
+        scanned = any(path.startswith(("encoder/encoder/", "decoder/decoder/")) for path in tensors)
+        if scanned:
+            tensors = _share_position_bias(tensors, place)
+        config = _infer_config(tensors, scanned, place, folder / _CONFIG)
     leaves = match(tensors, config, place, T5X, scanned=scanned)
     require_fitting(tokenizer, config.vocab_size, place)
     return Source(name, place, config, leaves, tokenizer)
 
 
-def _find_tokenizer(place: str) -> Tokenizer:
+def open_t5x_tokenizer(place: str) -> Tokenizer:
+    """The tokenizer at an address, without the checkpoint; raises as `open_t5x`."""
+    with _small_files(place, _open_store(place)) as folder:
+        return _find_tokenizer(folder, place)
+
+
+@contextlib.contextmanager
+def _small_files(place: str, store: ts.KvStore) -> Iterator[Path]:
+    """A folder of this machine with config and tokenizer, those of an address copied into it."""
+    if not is_remote(place):
+        yield Path(place)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for name in _SMALL:
+            with contextlib.suppress(FileNotFoundError):
+                data = _read_remote(place, store, name)
+                (Path(folder) / name).write_bytes(data)
+        try:
+            yield Path(folder)
+        except (ValueError, FileNotFoundError) as error:  # that names the copy
+            raise type(error)(str(error).replace(folder, place.rstrip("/"))) from None
+
+
+def _read_remote(place: str, store: ts.KvStore, name: str) -> bytes:
     try:
-        if not is_remote(place):
-            return load_tokenizer(Path(place))
+        return read_key(store, name)
+    except ValueError as error:
+        raise ValueError(
+            f"{place.rstrip('/')}/{name} cannot be read: {error}; check the address, the network "
+            "and your credentials"
+        ) from None
+
+
+def _find_tokenizer(folder: Path, place: str) -> Tokenizer:
+    try:
+        return load_tokenizer(folder)
     except FileNotFoundError:
-        pass
-    raise FileNotFoundError(
-        f"T5X checkpoint {place} holds no tokenizer; copy spiece.model into its folder, or write a "
-        f"base checkpoint with `spt-jax convert {place} DEST --tokenizer=spiece.model`"
-    )
+        raise FileNotFoundError(
+            f"T5X checkpoint {place} holds no tokenizer; copy spiece.model into its folder, or "
+            f"write a base checkpoint with `spt-jax convert {place} DEST --tokenizer=spiece.model`"
+        ) from None
 
 
 def _open_store(place: str) -> ts.KvStore:
@@ -93,28 +137,35 @@ def _open_store(place: str) -> ts.KvStore:
         raise ValueError(f"TensorStore cannot open the address '{place}': {error}") from None
 
 
-def _read_checkpoint(place: str, store: ts.KvStore) -> Any:
-    """The tree under `optimizer/target`."""
+def _read_checkpoint(place: str, store: ts.KvStore) -> tuple[int, dict[str, Any]]:
+    """The version, and the tree under `optimizer/target`."""
     origin = f"{place.rstrip('/')}/{CHECKPOINT}"
     try:
-        if is_remote(place):
-            buffer = read_key(store, CHECKPOINT)
-        else:
-            with open(origin, "rb") as file:
-                buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        buffer = _read_remote(place, store, CHECKPOINT) if is_remote(place) else _map(origin)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{origin} does not exist; expected one of T5X") from None
+    try:
         tree = unpack(memoryview(buffer))
-        if not isinstance(tree, dict) or not 2 <= tree.get("version", 0) <= 3:
+        if not isinstance(tree, dict) or tree.get("version") not in (2, 3):
             raise ValueError("it has no version 2 or 3")
         target = tree["optimizer"]["target"]
         if not isinstance(target, dict):
             raise ValueError("its target is no tree")
-        return target
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{origin} does not exist; expected one of T5X") from None
+        return tree["version"], target
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{origin} cannot be read: {error}; expected a whole checkpoint of T5X, copy it again"
-        ) from None
+        raise ValueError(_not_whole(origin, error)) from None
+
+
+def _map(path: str) -> bytes | mmap.mmap:
+    with open(path, "rb") as file:
+        try:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except ValueError as error:
+            raise ValueError(_not_whole(path, error)) from None
+
+
+def _not_whole(origin: str, error: Exception) -> str:
+    return f"{origin} cannot be read: {error}; expected a whole checkpoint of T5X, copy it again"
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -125,7 +176,7 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield prefix + key, value
 
 
-def _tensor(path: str, leaf: Any, store: ts.KvStore, place: str) -> Tensor:
+def _tensor(path: str, leaf: Any, store: ts.KvStore, place: str, version: int) -> Tensor:
     if isinstance(leaf, np.ndarray):
         if leaf.dtype.kind in "iu":
             raise ValueError(f"leaf {path} of {place} has dtype {leaf.dtype}, expected floats")
@@ -135,7 +186,9 @@ def _tensor(path: str, leaf: Any, store: ts.KvStore, place: str) -> Tensor:
         # Of an old checkpoint the path is absolute, and that of the machine that wrote it.
         inner = leaf["kvstore"].get("path", leaf.get("path"))
         folder = str(inner).strip("/").rsplit("/", 1)[-1]
-        tensor = open_zarr(store, folder, leaf.get("metadata", {}), path)
+        # TensorStore had no bfloat16 at first, and version 2 calls its bits uint16.
+        aliases = {"<u2": "bfloat16"} if version == 2 else {}
+        tensor = open_zarr(store, folder, leaf.get("metadata", {}), path, aliases)
     except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(_cannot(path, place, error)) from None
     return replace(tensor, read=functools.partial(_read_zarr, tensor, place))
@@ -181,7 +234,9 @@ def _read_shared(each: Tensor, place: str) -> np.ndarray:
     return tables[:, 0]
 
 
-def _infer_config(tensors: Mapping[str, Tensor], scanned: bool, place: str) -> T5Config:
+def _infer_config(
+    tensors: Mapping[str, Tensor], scanned: bool, place: str, described: Path
+) -> T5Config:
     def shape(path: str, axes: int) -> tuple[int, ...]:
         if path not in tensors or len(tensors[path].shape) < axes:
             found = tensors[path].shape if path in tensors else "missing"
@@ -208,8 +263,7 @@ def _infer_config(tensors: Mapping[str, Tensor], scanned: bool, place: str) -> T
         "relpos_buckets": buckets,
     }
     tied = "decoder/logits_dense/kernel" not in tensors
-    described = None if is_remote(place) else Path(place) / "config.json"
-    if described is not None and described.is_file():
+    if described.is_file():
         told, _ = read_config(read_json(described), str(described))
         wrong = [f"{k} {told[k]} (weights: {v})" for k, v in inferred.items() if told[k] != v]
         if wrong:

@@ -24,7 +24,13 @@ _DTYPES = {"<f2": "float16", "<f4": "float32", "<f8": "float64"}  # and bfloat16
 _THREADS = 8
 
 
-def open_zarr(store: ts.KvStore, folder: str, stated: Mapping[str, Any], name: str) -> Tensor:
+def open_zarr(
+    store: ts.KvStore,
+    folder: str,
+    stated: Mapping[str, Any],
+    name: str,
+    aliases: Mapping[str, str] = {},
+) -> Tensor:
     """Reads the description of an array.
 
     Args:
@@ -32,6 +38,7 @@ def open_zarr(store: ts.KvStore, folder: str, stated: Mapping[str, Any], name: s
         folder: Of the array in it.
         stated: What the checkpoint says of the array: shape, chunks, dtype; any may be absent.
         name: Of the tensor.
+        aliases: Dtypes of zarr that stand for others here -> what their bits are.
 
     Raises:
         ValueError: There is no such array, it is not of this kind, or contradicts `stated`.
@@ -50,7 +57,8 @@ def open_zarr(store: ts.KvStore, folder: str, stated: Mapping[str, Any], name: s
                 f"{folder}/.zarray has version, order, filters and compressor {kind}, expected "
                 "(2, 'C', None, 'gzip')"
             )
-        dtype = float_dtype(_DTYPES.get(found["dtype"], str(found["dtype"])), name)
+        stored = found["dtype"]
+        dtype = float_dtype(aliases.get(stored) or _DTYPES.get(stored, str(stored)), name)
         shape, chunks = tuple(found["shape"]), tuple(found["chunks"])
         numbers = all(type(n) is int and n >= 1 for n in shape + chunks)
         if not numbers or len(shape) != len(chunks) or math.prod(chunks) > 2 * math.prod(shape):
