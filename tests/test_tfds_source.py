@@ -1,6 +1,10 @@
 """TensorFlow Datasets without TensorFlow: a dataset is prepared, read and trained from."""
 
+import importlib
+import logging
+import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +15,7 @@ from spt_jax.backbone import save_backbone
 from spt_jax.config import DataConfig, TaskConfig
 from spt_jax.data import tfds_source
 from spt_jax.data.example import Example
+from spt_jax.data.paper_tasks import PAPER_TASKS
 from spt_jax.data.tasks import load_task, load_test
 from spt_jax.data.tfds_source import prepare_tfds, tfds_records
 from spt_jax.tokenizer import train_tokenizer
@@ -182,20 +187,52 @@ def test_the_builders_of_the_paper_are_known(folder, monkeypatch):
         raise ConnectionError("no network\nhere")
 
     monkeypatch.setattr(tfds, "builder", builder)
-    for name in ("glue/sst2", "mrqa/drop", "squad/v1.1", "trec"):
-        with pytest.raises(ValueError, match=f"'{name}' of task 'x' cannot .*Error: no network he"):
+    for name in ("glue/sst2", "mrqa/drop", "squad/v1.1"):
+        message = f"'{name}' of task 'x' cannot .*Error: no network here.; check the network and"
+        with pytest.raises(ValueError, match=message):
             prepare_tfds(name, "x")
         assert made.pop() == (name, str(folder), "array_record")
 
 
 def test_glue_builds_without_tensorflow(folder):
     # TFDS leaves these out of its list where TensorFlow is missing, until they are imported.
-    import importlib
-
     for benchmark, config in (("glue", "sst2"), ("mrqa", "drop")):
         importlib.import_module(tfds_source._MODULES[benchmark])
         builder = tfds.builder(f"{benchmark}/{config}", data_dir=folder)
         assert "idx" in builder.info.features or "qid" in builder.info.features
+
+
+def test_the_builders_that_need_tensorflow_are_known():
+    """By the source of each builder: those that import TensorFlow can be prepared by it alone."""
+    names = {paper.source.tfds for paper in PAPER_TASKS.values()} - {None}
+    found = set()
+    for name in {str(name).partition("/")[0] for name in names}:
+        if name in tfds_source._MODULES:
+            module = importlib.import_module(tfds_source._MODULES[name])
+        else:
+            module = importlib.import_module(tfds.builder_cls(name).__module__)
+        source = Path(module.__file__ or "").with_suffix("")  # a package keeps it in one file
+        files = [source.with_suffix(".py"), source.parent / f"{source.parent.name}.py"]
+        text = "".join(file.read_text() for file in files if file.is_file())
+        if re.search(r"import tensorflow\b", text):
+            found.add(name)
+    assert found == {*tfds_source._NEED_TENSORFLOW}
+
+
+def test_trying_again_is_not_said_but_the_last_error_is(folder, monkeypatch, caplog):
+    from tensorflow_datasets.core.download import downloader
+
+    class Builder:
+        def download_and_prepare(self):
+            logging.getLogger("urllib3.connectionpool").warning("Retrying")
+            raise ConnectionError(f"after {downloader.MAX_RETRIES} attempts")
+
+    monkeypatch.setattr(tfds, "builder", lambda name, **options: Builder())
+    with pytest.raises(ValueError, match="ConnectionError: after 4 attempts"):
+        prepare_tfds("squad/v1.1", "squad")
+    assert not caplog.records
+    logging.getLogger("urllib3.connectionpool").warning("as before")
+    assert caplog.messages == ["as before"]
 
 
 def test_a_split_that_is_missing(folder):

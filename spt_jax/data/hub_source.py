@@ -4,6 +4,7 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
+from spt_jax.data.downloads import quiet_attempts
 from spt_jax.data.records import Record
 from spt_jax.errors import shorten
 
@@ -32,11 +33,13 @@ def hub_records(
         ) from None
     name = "/".join([path, *([config] if config else [])])
     try:
-        rows: Any = datasets.load_dataset(path, config, split=split)
+        with quiet_attempts():
+            rows: Any = datasets.load_dataset(path, config, split=split)
     except Exception as error:  # no network, no such dataset, and many more, each of another class
         raise ValueError(
             f"split '{split}' of dataset '{name}' cannot be loaded from the Hub "
-            f"({type(error).__name__}: {shorten(str(error), 200)})"
+            f"({type(error).__name__}: {shorten(str(error), 200)}); check the network and "
+            "HF_TOKEN, or set task.origin to a folder of its files"
         ) from error
     records = [
         Record(row, f"{name} {split} row {number}")

@@ -2,7 +2,7 @@
 
 Reading needs no TensorFlow and no code of the dataset: `TFDS_DATA_DIR/<name>/<config>/<version>`
 describes itself. Preparing (download and conversion) is done once, by `spt-jax data prepare`, and
-some builders, SuperGLUE's among them, import TensorFlow for it.
+some builders, those of SuperGLUE and TREC, import TensorFlow for it.
 """
 
 import importlib
@@ -13,10 +13,12 @@ from typing import Any
 
 from etils import epath
 
+from spt_jax.data.downloads import quiet_attempts
 from spt_jax.data.records import Record
 from spt_jax.errors import shorten
 
-_NEED_TENSORFLOW = ("super_glue",)  # builders that import it
+_ATTEMPTS = 4  # instead of 10, with which TFDS takes minutes to say that a host is not there
+_NEED_TENSORFLOW = ("super_glue", "trec")  # builders that import it
 # Builders that TFDS registers only when TensorFlow is installed: name -> the module that does it.
 _MODULES = {
     "glue": "tensorflow_datasets.text.glue",
@@ -79,16 +81,20 @@ def prepare_tfds(name: str, task: str) -> epath.Path:
             f"run: {_how_to_prepare(name, task)}"
         )
     import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.download import downloader
 
+    downloader.MAX_RETRIES = _ATTEMPTS
     try:
         if (module := _MODULES.get(name.partition("/")[0])) is not None:
             importlib.import_module(module)
         builder: Any = tfds.builder(name, data_dir=tfds_folder(), file_format="array_record")
-        builder.download_and_prepare()
+        with quiet_attempts():
+            builder.download_and_prepare()
     except Exception as error:  # no network, a changed checksum, and more, each of another class
         raise ValueError(
             f"dataset '{name}' of task '{task}' cannot be prepared "
-            f"({type(error).__name__}: {shorten(str(error), 200)})"
+            f"({type(error).__name__}: {shorten(str(error), 200)}); check the network and "
+            f"{tfds_folder()}, or set task.origin to hub or to a folder of its files"
         ) from error
     return _versions(name)[-1]
 
