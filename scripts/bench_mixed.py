@@ -2,9 +2,10 @@
 
     python scripts/bench_mixed.py --markdown
 
-Three ways answer the same rows with the same weights and prompts, and they take turns. By task
-means that the rows wait until all are there and those of a task are then batched alone. All must
-write the same before anything is timed. `docs/benchmarks.md` says more.
+Three ways answer the same rows with the same weights and prompts, and they take turns; mixed
+batches of different numbers of tasks do so batch by batch. By task means that the rows wait until
+all are there and those of a task are then batched alone. All must write the same before anything
+is timed. `docs/benchmarks.md` says more.
 """
 
 import argparse
@@ -40,6 +41,18 @@ def check_agreement(ids: dict[str, np.ndarray], tasks: int) -> dict[str, float]:
     return same
 
 
+def answer(sides: Sides, inputs: np.ndarray, arrivals: dict[int, np.ndarray]) -> dict[int, dict]:
+    """What every way gives for every number of tasks: `seconds` and `ids`."""
+    mixed = sides["spt_jax"].ask("mixed", inputs, arrivals)
+    return {
+        tasks: {
+            way: mixed[tasks] if way == "mixed" else sides[side].ask(way, inputs, task_ids, tasks)
+            for way, side in WAYS.items()
+        }
+        for tasks, task_ids in arrivals.items()
+    }
+
+
 def measure_ways(sides: Sides, job: dict, vocab_size: int) -> list[dict]:
     """Seconds of every way for every number of tasks, in rounds."""
     rng = np.random.default_rng(1)
@@ -47,20 +60,17 @@ def measure_ways(sides: Sides, job: dict, vocab_size: int) -> list[dict]:
     inputs[:, -1] = 1
     arrivals = {tasks: rng.integers(0, tasks, job["rows"], np.int32) for tasks in job["tasks"]}
 
-    def ask(way: str, tasks: int) -> dict:
-        return sides[WAYS[way]].ask(way, inputs, arrivals[tasks], tasks)
-
     say("compiling, and comparing what is written")
     sides["spt_jax"].ask("compile_sizes", inputs, max(job["tasks"]))
     results: dict[int, dict] = {}
-    for tasks in job["tasks"]:
-        same = check_agreement({way: ask(way, tasks)["ids"] for way in WAYS}, tasks)
+    for tasks, found in answer(sides, inputs, arrivals).items():
+        same = check_agreement({way: found[way]["ids"] for way in WAYS}, tasks)
         results[tasks] = {"tasks": tasks, "same": same, "seconds": {way: [] for way in WAYS}}
     for number in range(1, job["rounds"] + 1):
-        for tasks, result in results.items():
+        for tasks, found in answer(sides, inputs, arrivals).items():
             for way in WAYS:
-                result["seconds"][way].append(ask(way, tasks)["seconds"])
-            shown = ", ".join(f"{way} {result['seconds'][way][-1]:.1f} s" for way in WAYS)
+                results[tasks]["seconds"][way].append(found[way]["seconds"])
+            shown = ", ".join(f"{way} {found[way]['seconds']:.1f} s" for way in WAYS)
             say(f"round {number}/{job['rounds']}, {tasks} tasks: {shown}")
     fewest = results[job["tasks"][0]]["seconds"]["mixed"]
     for result in results.values():

@@ -57,26 +57,36 @@ class Ours:
             self._banks[tasks] = bank
         return self._banks[tasks]
 
-    def mixed(self, inputs: np.ndarray, task_ids: np.ndarray, tasks: int) -> dict:
-        """Answers in batches of the order of arrival, whatever the tasks of their rows."""
+    def mixed(self, inputs: np.ndarray, arrivals: dict[int, np.ndarray]) -> dict[int, dict]:
+        """Answers in batches of the order of arrival, whatever the tasks of their rows.
+
+        Each batch is answered for one number of tasks after the other, so that a slow moment of the
+        machine hits all numbers alike.
+        """
         from spt_jax.decode_config import DecodeConfig
 
-        bank, size = self._bank(tasks), self._job["batch_size"]
-        started = time.perf_counter()
-        answers = []
+        size, order = self._job["batch_size"], list(arrivals)
+        banks = {tasks: self._bank(tasks) for tasks in order}
+        seconds, ids = dict.fromkeys(order, 0.0), {tasks: [] for tasks in order}
         for first in range(0, len(inputs), size):
             rows = slice(first, first + size)
-            ids, _ = self._mixed(
-                self._model,
-                self._params,
-                bank.arrays,
-                task_ids[rows] + np.int32(1),  # 0 is a row without a prompt
-                inputs[rows],
-                DecodeConfig(),
-                length=self._job["targets_length"],
-            )
-            answers.append(np.asarray(ids)[:, 0])
-        return {"seconds": time.perf_counter() - started, "ids": np.concatenate(answers)}
+            for tasks in order:
+                started = time.perf_counter()
+                written, _ = self._mixed(
+                    self._model,
+                    self._params,
+                    banks[tasks].arrays,
+                    arrivals[tasks][rows] + np.int32(1),  # 0 is a row without a prompt
+                    inputs[rows],
+                    DecodeConfig(),
+                    length=self._job["targets_length"],
+                )
+                ids[tasks].append(np.asarray(written)[:, 0])
+                seconds[tasks] += time.perf_counter() - started
+            order.reverse()
+        return {
+            tasks: {"seconds": seconds[tasks], "ids": np.concatenate(ids[tasks])} for tasks in order
+        }
 
     def one_task(self, inputs: np.ndarray, task_ids: np.ndarray, tasks: int) -> dict:
         """Answers in batches of the rows of one task, each padded to a power of 2 of rows."""

@@ -39,6 +39,12 @@ class DecodeConfig:
             value = getattr(self, name)
             require(value is None or value >= 1, f"{name} is {value}, expected 1 or more")
         require(
+            self.num_results == 1 or not self.sample,
+            f"num_results is {self.num_results} with sampling, which draws one answer for a row; "
+            "give the row again for another, or set sample to false and num_beams to "
+            f"{self.num_results} or more",
+        )
+        require(
             self.num_results <= self.num_beams,
             f"num_results is {self.num_results} but num_beams is {self.num_beams}; a search gives "
             f"at most one answer a beam, so set num_beams to {self.num_results} or more",

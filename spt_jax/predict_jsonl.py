@@ -67,6 +67,7 @@ def predict_file(
 
     Raises:
         FileNotFoundError: There is no such file, or no folder for the output.
+        IsADirectoryError: The input or the output is a folder.
         FileExistsError: There is an output of another run.
         ValueError: No such model, or a prompt that does not fit it.
         RunError: The output cannot be written, or another process does.
@@ -75,6 +76,8 @@ def predict_file(
     path = source if isinstance(source, Path) else None
     if path is not None and not path.exists():
         raise FileNotFoundError(f"input file {path} does not exist; expected a file of JSONL")
+    if path is not None and path.is_dir():
+        raise IsADirectoryError(f"input {path} is a folder; expected a file of JSONL")
     if isinstance(output, Path):
         check_output(output, path)
     backbone = load_backbone(model, dtype=dtype, param_dtype=dtype, mesh=mesh, rows=data.batch_size)

@@ -234,8 +234,8 @@ USAGE_ERRORS = {
     "predict": "neither a run nor --model is given; see spt-jax predict --help",
     "predict r --model=m": "both the run 'r' and --model=m are given; for rows give "
     "--prompt=NAME=r instead of the run",
-    "predict r --input=x": "--input goes with --model and --prompt, but no --model is given",
-    "predict r --num_beams=2": "--num_beams goes with --model and --prompt",
+    "predict r --input=x": "--input goes with --model, but no --model is given",
+    "predict r --num_beams=2": "--num_beams goes with --model, but",
     "predict --model=m --prompt=runs/x": "--prompt is 'runs/x', expected NAME=PATH, such as sst2=",
     "predict --model=m --prompt=a=x --prompt=a=y": "two prompts are named 'a', x and y; give one",
     "predict --model=m --sample --num_beams=2": "num_beams is 2 with sampling, expected one or the",

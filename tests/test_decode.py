@@ -86,3 +86,13 @@ def test_answer_log_probs_are_those_of_the_forward_pass(params):
         picked = jnp.take_along_axis(log_probs, targets[..., None], axis=-1)[..., 0]
         expected = jnp.sum(picked * (targets > 0), axis=1)
         np.testing.assert_allclose(found[:, number], expected, atol=1e-4)
+
+
+def test_the_encoders_output_is_shared_by_all_answers():
+    answers = jnp.array([[4, 5, 1], [6, 1, 0], [7, 8, 1]])
+    run = jax.make_jaxpr(lambda: decode.answer_log_probs(MODEL, make_params(), INPUTS, answers))
+    every = list(decoding.equations(run().jaxpr))
+    shapes = {variable.aval.shape for equation in every for variable in equation.outvars}
+    keys_of_inputs, keys_of_answers = (4, 5, 2, 8), (4, 3, 2, 8)  # [B, S, N, H] and [B, U, N, H]
+    assert {keys_of_inputs, (3, *keys_of_answers)} <= shapes
+    assert (3, *keys_of_inputs) not in shapes

@@ -20,6 +20,11 @@ NAN = float("nan")
             "num_results is 5 but num_beams is 4; a search gives at most one answer a beam, "
             "so set num_beams to 5 or more",
         ),
+        (
+            {"sample": True, "num_results": 3},
+            "num_results is 3 with sampling, which draws one answer for a row; give the row again "
+            "for another, or set sample to false and num_beams to 3 or more",
+        ),
         ({"length_penalty": NAN}, "length_penalty is nan, expected a finite number"),
         (
             {"num_beams": 4, "sample": True},

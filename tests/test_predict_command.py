@@ -90,6 +90,7 @@ def test_the_answers_are_those_of_the_predictor_and_bad_rows_have_their_number(
         (["--prompt=d={folder}/d.safetensors"], "d.safetensors does not exist"),
         (["--output=/no/where"], "folder /no of output /no/where does not exist; make it"),
         (["--input=nowhere"], "input file nowhere does not exist; expected a file of JSONL"),
+        (["--input={folder}"], "input .* is a folder; expected a file of JSONL"),
         (["--model=nano"], r"unknown model 'nano'; .*did you mean 'spt-nano'"),
     ],
 )

@@ -110,7 +110,7 @@ def _answer_texts(parser: Parser, flags: Any) -> None:
     defaults = parser.get_defaults()
     for name in vars(defaults):
         if name not in _RUN_FLAGS and flags[name] != defaults[name]:
-            raise ValueError(f"--{name} goes with --model and --prompt, but no --model is given")
+            raise ValueError(f"--{name} goes with --model, but no --model is given")
     if flags.run is None:
         raise ValueError("neither a run nor --model is given; see spt-jax predict --help")
     if not flags.text and sys.stdin.isatty():
