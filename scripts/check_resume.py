@@ -4,12 +4,14 @@
 
 Random prompts of spt-nano answer rows of words, some of them bad, by sampling: once undisturbed,
 and once in a process that gets SIGKILL at random moments and is started again each time. Both must
-write the same bytes, rows and errors alike. Prints one JSON object; exit code 1 if they differ.
+write the same bytes, rows and errors alike. Prints one JSON object, with the most memory that the
+undisturbed process held; exit code 1 if they differ.
 """
 
 import argparse
 import hashlib
 import json
+import os
 import random
 import shutil
 import signal
@@ -37,7 +39,7 @@ def main() -> int:
     rng = random.Random(options.seed)
     bad = write_inputs(options.folder, options.rows, rng)
     whole, seconds = options.folder / "whole.jsonl", time.monotonic()
-    code = start(options.folder, whole).wait()
+    code, peak = end(start(options.folder, whole))
     seconds = time.monotonic() - seconds
     killed = options.folder / "killed.jsonl"
     wait = seconds / (options.kills + 1)
@@ -56,6 +58,7 @@ def main() -> int:
         "exit_codes": [code, last_code],
         "sha256": digests[0],
         "seconds_undisturbed": round(seconds, 1),
+        "peak_mib_undisturbed": peak,
     }
     print(json.dumps(result))
     return 0 if result["same"] else 1
@@ -87,6 +90,13 @@ def start(folder: Path, output: Path) -> subprocess.Popen:
     command += [f"--input={folder}/rows.jsonl", f"--output={output}", "--sample", "--scores"]
     command += ["--inputs_length=24", "--targets_length=3", "--batch_size=256", "--window=2048"]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+
+
+def end(process: subprocess.Popen) -> tuple[int, int]:
+    """Waits for it; its exit code, and the most MiB that it held."""
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode, usage.ru_maxrss // (1 << 20 if sys.platform == "darwin" else 1024)
 
 
 def kill_once(folder: Path, output: Path, wait: float, rng: random.Random) -> int:
