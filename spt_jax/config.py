@@ -312,7 +312,7 @@ class TrainConfig:
         dropout_rate: On while training, also over the prompt, as in the official runs.
         remat: What of each layer is computed again in the backward pass, for less memory and more
             time: `none` (only what costs little), `minimal` (all but the products with weights) or
-            `full` (the whole layer).
+            `full` (the whole layer). May differ when a run is resumed.
     """
 
     task: TaskConfig

@@ -28,7 +28,7 @@ import yaml
 from spt_jax import __version__
 from spt_jax.runlog import lock_folder, write_atomic, write_json_atomic
 
-RESUMABLE = ("eval.", "log.", "mesh")
+RESUMABLE = ("eval.", "log.", "mesh", "remat")
 """Settings that may differ when a run is resumed, beside more `steps`."""
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")

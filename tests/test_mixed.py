@@ -45,11 +45,11 @@ def alone(prompt):
     return PARAMS if prompt is None else {**PARAMS, "prompt": prompt}
 
 
-# The first seed has all 16 lengths and rows of every task, the others what they draw.
-@pytest.mark.parametrize("seed", range(6))
+# The first seed has 16 prompts and rows of every task, the others what they draw.
+@pytest.mark.parametrize("seed", range(4))
 def test_rows_of_a_mixed_batch_are_those_of_each_task_alone(seed):
     rng = np.random.default_rng(seed)
-    lengths = LENGTHS if seed == 0 else rng.choice(LENGTHS, rng.integers(1, 17)).tolist()
+    lengths = LENGTHS if seed == 0 else rng.integers(1, 101, rng.integers(1, 5)).tolist()
     prompts, bank = draw_bank(rng, lengths)
     inputs, targets, task_ids = draw_rows(rng, len(lengths))
     if seed == 0:

@@ -23,6 +23,7 @@ from spt_jax.checkpoint import Checkpoints
 from spt_jax.config import EvalConfig, LogConfig, OptimizerConfig, PromptConfig, to_dict
 from spt_jax.errors import RunError
 from spt_jax.prompt_file import load_prompt
+from spt_jax.runfolder import RunFolder
 from spt_jax.runlog import read_log
 from spt_jax.train import _keep_best, fit
 
@@ -160,6 +161,12 @@ def test_evaluation_and_logging_may_change_on_resuming(finished, tmp_path):
     evaluation = EvalConfig(every=6, batch_size=8, max_rows=3)  # a shape that is compiled already
     changed = tiny.train_config(folder, eval=evaluation, log=LogConfig())
     assert fit(changed, resumed)["steps"] == 12
+
+
+def test_how_the_work_is_shared_and_remembered_may_change_on_resuming(finished):
+    folder, run, _ = finished
+    config = to_dict(tiny.train_config(folder))
+    RunFolder(run).check_config({**config, "mesh": {"data": 1}, "remat": "full"})
 
 
 @pytest.mark.parametrize(

@@ -129,9 +129,12 @@ def plan(
             runs.append(Run(name, method, seed, config, workdir / name / method / f"seed{seed}"))
 
     first = PromptConfig().init
+    more = [seed for seed in ensembles.seeds if seed not in seeds]
     for name in tasks:
         for method in (PROMPT, MODEL):
             add(name, method, settings_of(table, name, method, steps), first)
+        if name in ensembles.tasks:
+            add(name, MEMBER, settings_of(table, name, PROMPT, steps), first, more)
     for name in sweep.tasks:
         if name in tasks:
             settings = settings_of(table, name, PROMPT, steps)
@@ -142,10 +145,6 @@ def plan(
             for init in sweep.inits:
                 if init != first:
                     add(name, init_method(init), settings, init)
-    more = [seed for seed in ensembles.seeds if seed not in seeds]
-    for name in ensembles.tasks:
-        if name in tasks:
-            add(name, MEMBER, settings_of(table, name, PROMPT, steps), first, more)
     return runs
 
 
