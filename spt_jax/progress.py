@@ -34,7 +34,7 @@ class Bar:
     def __init__(self, title: str, total: int | None, done: int = 0):
         self._title, self._total, self._done = title, total, done
         self._started, self._first, self._spoken = time.monotonic(), done, 0.0
-        self._fields = ""
+        self._fields, self._printed = "", ""
         console = Console(stderr=True)
         self._bar = None
         if console.is_terminal:
@@ -58,7 +58,7 @@ class Bar:
     def __exit__(self, *exc_info) -> None:
         if self._bar:
             self._bar.stop()
-        elif self._done > self._first:
+        elif self._done > self._first and self._printed != self._numbers():
             self._print_line()
 
     def update(self, done: int, fields: Mapping[str, float] | None = None) -> None:
@@ -71,16 +71,17 @@ class Bar:
         elif time.monotonic() - self._spoken >= PLAIN_SECONDS:
             self._print_line()
 
+    def _numbers(self) -> str:
+        done = f"{self._done}" if self._total is None else f"{self._done}/{self._total}"
+        return f"{self._title} {done}  {self._fields}"
+
     def _print_line(self) -> None:
-        self._spoken = time.monotonic()
+        self._spoken, self._printed = time.monotonic(), self._numbers()
         seconds = self._spoken - self._started
-        rate = (self._done - self._first) / seconds if seconds > 0 else 0.0
-        done, left = f"{self._done}", ""
-        if self._total is not None:
-            done = f"{self._done}/{self._total}"
-            left = f", {(self._total - self._done) / rate:.0f} s left" if rate else ""
-        line = f"{self._title} {done}  {self._fields}  {seconds:.0f} s{left}"
-        print(line, file=sys.stderr, flush=True)
+        rate, left = (self._done - self._first) / seconds if seconds > 0 else 0.0, ""
+        if self._total is not None and rate:
+            left = f", {(self._total - self._done) / rate:.0f} s left"
+        say(f"{self._printed}  {seconds:.0f} s{left}")
 
 
 def say(line: str) -> None:
