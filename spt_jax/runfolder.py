@@ -3,8 +3,9 @@
     config.yaml          the resolved config
     manifest.json        versions, device, command, and the identity of model and data
     log.jsonl            one line a step and one an evaluation; no clock, so resuming repeats it
-    timing.jsonl         seconds and examples per second
+    timing.jsonl         steps and examples per second, utilisation, the wait for data
     events/              the numbers of log.jsonl for TensorBoard, where log.tensorboard is on
+    profile/             a trace of a few steps, where --profile was given
     checkpoints/<step>/  see checkpoint.py
     prompt.safetensors   the best prompt      result.json    what `train --json` prints
 
@@ -64,6 +65,11 @@ class RunFolder:
     def events_folder(self) -> Path:
         """TensorBoard's files, where they were asked for."""
         return self.path / "events"
+
+    @property
+    def profile_folder(self) -> Path:
+        """A trace of a few steps, where one was asked for."""
+        return self.path / "profile"
 
     @property
     def checkpoints(self) -> Path:
@@ -176,7 +182,12 @@ class RunFolder:
 
     def _clear(self) -> None:
         """Deletes the run, and nothing that is not a run's."""
-        for folder in (self.checkpoints, self.model_folder, self.events_folder):
+        for folder in (
+            self.checkpoints,
+            self.model_folder,
+            self.events_folder,
+            self.profile_folder,
+        ):
             shutil.rmtree(folder, ignore_errors=True)
         for file in (
             self.config_file,

@@ -7,7 +7,6 @@ resume, train with evaluations in between, verify, test the best step. What a st
 
 import dataclasses
 import functools
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +30,9 @@ from spt_jax.data.tasks import Task, load_task, majority_score
 from spt_jax.errors import RunError, explain_out_of_memory
 from spt_jax.evaluate import evaluate
 from spt_jax.eventlog import require_tensorboard
+from spt_jax.flops import peak_flops, step_flops
 from spt_jax.optim import make_tx
+from spt_jax.profiling import StepTrace
 from spt_jax.progress import Bar, print_split, say
 from spt_jax.prompt import init_prompt
 from spt_jax.prompt_file import save_prompt
@@ -40,6 +41,7 @@ from spt_jax.runfolder import RunFolder
 from spt_jax.runlog import RunLog, read_log, write_json_atomic
 from spt_jax.scores import Scores, encode_answers
 from spt_jax.sharding import place_batch, replicated, require_rows, state_shardings
+from spt_jax.speed import Clock, summarize
 from spt_jax.step import Best, TrainState, init_state, require_finite, train_step
 from spt_jax.typing import Array, Key, Params, PyTree
 
@@ -56,6 +58,7 @@ class _Run:
     identity: Mapping[str, str]
     frozen: PyTree
     key: Key
+    profile: int
 
     def evaluate(self, params: Params, name: str) -> Scores:
         """Scores on the split `name`."""
@@ -73,7 +76,12 @@ class _Run:
 
 
 def fit(
-    config: TrainConfig, workdir: Path, *, overwrite: bool = False, command: Sequence[str] = ()
+    config: TrainConfig,
+    workdir: Path,
+    *,
+    overwrite: bool = False,
+    command: Sequence[str] = (),
+    profile: int = 0,
 ) -> dict:
     """Trains what the config says, in its folder, and returns its result.
 
@@ -82,6 +90,7 @@ def fit(
         workdir: Its folder. A run that was stopped there goes on; a finished one is read back.
         overwrite: Delete the run that is there first.
         command: The command line, for the manifest.
+        profile: Steps to trace, in the folder `profile` of the run; see `profiling.py`.
 
     Returns:
         What `train --json` prints: among others `score`, `rank_score` (both on test, at the best
@@ -136,7 +145,7 @@ def fit(
     tx = make_tx(config.optimizer, config.steps, config.tune)
     state = init_state(trained, tx, patience=config.eval.patience, keep_best=True)
     state = jax.device_put(state, state_shardings(state, backbone.mesh))
-    run = _Run(config, folder, backbone, task, rows, identity, frozen, run_key)
+    run = _Run(config, folder, backbone, task, rows, identity, frozen, run_key, profile)
 
     facts = _data_facts(task, rows)
     with folder.claim(to_dict(config), identity, facts, command, overwrite=overwrite):
@@ -179,14 +188,17 @@ def _train(
         RunLog(run.folder.log_file, resume_at=start, events=events) as log,
         RunLog(run.folder.timing_file, resume_at=start) as timing,
         Bar(f"training {run.task.name}", config.steps, start) as bar,
+        StepTrace(run.folder.profile_folder, run.profile, start=start, stop=config.steps) as trace,
     ):
-        clock = _Clock(timing, config.data.batch_size)
+        clock = Clock(timing, functools.partial(_flops, run), peak_flops(mesh.devices.flat))
         shown = {"score": float(state.best.score)} if int(state.best.step) else {}
         pending: list[dict[str, Array]] = []
-        for step, batch in enumerate(prefetch(batches, start, config.steps), start=start + 1):
+        prefetched = clock.watch(prefetch(batches, start, config.steps))
+        for step, batch in enumerate(prefetched, start=start + 1):
             if stopped:
                 break
-            state, metrics = update(state, frozen, place_batch(batch, mesh), run.key)
+            with trace.step(step, state):
+                state, metrics = update(state, frozen, place_batch(batch, mesh), run.key)
             pending.append(metrics)
             evaluating = step == config.steps or step % config.eval.every == 0
             saving = evaluating or step % config.log.checkpoint_every == 0
@@ -235,26 +247,18 @@ def _write_metrics(log: RunLog, step: int, pending: Sequence[Mapping[str, Array]
     return {"loss": float(np.mean([m["loss"] for m in fetched]))} if fetched else {}
 
 
-class _Clock:
-    """Times the steps, without evaluations and without the first steps, which compile."""
-
-    def __init__(self, timing: RunLog, batch_size: int):
-        self._timing, self._batch_size = timing, batch_size
-        self._since: float | None = None
-
-    def lap(self, step: int, steps: int) -> dict[str, float]:
-        """Logs the `steps` finished since the last lap; returns their speed."""
-        now, since = time.perf_counter(), self._since
-        self._since = now
-        if since is None or not steps:
-            return {}
-        examples = steps * self._batch_size
-        self._timing.write({"step": step, "examples": examples, "seconds": now - since})
-        return {"examples/s": examples / (now - since)}
-
-    def restart(self) -> None:
-        """Starts a lap now."""
-        self._since = time.perf_counter()
+def _flops(run: _Run, batch: Mapping[str, np.ndarray]) -> float:
+    """The operations of a step on a batch."""
+    rows, inputs = batch["inputs"].shape
+    prompt = run.config.prompt
+    return step_flops(
+        run.backbone.model.config,
+        rows=rows,
+        inputs=inputs,
+        targets=batch["targets"].shape[1],
+        prompt=prompt.length if prompt else 0,
+        tune=run.config.tune,
+    )
 
 
 def _load_rows(config: TrainConfig, backbone: Backbone) -> tuple[Task, dict[str, TokenizedSplit]]:
@@ -307,8 +311,6 @@ def _result(run: _Run, state: TrainState) -> dict:
     plain = None
     if config.eval.baselines:
         plain = run.evaluate({"t5": run.backbone.params}, "test")
-    laps = read_log(run.folder.timing_file)
-    seconds = sum(lap["seconds"] for lap in laps)
     checkpoint = run.folder.checkpoints / str(int(state.step))
     return {
         "task": run.task.name,
@@ -330,7 +332,7 @@ def _result(run: _Run, state: TrainState) -> dict:
         "frozen_unchanged": True if jax.tree.leaves(run.frozen) else None,
         "opt_state_bytes": nbytes(state.opt_state),
         "checkpoint_bytes": sum(f.stat().st_size for f in checkpoint.rglob("*") if f.is_file()),
-        "examples_per_second": sum(lap["examples"] for lap in laps) / seconds if seconds else None,
+        **summarize(read_log(run.folder.timing_file)),
         "seed": config.seed,
     }
 

@@ -45,10 +45,10 @@ def calls(library):
     """The calls that reach `fit`, which prints while it runs and returns a score per seed."""
     calls = []
 
-    def fit(config, workdir, *, overwrite, command):
+    def fit(config, workdir, *, overwrite, command, profile):
         print("training")
         calls.append(SimpleNamespace(config=config, workdir=str(workdir), overwrite=overwrite))
-        calls[-1].command = command
+        calls[-1].command, calls[-1].profile = command, profile
         return {**RESULT, "score": 60.0 + 2 * config.seed, "seed": config.seed}
 
     library("train", fit=fit)
@@ -215,6 +215,7 @@ USAGE_ERRORS = {
     f"train {TASK} --seeds=0,x": "--seeds is '0,x', expected different whole numbers such as 0,1,2",
     f"train {TASK} --seeds=1,1": "--seeds is '1,1', expected different whole numbers",
     f"train {TASK} --seeds=": "--seeds is '', expected different whole numbers",
+    f"train {TASK} --profile=0": "--profile is '0', expected a number of steps, 1 or more",
     f"train {TASK} runs/x": "unrecognized arguments: runs/x",
     "train": "no task is given; set task.name to a built-in task, or task.source",
     "train --task=library": "task is 'library', expected a mapping of options; TaskConfig has: dev",
@@ -376,6 +377,14 @@ def test_default_workdir(run, calls, tmp_path, argv, workdir):
     (tmp_path / "conf" / "mine.yaml").write_text("task: {name: library}")
     assert run("train", *argv)[0] == 0
     assert calls[0].workdir == workdir
+
+
+@pytest.mark.parametrize(
+    ("argv", "steps"), [([], 0), (["--profile"], 5), (["--profile=8"], 8), (["--profile", "8"], 8)]
+)
+def test_profile_is_how_many_steps_are_traced(run, calls, argv, steps):
+    assert run("train", TASK, *argv)[0] == 0
+    assert calls[0].profile == steps
 
 
 def test_seeds_train_once_each_and_give_mean_and_sample_deviation(run, calls):

@@ -52,6 +52,8 @@ def test_result_has_what_json_promises(finished):
     for name in ("score", "rank_score", "majority_score", "unprompted_score"):
         assert 0 <= result[name] <= 100
     assert result["checkpoint_bytes"] < 100_000 and result["examples_per_second"] > 0
+    assert result["steps_per_second"] == result["examples_per_second"] / 8
+    assert 0 <= result["waiting_share"] <= 1 and result["mfu"] is None  # unknown of a CPU
 
 
 def test_log_has_every_step_once_and_no_clock(finished):
@@ -124,6 +126,15 @@ def test_resuming_equals_not_stopping(finished, tmp_path, newest):
         log.write('{"step": 13, "lo')  # what a kill leaves behind
     fit(tiny.train_config(folder), resumed)
     assert outcome(resumed) == outcome(run)
+
+
+def test_a_traced_run_is_the_same_run(finished, tmp_path):
+    folder, run, _ = finished
+    resumed = copy_run(run, tmp_path / "resumed", 8)
+    fit(tiny.train_config(folder), resumed, profile=2)
+    assert outcome(resumed) == outcome(run)
+    [trace] = (resumed / "profile").glob("plugins/profile/*/*.xplane.pb")
+    assert trace.stat().st_size > 0
 
 
 def test_a_damaged_newest_step_is_passed_over_with_a_warning(finished, tmp_path, caplog):

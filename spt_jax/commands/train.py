@@ -29,12 +29,22 @@ def train(argv: Sequence[str]) -> None:
         "Train once for each seed, in WORKDIR/seed_S, and print mean and sample deviation.",
         metavar="S,S,...",
     )
+    parser.add_argument(
+        "--profile",
+        nargs="?",
+        const="5",
+        metavar="STEPS",
+        help="Trace a few steps, 5 by default, after a warm-up, in WORKDIR/profile; `xprof` opens "
+        "it.",
+    )
     flags, config = parser.read(argv)
     if flags.print_config:
         return print_config(config)
     seeds = None if flags.seeds is None else _read_seeds(flags.seeds)
     folder = workdir(flags, config.task.name or Path(config.task.source).stem)
-    options = {"overwrite": flags.overwrite, "command": ["spt-jax", "train", *argv]}
+    command = ["spt-jax", "train", *argv]
+    profile = 0 if flags.profile is None else _read_profile(flags.profile)
+    options = {"overwrite": flags.overwrite, "command": command, "profile": profile}
     with stdout_to_stderr_if(flags.json):
         from spt_jax.train import fit
 
@@ -55,6 +65,12 @@ def _read_seeds(text: str) -> list[int]:
     if len({*seeds}) < text.count(",") + 1:
         raise ValueError(f"--seeds is '{text}', expected different whole numbers such as 0,1,2")
     return seeds
+
+
+def _read_profile(text: str) -> int:
+    if not re.fullmatch("[1-9][0-9]*", text):
+        raise ValueError(f"--profile is '{text}', expected a number of steps, 1 or more")
+    return int(text)
 
 
 def _summary(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

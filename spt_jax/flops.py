@@ -1,0 +1,91 @@
+"""The floating point operations that a training step needs, and those that a device can do.
+
+    W = products with weights          2 rows in out, for each kernel
+    A = scores and weighted values     2 products of queries and keys for each attention
+
+    forward           W + A
+    prompt tuning     2 W + 3 A        backwards, activations alone: a frozen kernel has no gradient
+    model tuning      3 W + 3 A
+
+What is computed again under remat is not counted, nor are norms, softmax and dropout: this is the
+work of the model, and utilisation is its share of what the devices could do in the time.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from spt_jax.t5 import T5Config
+
+PEAK_FLOPS: dict[str, float] = {
+    # A core of v2, v3 and 7x is a device; of the others, a chip is.
+    "TPU v2": 23e12,
+    "TPU v3": 61.5e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU7x": 1153.5e12,
+    "NVIDIA A10": 125e12,
+    "NVIDIA A10G": 70e12,
+    "NVIDIA A30": 165e12,
+    "NVIDIA A40": 149.7e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA L40": 181e12,
+    "NVIDIA L40S": 362e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA H200 NVL": 835e12,
+    "NVIDIA B200": 2250e12,
+}
+"""bfloat16 operations a second of one device of jax, dense, by how `device_kind` begins.
+
+Of TPUs as on Google Cloud's page of each version, of GPUs as on NVIDIA's data sheets, without the
+doubling for sparse matrices.
+"""
+
+
+def step_flops(
+    config: T5Config, *, rows: int, inputs: int, targets: int, prompt: int, tune: str
+) -> float:
+    """The operations of one training step.
+
+    Args:
+        config: The shape of the model.
+        rows: B of the batch.
+        inputs: T that the rows are padded to, without the prompt; padding is computed too.
+        targets: U, likewise.
+        prompt: P, 0 for none.
+        tune: `prompt` or `model`.
+    """
+    c, encoded = config, prompt + inputs
+    inner = c.num_heads * c.d_kv
+    projection = 2 * c.d_model * inner
+    mlp = (3 if c.mlp == "gated_gelu" else 2) * 2 * c.d_model * c.d_ff
+    encoder = encoded * (4 * projection + mlp)
+    decoder = targets * (6 * projection + mlp) + encoded * 2 * projection
+    head = targets * 2 * c.d_model * c.vocab_size
+    weights = c.num_layers * encoder + c.num_decoder_layers * decoder + head
+    pairs = c.num_layers * encoded**2 + c.num_decoder_layers * targets * (targets + encoded)
+    attention = 4 * inner * pairs
+    return float(rows * ((3 if tune == "model" else 2) * weights + 3 * attention))
+
+
+def peak_flops(devices: Iterable[Any]) -> float | None:
+    """bfloat16 operations a second of these devices together, None where one is not known.
+
+    Args:
+        devices: Those of a mesh.
+    """
+    peaks = [_peak(device.device_kind) for device in devices]
+    known = [peak for peak in peaks if peak is not None]
+    return sum(known) if peaks and len(known) == len(peaks) else None
+
+
+def _peak(kind: str) -> float | None:
+    # A name ends at a space or a hyphen: "NVIDIA A100-SXM4-80GB" is an A100, an "A1000" is not.
+    names = [name for name in PEAK_FLOPS if f"{kind} ".replace("-", " ").startswith(f"{name} ")]
+    return PEAK_FLOPS[max(names, key=len)] if names else None

@@ -1,0 +1,99 @@
+"""How fast a run is: steps and examples per second, utilisation, and the wait for data.
+
+A lap is the steps from one line of the log to the next; nothing is fetched from the devices for it.
+Evaluations, saves and the first steps of a session, which compile, are in no lap.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from spt_jax.runlog import RunLog
+
+Batch = TypeVar("Batch", bound=Mapping[str, np.ndarray])
+
+
+class Clock:
+    """Times the steps of a run.
+
+    Args:
+        timing: Where each lap is written.
+        flops: Operations of a step on a batch.
+        peak: Operations that the devices can do in a second, None where unknown.
+    """
+
+    def __init__(self, timing: RunLog, flops: Callable[[Any], float], peak: float | None):
+        self._timing, self._flops, self._peak = timing, flops, peak
+        self._since: float | None = None
+        self._waiting = 0.0
+        self._running: deque[tuple[int, float]] = deque()  # (rows, operations) of a step
+
+    def watch(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches, one for each step, with the time that each is waited for.
+
+        The devices may be busy with earlier steps meanwhile: they have waited as long at most.
+        """
+        while True:
+            started = time.perf_counter()
+            batch = next(batches, None)
+            self._waiting += time.perf_counter() - started
+            if batch is None:
+                return
+            self._running.append((len(batch["targets"]), self._flops(batch)))
+            yield batch
+
+    def lap(self, step: int, steps: int) -> dict[str, float]:
+        """Logs the `steps` that were finished since the last lap; returns their speed."""
+        finished = [self._running.popleft() for _ in range(steps)]
+        waiting, self._waiting = self._waiting, 0.0
+        now, since = time.perf_counter(), self._since
+        self._since = now
+        if since is None or not steps:
+            return {}
+        seconds, examples = now - since, sum(rows for rows, _ in finished)
+        record = {
+            "step": step,
+            "steps": steps,
+            "examples": examples,
+            "seconds": seconds,
+            "waiting_seconds": waiting,
+            "steps_per_second": steps / seconds,
+            "examples_per_second": examples / seconds,
+        }
+        shown = {
+            "steps/s": steps / seconds,
+            "examples/s": examples / seconds,
+            "waiting%": 100 * waiting / seconds,
+        }
+        if self._peak is not None:
+            record["mfu"] = sum(flops for _, flops in finished) / seconds / self._peak
+            shown["mfu%"] = 100 * record["mfu"]
+        self._timing.write(record)
+        return shown
+
+    def restart(self) -> None:
+        """Starts a lap now."""
+        self._since, self._waiting = time.perf_counter(), 0.0
+
+
+def summarize(laps: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """The speed over all laps of a run; None where there is no lap, or no peak was known.
+
+    Args:
+        laps: The records of timing.jsonl.
+    """
+    seconds = sum(lap["seconds"] for lap in laps)
+
+    def rate(total: float) -> float | None:
+        return total / seconds if seconds else None
+
+    known = all("mfu" in lap for lap in laps)
+    return {
+        "steps_per_second": rate(sum(lap["steps"] for lap in laps)),
+        "examples_per_second": rate(sum(lap["examples"] for lap in laps)),
+        "waiting_share": rate(sum(lap["waiting_seconds"] for lap in laps)),
+        "mfu": rate(sum(lap["mfu"] * lap["seconds"] for lap in laps)) if known else None,
+    }

@@ -1,0 +1,48 @@
+"""A trace of the steps that were asked for, in the file that xprof opens."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from spt_jax.profiling import StepTrace
+
+
+def traced_steps(folder) -> list[int]:
+    """The step numbers that the one trace in the folder holds."""
+    [file] = folder.glob("plugins/profile/*/*.xplane.pb")
+    assert file.stat().st_size > 0
+    space = jax.profiler.ProfileData.from_file(str(file))
+    events = [event for plane in space.planes for line in plane.lines for event in line.events]
+    return sorted(dict(event.stats)["step_num"] for event in events if event.name == "train")
+
+
+@pytest.mark.parametrize(
+    "steps, start, stop, expected",
+    [
+        (2, 0, 20, [11, 12]),
+        (2, 100, 120, [111, 112]),  # resumed
+        (3, 0, 5, [3, 4, 5]),  # a short session warms up for less
+        (9, 4, 6, [5, 6]),
+    ],
+)
+def test_the_trace_holds_the_steps_after_the_warm_up(
+    tmp_path, capsys, steps, start, stop, expected
+):
+    add = jax.jit(lambda x: x + 1)
+    state = jnp.zeros(())
+    with StepTrace(tmp_path, steps, start=start, stop=stop) as trace:
+        for number in range(start + 1, stop + 1):
+            with trace.step(number, state):
+                state = add(state)
+    assert traced_steps(tmp_path) == expected
+    said = f"traced steps {expected[0]} to {expected[-1]}; to see them: pip install xprof && xprof"
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("steps, start, stop", [(0, 0, 20), (5, 20, 20)])
+def test_nothing_is_traced_where_nothing_is_asked_for_or_left(tmp_path, steps, start, stop):
+    with StepTrace(tmp_path, steps, start=start, stop=stop) as trace:
+        for number in range(start + 1, stop + 1):
+            with trace.step(number, None):
+                pass
+    assert list(tmp_path.iterdir()) == []
