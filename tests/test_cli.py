@@ -419,7 +419,7 @@ def test_evaluate(run, library):
     assert run("evaluate", "r", "--split", "dev")[1] == "run    r\nsplit  dev\n"
 
 
-SCORES = {"score": 50.0, "rank_score": None, "rows": 4}
+SCORES = {"task": "library", "score": 50.0, "rank_score": None, "rows": 4}
 
 
 def test_evaluate_several_runs(run, library):
@@ -431,8 +431,25 @@ def test_evaluate_several_runs(run, library):
     each = {"split": "dev", **SCORES}
     assert (code, json.loads(out)) == (0, {"runs": {"r/a": each, "r/b": each}})
     lines = [line.split() for line in run("evaluate", "--split=dev", "r/a", "r/b")[1].splitlines()]
-    header = ["run", "split", "score", "rank_score", "rows"]
-    assert lines == [header, ["r/a", "dev", "50.00", "-", "4"], ["r/b", "dev", "50.00", "-", "4"]]
+    cells = ["dev", "library", "50.00", "-", "4"]
+    assert lines[0] == ["run", "split", "task", "score", "rank_score", "rows"]
+    assert lines[1:] == [["r/a", *cells], ["r/b", *cells]]
+
+
+def test_evaluate_runs_of_all_of_superglue(run, library):
+    def evaluate_runs(runs, split, mesh):
+        return {
+            str(run): {"task": f"super_glue/{run.name[:-2]}", "score": 10.0 * int(run.name[-1])}
+            for run in runs
+        }
+
+    library("evaluate", evaluate_runs=evaluate_runs)
+    tasks = ["boolq", "cb", "copa", "multirc", "record", "rte", "wic", "wsc"]
+    runs = [f"r/{task}_5" for task in tasks] + ["r/wsc_9"]
+    found = json.loads(run("evaluate", *runs, "--json")[1])
+    assert found["superglue_score"] == pytest.approx((7 * 50 + 70) / 8)
+    assert run("evaluate", *runs)[1].splitlines()[-1] == "superglue_score  52.50"
+    assert "superglue_score" not in json.loads(run("evaluate", *runs[1:], "--json")[1])
 
 
 def test_evaluate_an_ensemble(run, library):

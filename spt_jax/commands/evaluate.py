@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from spt_jax.commands.options import (
     add_mesh_flags,
@@ -20,7 +20,8 @@ def evaluate(argv: Sequence[str]) -> None:
         "run",
         nargs="+",
         help="Folder of a training run, such as runs/quickstart. Several that share a frozen model "
-        "are evaluated together, rows of all tasks in the same batches.",
+        "are evaluated together, rows of all tasks in the same batches; runs of all eight tasks of "
+        "SuperGLUE get its score too.",
     )
     parser.add_flag("split", Literal["test", "dev", "train"], "test", "Which rows.")
     parser.add_flag(
@@ -56,7 +57,8 @@ def evaluate(argv: Sequence[str]) -> None:
         elif len(runs) > 1:
             from spt_jax.evaluate import evaluate_runs
 
-            result = {"runs": evaluate_runs(runs, flags.split, mesh=mesh)}
+            of_runs = evaluate_runs(runs, flags.split, mesh=mesh)
+            result = {**_superglue(of_runs), "runs": of_runs}
         else:
             from spt_jax.evaluate import evaluate_run
 
@@ -74,6 +76,16 @@ def evaluate(argv: Sequence[str]) -> None:
     if result:
         print()
         print_result(result, as_json=False)
+
+
+def _superglue(of_runs: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """The SuperGLUE score, where the runs are of its tasks; several runs of a task count as one."""
+    from spt_jax.metrics import SUPERGLUE, superglue_score
+
+    by_task: dict[str, dict[str, float]] = {}
+    for run, scores in of_runs.items():
+        by_task.setdefault(scores["task"], {})[run] = scores["score"]
+    return {"superglue_score": superglue_score(by_task)} if by_task.keys() == {*SUPERGLUE} else {}
 
 
 def _cell(value: str | float | Mapping[str, float] | None) -> str:

@@ -113,7 +113,8 @@ def superglue_score(scores: Mapping[str, Mapping[str, float]]) -> float:
     """The SuperGLUE score: the mean over the eight tasks of the mean of each one's metrics.
 
     Args:
-        scores: The metrics by task, such as {"super_glue/cb": {"macro_f1": 99.0, ...}, ...}.
+        scores: The metrics by task, such as {"super_glue/cb": {"macro_f1": 99.0, ...}, ...}, or
+            the scores of several runs of each.
 
     Raises:
         ValueError: A task is missing, or there is one that does not count.
