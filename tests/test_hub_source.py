@@ -3,6 +3,8 @@
 import dataclasses
 import json
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from spt_jax.config import TaskConfig
@@ -43,6 +45,34 @@ def test_lists_and_objects_come_as_the_format_needs_them(folder):
     from_hub = load_task(TaskConfig(name="super_glue/record", origin="hub"))
     assert from_hub == load_task(TaskConfig(name="super_glue/record", origin=str(folder)))
     assert [e.targets for e in from_hub.splits["train"]] == ["b", "a", "a", "a"]
+
+
+@pytest.mark.parametrize("config", ["record", None])
+def test_a_dataset_of_a_script_is_read_from_the_tables_that_the_hub_made(
+    folder, tmp_path, monkeypatch, config
+):
+    """The library refuses scripts; the branch that the Hub fills has a folder for each config."""
+    expected = load_task(TaskConfig(name="super_glue/record", origin="hub"))
+    branch = tmp_path / "branch"
+    for split in ("train", "validation"):
+        (branch / (config or "default") / split).mkdir(parents=True)
+        rows = pyarrow.Table.from_pylist(ROWS)
+        place = branch / (config or "default") / split / "0000.parquet"
+        pyarrow.parquet.write_table(rows, place)
+    load_dataset = datasets.load_dataset
+
+    def of_the_hub(path, name=None, *, revision=None, **options):
+        if revision is None:
+            raise RuntimeError("Dataset scripts are no longer supported, but found record.py")
+        assert (path, name, revision) == ("owner/record", None, "refs/convert/parquet")
+        return load_dataset(str(branch), **options)
+
+    monkeypatch.setattr(datasets, "load_dataset", of_the_hub)
+    paper = paper_tasks.PAPER_TASKS["super_glue/record"]
+    source = Source(hub=Hub("owner/record", config))
+    replaced = dataclasses.replace(paper, source=source)
+    monkeypatch.setitem(paper_tasks.PAPER_TASKS, "super_glue/record", replaced)
+    assert load_task(TaskConfig(name="super_glue/record", origin="hub")) == expected
 
 
 def test_a_split_that_the_dataset_lacks(folder):

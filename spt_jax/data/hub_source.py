@@ -34,7 +34,7 @@ def hub_records(
     name = "/".join([path, *([config] if config else [])])
     try:
         with quiet_attempts():
-            rows: Any = datasets.load_dataset(path, config, split=split)
+            rows = _load(datasets, path, config, split)
     except Exception as error:  # no network, no such dataset, and many more, each of another class
         raise ValueError(
             f"split '{split}' of dataset '{name}' cannot be loaded from the Hub "
@@ -50,3 +50,15 @@ def hub_records(
         wanted = "".join(f" with {column} '{value}'" for column, value in where.items())
         raise ValueError(f"split '{split}' of dataset '{name}' has no rows{wanted}")
     return records
+
+
+def _load(datasets: Any, path: str, config: str | None, split: str) -> Any:
+    try:
+        return datasets.load_dataset(path, config, split=split)
+    except RuntimeError as error:
+        if "scripts are no longer supported" not in str(error):
+            raise
+    # The Hub keeps what such a script makes as Parquet files, a folder for each configuration.
+    return datasets.load_dataset(
+        path, data_dir=config or "default", split=split, revision="refs/convert/parquet"
+    )
