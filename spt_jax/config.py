@@ -292,8 +292,8 @@ class TrainConfig:
     """One training run: a prompt for a frozen T5, or (`tune: model`) the whole T5.
 
     Args:
-        model: A bundled backbone by name, a folder of ours, of transformers or of T5X, or a Hub
-            id such as google/t5-large-lm-adapt.
+        model: A bundled backbone by name; a folder of ours, of transformers or of T5X; the address
+            of a T5X checkpoint; or a Hub id such as google/t5-large-lm-adapt, with @revision.
         task: What to learn.
         prompt: The soft prompt; null for none (with `tune: model`).
         tune: `prompt` trains the prompt alone; `model` trains every weight, the paper's baseline.

@@ -54,7 +54,8 @@ def load_prompt(path: str | os.PathLike) -> tuple[np.ndarray, dict[str, str]]:
         )
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            names, metadata = list(file.keys()), dict(file.metadata() or {})
+            # The file has its metadata in no order.
+            names, metadata = list(file.keys()), dict(sorted((file.metadata() or {}).items()))
             if "prompt" not in names:
                 raise ValueError(
                     f"{path} holds the tensors {names}, expected one named 'prompt'; "

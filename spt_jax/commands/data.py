@@ -22,6 +22,7 @@ def _show(argv: Sequence[str]) -> None:
     """Print examples of a task as text and tokens, and its lengths against the configured ones."""
     parser = make_parser(data, TrainConfig)
     parser.prog, parser.usage = "spt-jax data show", "%(prog)s TASK [--n N] [--OPTION=VALUE ...]"
+    parser.description = _show.__doc__
     parser.add_flag("n", int, 3, "Examples of each split.")
     if argv and not argv[0].startswith("-"):
         argv = [*argv[1:], f"--task.name={argv[0]}"]
@@ -57,7 +58,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
 def _prepare(argv: Sequence[str]) -> None:
     """Download a task's dataset and keep it where training reads it, in TFDS_DATA_DIR."""
     parser = make_parser(data)
-    parser.prog = "spt-jax data prepare"
+    parser.prog, parser.description = "spt-jax data prepare", _prepare.__doc__
     parser.add_argument("task", help="A task of the papers, such as glue/sst2.")
     flags, _ = parser.read(argv)
     with stdout_to_stderr_if(flags.json):

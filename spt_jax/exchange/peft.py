@@ -136,7 +136,7 @@ def _tensor(path: Path) -> tuple[np.ndarray, dict[str, str]]:
         )
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            metadata = dict(file.metadata() or {})
+            metadata = dict(sorted((file.metadata() or {}).items()))
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file ({error})") from error
     metadata.pop("format", None)

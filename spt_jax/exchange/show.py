@@ -31,8 +31,7 @@ def show_prompt(source: Path, *, model: str | None = None, k: int = 3) -> dict[s
     if k < 0:
         raise ValueError(f"k is {k} nearest words, expected 0 or more")
     stored = read_stored(source)
-    shown = {"prompt": str(source), **describe_stored(stored)}
-    shown |= {key: value for key, value in stored.metadata.items() if key not in shown}
+    shown = {"prompt": str(source), **stored.metadata, **describe_stored(stored)}
     name = stored.metadata.get("model") if model is None else model
     if k == 0:
         return shown
