@@ -60,6 +60,7 @@ setup(
         "tensorboard": ["tensorboardX>=2.6"],  # log.tensorboard
         "results": ["matplotlib>=3.9", "scikit-learn>=1.6"],
         "tpu": ["jax[tpu]"],
-        "cuda": ["jax[cuda12]"],
+        "cuda12": ["jax[cuda12]"],  # driver 525 or newer
+        "cuda13": ["jax[cuda13]"],  # driver 580 or newer, GPUs from Turing on
     },
 )
