@@ -39,6 +39,18 @@ def test_the_trace_holds_the_steps_after_the_warm_up(
     assert said in capsys.readouterr().err
 
 
+def test_devices_are_waited_for_where_the_trace_begins_and_ends_and_nowhere_else(
+    tmp_path, monkeypatch
+):
+    waits = []
+    monkeypatch.setattr(jax, "block_until_ready", waits.append)
+    with StepTrace(tmp_path, 2, start=0, stop=20) as trace:
+        for number in range(1, 21):
+            with trace.step(number, f"state {number - 1}"):
+                pass
+    assert waits == ["state 10", "state 12"]
+
+
 @pytest.mark.parametrize("steps, start, stop", [(0, 0, 20), (5, 20, 20)])
 def test_nothing_is_traced_where_nothing_is_asked_for_or_left(tmp_path, steps, start, stop):
     with StepTrace(tmp_path, steps, start=start, stop=stop) as trace:
