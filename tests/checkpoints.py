@@ -125,10 +125,10 @@ def write_shards(folder: Path, shards: int = 3) -> Path:
     return folder
 
 
-def t5x_leaves(scanned: bool = False) -> dict[str, np.ndarray]:
-    """Random weights of `SHAPE` by T5X's names."""
+def t5x_leaves(scanned: bool = False, params=None) -> dict[str, np.ndarray]:
+    """Weights by T5X's names; random ones of `SHAPE` by default."""
     leaves = {}
-    for name, leaf in named_leaves(tiny.random_params(SHAPE)):
+    for name, leaf in named_leaves(tiny.random_params(SHAPE) if params is None else params):
         leaf = np.asarray(leaf)
         if "/layers/" not in name:
             leaves[T5X[name]] = leaf

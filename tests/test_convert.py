@@ -3,6 +3,7 @@
 What transformers itself makes of a folder is in parity/test_convert.py.
 """
 
+import dataclasses
 import functools
 import http.server
 import json
@@ -83,6 +84,15 @@ def test_scanned_layers_may_repeat_the_position_bias_and_split_heads(expected, t
     folder = checkpoints.write_t5x(tmp_path / "own", leaves)
     with pytest.raises(ValueError, match="rel_embedding of .* differs from layer to layer"):
         load_backbone(str(folder))
+
+
+def test_t5_1_0_of_t5x_has_one_table_and_one_wi(tmp_path):
+    shape = dataclasses.replace(SHAPE, mlp="relu", tied_head=True)
+    params = tiny.random_params(shape)
+    folder = checkpoints.write_t5x(tmp_path / "model", checkpoints.t5x_leaves(params=params))
+    backbone = load_backbone(str(folder))
+    assert backbone.model.config == shape
+    assert backbone.fingerprint == fingerprint(dict(named_leaves(params)))
 
 
 @pytest.mark.parametrize("version", [2, 3])

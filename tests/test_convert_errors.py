@@ -134,6 +134,7 @@ FOLDER = {
     ),
     "no whole number": (config(d_ff="10"), "config.json has '10' for d_ff, expected a whole"),
     "no size": (config(d_ff=None), "config.json has None for d_ff, expected a whole number"),
+    "absurd layers": (config(num_layers=1 << 30), "has 1073741824 for num_layers, expected a whol"),
     "other MLP": (config(feed_forward_proj="gated-silu"), "feed_forward_proj 'gated-silu', expect"),
     "other end": (config(eos_token_id=2), "config.json has eos_token_id 2, expected 1"),
     "epsilon": (config(layer_norm_epsilon=0), "layer_norm_epsilon 0, expected such as 1e-6"),

@@ -45,6 +45,7 @@ _SIZES = {
     "num_heads": "num_heads",
     "num_layers": "num_layers",
 }
+_MAX_LAYERS = 1000  # the tensors of each are listed before they are looked for
 _MLPS = {"relu": "relu", "gated-gelu": "gated_gelu"}
 _IDS = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
 _TABLE, _HEAD = "shared.weight", "lm_head.weight"
@@ -101,7 +102,8 @@ def read_config(described: Mapping[str, Any], origin: str) -> tuple[dict[str, An
     fields["relpos_buckets"] = described.get("relative_attention_num_buckets", 32)
     fields["relpos_max_distance"] = described.get("relative_attention_max_distance", 128)
     for field, value in fields.items():
-        if type(value) is not int or not 1 <= value < 1 << 31:
+        limit = _MAX_LAYERS if field.endswith("layers") else 1 << 31
+        if type(value) is not int or not 1 <= value < limit:
             raise ValueError(f"{origin} has {value!r} for {field}, expected a whole number")
     epsilon = described.get("layer_norm_epsilon", 1e-6)
     if type(epsilon) not in (int, float) or not 0 < epsilon < 1:
