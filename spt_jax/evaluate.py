@@ -18,7 +18,7 @@ from spt_jax.data.tasks import load_task, load_test
 from spt_jax.errors import suggest
 from spt_jax.predict import Predictor
 from spt_jax.scores import Outputs, Scores, TaskRows, answer_tasks, score
-from spt_jax.trained import load_run, load_runs
+from spt_jax.trained import load_run, load_runs, load_stored
 from spt_jax.typing import Params
 
 
@@ -71,22 +71,28 @@ def evaluate_run(
     *,
     task: str | None = None,
     origin: str | None = None,
+    model: str | None = None,
     mesh: MeshConfig | None = None,
 ) -> dict:
-    """Scores a trained run at its best step.
+    """Scores a trained run at its best step, or a prompt that has no run.
 
     Args:
-        run: Its folder.
+        run: Its folder; with `model`, a prompt in any format that `prompt import` takes.
         split: `train`, `dev` or `test`.
         task: Another task of the papers, whose test rows are scored without any more training.
         origin: Where those are read from, as `task.origin`; that of the run by default.
+        model: The frozen model of such a prompt, which needs a `task`.
         mesh: How devices share the work; see `automesh` where None.
 
     Raises:
         FileNotFoundError: The folder holds no run, or a file of the other task is missing.
-        ValueError: The split or the task is unknown.
+        ValueError: The split or the task is unknown, or the prompt is of another model.
     """
-    config, backbone, params = load_run(run, mesh=mesh)
+    if model is None:
+        config, backbone, params = load_run(run, mesh=mesh)
+    else:
+        config = TrainConfig(model=model, task=TaskConfig(name=task))
+        backbone, params = load_stored(run, config, mesh=mesh)
     if task is None:
         return _evaluate_on(load_task(config.task), split, config, backbone, params)
     if task not in paper_task_names() or split != "test":

@@ -1,4 +1,4 @@
-"""Trained runs as models: the backbone of a run, or of several that share it, and their prompts."""
+"""Trained prompts as models: a run with its backbone, several that share one, or a prompt alone."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from spt_jax.backbone import Backbone, load_backbone
 from spt_jax.bank import PromptBank, load_bank
 from spt_jax.config import MeshConfig, TrainConfig, from_dict
+from spt_jax.exchange.stored import read_stored, require_model_of
 from spt_jax.prompt_file import load_prompt, require_same_model
 from spt_jax.runfolder import RunFolder
 from spt_jax.typing import Params
@@ -35,6 +36,26 @@ def load_run(run: Path, *, mesh: MeshConfig | None = None) -> tuple[TrainConfig,
         require_same_model(metadata, backbone, folder.prompt_file, tuned=tuned)
         params["prompt"] = jnp.asarray(prompt)
     return config, backbone, params
+
+
+def load_stored(
+    path: Path, config: TrainConfig, *, mesh: MeshConfig | None = None
+) -> tuple[Backbone, Params]:
+    """A prompt that has no run, such as Google's or PEFT's: the model of a config, and the params.
+
+    Args:
+        path: See `exchange.stored.read_stored`.
+        config: Its model is the one that the prompt was trained on.
+        mesh: Of the devices here.
+
+    Raises:
+        FileNotFoundError: The path does not exist.
+        ValueError: It holds no prompt, or one of another model.
+    """
+    stored = read_stored(path)
+    backbone = _load_backbone(config.model, config, mesh)
+    require_model_of(stored, backbone, path)
+    return backbone, {"t5": backbone.params, "prompt": jnp.asarray(stored.prompt)}
 
 
 def load_runs(

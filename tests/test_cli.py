@@ -228,6 +228,7 @@ USAGE_ERRORS = {
     "evaluate r s --ensemble=mean": "ensemble is 'mean', expected one of vote, log_probs or null",
     "evaluate r s --task=squad": "--task is of one run and of no ensemble",
     "evaluate r --origin=hub": "--origin is given without --task",
+    "evaluate r --model=m": "--model is given without --task",
     "evaluate r --split": "option 'split' has no value; write --split=VALUE",
     "nearest r --k=x": "k is 'x', expected a whole number",
     "evaluate r --splt=dev": r"unknown option 'splt'; spt-jax evaluate has: .*did you mean 'split'",
@@ -410,10 +411,10 @@ def test_evaluate(run, library):
     library(
         "evaluate", evaluate_run=lambda run, split, **other: {"run": run, "split": split} | other
     )
-    found = {"run": "r", "split": "test", "task": None, "origin": None, "mesh": None}
+    found = {"run": "r", "split": "test", "task": None, "origin": None, "model": None, "mesh": None}
     assert json.loads(run("evaluate", "r", "--json")[1]) == found
-    found |= {"task": "mrqa/drop", "origin": "hub"}
-    line = ("evaluate", "r", "--json", "--task=mrqa/drop", "--origin=hub")
+    found |= {"task": "mrqa/drop", "origin": "hub", "model": "m"}
+    line = ("evaluate", "r", "--json", "--task=mrqa/drop", "--origin=hub", "--model=m")
     assert json.loads(run(*line)[1]) == found
     library("evaluate", evaluate_run=lambda run, split, **_: {"run": run, "split": split})
     assert run("evaluate", "r", "--split", "dev")[1] == "run    r\nsplit  dev\n"

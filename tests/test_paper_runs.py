@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 from spt_jax.backbone import load_backbone, save_backbone
 from spt_jax.config import DataConfig, OptimizerConfig, PromptConfig, TaskConfig
 from spt_jax.evaluate import evaluate_run
+from spt_jax.exchange.transfer import export_prompt
 from spt_jax.metrics import mean_score
 from spt_jax.step import init_state
 from spt_jax.tokenizer import train_tokenizer
@@ -98,6 +99,26 @@ def test_a_run_is_tested_on_another_task_in_its_own_words(run, folder, monkeypat
     assert found["score"] == pytest.approx((200 / 3 + 50) / 2) and found["invalid"] == 0
     # The last row has label 1: two hits, three false alarms, one miss.
     assert found["rank_score"] == pytest.approx((100 * 2 * 2 / (4 + 3 + 1) + 100 * 2 / 6) / 2)
+
+
+@pytest.mark.parametrize("format", ["npy", "peft"])
+def test_a_prompt_without_a_run_scores_as_its_run(run, folder, tmp_path, format):
+    export_prompt(run, tmp_path / "prompt", format=format)
+    place, origin = tmp_path / "prompt", str(folder / "mrpc")
+    found = evaluate_run(place, task="glue/mrpc", origin=origin, model=str(folder / "t5"))
+    expected = evaluate_run(run, task="glue/mrpc", origin=origin)
+    assert found == expected | {"rank_score": pytest.approx(expected["rank_score"])}
+    if format == "peft":
+        other = str(tiny.write_backbone(tmp_path / "other", seed=1))
+        with pytest.raises(ValueError, match="prompt was trained on model 't5' with fingerprint"):
+            evaluate_run(place, task="glue/mrpc", origin=origin, model=other)
+    else:
+        place = tmp_path / "prompt.npy"
+        np.save(place, np.ones((4, 24), np.float32))
+        with pytest.raises(
+            ValueError, match="prompt.npy has d_model 24 but 't5' has 16; give the mo"
+        ):
+            evaluate_run(place, task="glue/mrpc", origin=origin, model=str(folder / "t5"))
 
 
 def test_a_test_on_another_task_that_is_refused(run):

@@ -41,11 +41,21 @@ def evaluate(argv: Sequence[str]) -> None:
     parser.add_flag(
         "origin", str | None, None, "Where those rows are read from; see `train --task.origin`."
     )
+    parser.add_flag(
+        "model",
+        str | None,
+        None,
+        "With --task, the frozen model of a prompt that has no run: a .npy file of Google's, the "
+        "folder of a PEFT adapter, or a prompt.safetensors, given in place of the run.",
+        metavar="M",
+    )
     add_mesh_flags(parser)
     flags, _ = parser.read(argv)
     mesh = read_mesh_flags(flags)
     if flags.origin is not None and flags.task is None:
         raise ValueError("--origin is given without --task, whose rows it is about")
+    if flags.model is not None and flags.task is None:
+        raise ValueError("--model is given without --task, on whose rows its prompt is scored")
     if flags.task is not None and (len(flags.run) > 1 or flags.ensemble is not None):
         raise ValueError("--task is of one run and of no ensemble; give one run at a time")
     runs = [Path(run) for run in flags.run]
@@ -63,7 +73,12 @@ def evaluate(argv: Sequence[str]) -> None:
             from spt_jax.evaluate import evaluate_run
 
             result = evaluate_run(
-                runs[0], flags.split, task=flags.task, origin=flags.origin, mesh=mesh
+                runs[0],
+                flags.split,
+                task=flags.task,
+                origin=flags.origin,
+                model=flags.model,
+                mesh=mesh,
             )
     if flags.json or "runs" not in result:
         return print_result(result, flags.json)

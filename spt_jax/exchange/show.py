@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 
 from spt_jax.backbone import load_backbone
-from spt_jax.exchange.stored import describe_stored, read_stored
+from spt_jax.exchange.stored import describe_stored, read_stored, require_model_of
 from spt_jax.interpret import words_of
-from spt_jax.prompt_file import require_same_model
 
 
 def show_prompt(source: Path, *, model: str | None = None, k: int = 3) -> dict[str, Any]:
@@ -44,12 +43,7 @@ def show_prompt(source: Path, *, model: str | None = None, k: int = 3) -> dict[s
             raise
         reason = " ".join(str(error).split())
         return shown | {"note": f"no nearest words: {reason}; give --model"}
-    require_same_model(stored.metadata, backbone, source)
-    if backbone.model.config.d_model != stored.prompt.shape[1]:
-        raise ValueError(
-            f"prompt {source} has d_model {stored.prompt.shape[1]} but '{name}' has "
-            f"{backbone.model.config.d_model}; give the model that it was trained on"
-        )
+    require_model_of(stored, backbone, source)
     table = np.asarray(backbone.params["token_embedder"]["embedding"], np.float32)
     norms = np.linalg.norm(table[: backbone.tokenizer.vocab_size], axis=1)
     return shown | {"word_norm": float(norms.mean()), "rows": words_of(stored.prompt, backbone, k)}

@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from spt_jax.backbone import Backbone
 from spt_jax.exchange.npy import MAGIC, read_npy
 from spt_jax.exchange.peft import CONFIG, TENSORS, read_peft
-from spt_jax.prompt_file import load_prompt
+from spt_jax.prompt_file import load_prompt, require_same_model
 from spt_jax.runfolder import RunFolder
 
 Format = Literal["safetensors", "npy", "peft"]
@@ -62,6 +63,17 @@ def read_stored(path: Path) -> Stored:
             "expected finite ones, ask for another copy"
         )
     return stored
+
+
+def require_model_of(stored: Stored, backbone: Backbone, path: Path) -> None:
+    """Raises ValueError where a prompt was trained on another model, or has another width."""
+    require_same_model(stored.metadata, backbone, path)
+    width, expected = stored.prompt.shape[1], backbone.model.config.d_model
+    if width != expected:
+        raise ValueError(
+            f"prompt {path} has d_model {width} but '{backbone.name}' has {expected}; "
+            "give the model that it was trained on"
+        )
 
 
 def describe_stored(stored: Stored) -> dict[str, Any]:
