@@ -191,7 +191,9 @@ def test_a_t5x_checkpoint_at_an_address(served, tmp_path, expected):
         backbone = load_backbone(str(dest))
         assert_same_leaves(backbone, expected)
         assert backbone.name == address
-    with pytest.raises(FileNotFoundError, match="http://.*/nothing/checkpoint does not exist"):
+    with pytest.raises(
+        FileNotFoundError, match="http://.*/nothing/checkpoint does not exist; .* copy m"
+    ):
         convert_backbone(f"{served}/nothing", tmp_path / "no", tokenizer=tokenizer)
     (folder / "target.encoder.layers_1.mlp.wo.kernel/.zarray").unlink()
     with pytest.raises(ValueError, match="leaf encoder/layers_1/mlp/wo/kernel of http.* cannot be"):

@@ -143,7 +143,8 @@ def _read_checkpoint(place: str, store: ts.KvStore) -> tuple[int, dict[str, Any]
     try:
         buffer = _read_remote(place, store, CHECKPOINT) if is_remote(place) else _map(origin)
     except FileNotFoundError:
-        raise FileNotFoundError(f"{origin} does not exist; expected one of T5X") from None
+        others = "; copy models of other formats to this machine" if is_remote(place) else ""
+        raise FileNotFoundError(f"{origin} does not exist; expected one of T5X{others}") from None
     try:
         tree = unpack(memoryview(buffer))
         if not isinstance(tree, dict) or tree.get("version") not in (2, 3):
