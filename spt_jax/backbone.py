@@ -26,6 +26,7 @@ from spt_jax.convert.opening import (
     find_backbone,
     find_tokenizer,
     open_model,
+    read_shape,
 )
 from spt_jax.progress import say
 from spt_jax.pytree import count_params, fingerprint, named_leaves, nbytes
@@ -197,8 +198,7 @@ def describe(name: str, length: int) -> dict:
     if name in PRESETS:
         config, identity = PRESETS[name], None
     else:
-        source = open_model(name)
-        config, identity = source.config, source.fingerprint
+        config, identity = read_shape(name)
     params = jax.eval_shape(T5(config).init_params, jax.random.key(0))
     frozen, trained = count_params(params), length * config.d_model
     return {

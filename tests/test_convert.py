@@ -24,7 +24,7 @@ from spt_jax import cli
 from spt_jax.backbone import convert_backbone, load_backbone, save_backbone
 from spt_jax.config import MeshConfig
 from spt_jax.convert.names import T5X, TRANSFORMERS, leaf_shapes
-from spt_jax.convert.opening import find_tokenizer
+from spt_jax.convert.opening import find_tokenizer, open_model
 from spt_jax.convert.packed import unpack
 from spt_jax.convert.vocabulary import ByteTokenizer, load_tokenizer
 from spt_jax.pytree import fingerprint, named_leaves
@@ -125,7 +125,7 @@ def test_the_tables_name_every_leaf_once():
 # Places.
 
 
-def test_a_hub_id_downloads_one_kind_of_weights(monkeypatch, tmp_path, expected):
+def test_a_hub_id_downloads_one_kind_of_weights(monkeypatch, tmp_path, expected, capsys):
     """What is asked of the Hub; the answer is a folder on disk."""
     asked = []
     whole = checkpoints.write_hf(tmp_path / "cache" / "safetensors")
@@ -150,6 +150,9 @@ def test_a_hub_id_downloads_one_kind_of_weights(monkeypatch, tmp_path, expected)
     assert "pytorch_model-*.bin" in asked[1][2]
     asked.clear()
     assert find_tokenizer("google/t5-tiny").encode("the dog") == [4, 5]
+    assert cli.main(["inspect", "google/t5-tiny", "--json"]) == 0
+    inspected = json.loads(capsys.readouterr().out)
+    assert (inspected["d_model"], inspected["tied_head"]) == (SHAPE.d_model, SHAPE.tied_head)
     assert [patterns for *_, patterns in asked if any("model-" in p for p in patterns)] == []
 
 
@@ -179,7 +182,7 @@ def test_a_t5x_checkpoint_at_an_address(served, tmp_path, expected):
     with pytest.raises(ValueError, match=rf"^{served}/checkpoint_3/config.json contradicts the w"):
         load_backbone(f"{served}/checkpoint_3")
     (folder / "config.json").write_text(json.dumps(checkpoints.hf_config(layer_norm_epsilon=0.1)))
-    assert load_backbone(f"{served}/checkpoint_3").model.config.layer_norm_epsilon == 0.1
+    assert open_model(f"{served}/checkpoint_3").config.layer_norm_epsilon == 0.1
     (folder / "config.json").unlink()
 
     tokenizer = str((folder / "tokenizer.json").rename(tmp_path / "tokenizer.json"))

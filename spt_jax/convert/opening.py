@@ -10,12 +10,13 @@ from pathlib import Path
 
 from spt_jax.convert.base import Base, open_base
 from spt_jax.convert.bundled import open_bundled
-from spt_jax.convert.hf import open_hf
+from spt_jax.convert.hf import open_hf, read_config
 from spt_jax.convert.hub import fetch, is_hub_id
 from spt_jax.convert.source import Source
 from spt_jax.convert.t5x import CHECKPOINT, is_remote, open_t5x, open_t5x_tokenizer
 from spt_jax.convert.vocabulary import load_tokenizer, read_json
 from spt_jax.errors import suggest
+from spt_jax.t5 import T5Config
 from spt_jax.tokenizer import Tokenizer
 
 BUNDLED = Path(__file__).parents[1] / "backbones"
@@ -61,6 +62,23 @@ def open_model(name: str, tokenizer: Tokenizer | None = None) -> Source | Base:
     if "t5" in described:
         return open_bundled(folder, tokenizer)
     return open_hf(folder, name, tokenizer)
+
+
+def read_shape(name: str) -> tuple[T5Config, str | None]:
+    """The shape of a model and, where the model keeps it, its fingerprint.
+
+    Of a model on the Hub no weights are downloaded, and its config is believed about the head.
+
+    Raises:
+        FileNotFoundError: As `open_model`.
+        ValueError: As `open_model`.
+    """
+    if not Path(name).exists() and is_hub_id(name):
+        folder = fetch(name, weights=False)
+        fields, tied = read_config(read_json(folder / "config.json"), name)
+        return T5Config(**fields, tied_head=tied), None
+    opened = open_model(name)
+    return opened.config, opened.fingerprint
 
 
 def find_backbone(name: str, *, weights: bool = True) -> Path:
