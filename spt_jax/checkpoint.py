@@ -71,11 +71,19 @@ class Checkpoints:
         # One thread for all of Orbax, which cannot be called where an event loop runs (notebooks).
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         registry = ocp.type_handlers.create_type_handler_registry((np.ndarray, _OneByOne()))
+        # Of several processes this one alone writes, so Orbax must not wait for the others.
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=jax.process_index(), active_processes={jax.process_index()}
+        )
         self._orbax = ocp.Checkpointer(
             ocp.CompositeCheckpointHandler(
-                state=ocp.PyTreeCheckpointHandler(type_handler_registry=registry),
-                metadata=ocp.JsonCheckpointHandler(),
-            )
+                composite_options=ocp.CompositeOptions(multiprocessing_options=alone),
+                state=ocp.PyTreeCheckpointHandler(
+                    type_handler_registry=registry, multiprocessing_options=alone
+                ),
+                metadata=ocp.JsonCheckpointHandler(multiprocessing_options=alone),
+            ),
+            multiprocessing_options=alone,
         )
 
     def steps(self) -> list[int]:

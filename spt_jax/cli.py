@@ -22,7 +22,7 @@ from spt_jax.commands.predict import predict
 from spt_jax.commands.pretrain import pretrain
 from spt_jax.commands.prompt import prompt
 from spt_jax.commands.train import train
-from spt_jax.errors import FailedRows, RunError, suggest
+from spt_jax.errors import describe, suggest
 from spt_jax.printing import warnings_on_stderr
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
@@ -30,17 +30,6 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     for command in (train, evaluate, predict, nearest, inspect, data, pretrain, convert, prompt)
 }
 """Each in its module of `spt_jax.commands`; none of them imports jax before it runs."""
-
-_BAD_INPUT = (
-    ValueError,
-    TypeError,
-    KeyError,
-    FileNotFoundError,
-    FileExistsError,
-    IsADirectoryError,
-    NotADirectoryError,
-    PermissionError,
-)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,23 +48,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             _dispatch(argv)
         sys.stdout.flush()
         return 0
-    except KeyboardInterrupt:
-        resumes = "; the same command continues it" if _resumes(argv) else ""
-        print(f"spt-jax: interrupted{resumes}", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
-        return 141
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         if "--debug" in argv:
             traceback.print_exc()
-        print(f"spt-jax: error: {_one_line(error)}", file=sys.stderr)
-        return 3 if isinstance(error, FailedRows) else 2 if isinstance(error, _BAD_INPUT) else 1
-
-
-def _resumes(argv: Sequence[str]) -> bool:
-    to_file = any(argument.partition("=")[0] == "--output" for argument in argv)
-    return argv[0] in ("train", "pretrain") or (argv[0] == "predict" and to_file)
+        line, code = describe(error, argv)
+        if line:
+            print(f"spt-jax: {line}", file=sys.stderr)
+        return code
 
 
 def _dispatch(argv: Sequence[str]) -> None:
@@ -92,18 +73,6 @@ def _dispatch(argv: Sequence[str]) -> None:
         raise ValueError(
             f"unknown command '{name}'; commands: {', '.join(COMMANDS)}{suggest(name, COMMANDS)}"
         )
-
-
-def _one_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    elif isinstance(error, KeyError) and error.args:
-        message = str(error.args[0])
-    else:
-        message = str(error)
-    message = " ".join(message.split()) or "no message"
-    known = isinstance(error, (RunError, OSError, *_BAD_INPUT))
-    return message if known else f"{type(error).__name__}: {message}"
 
 
 def _usage() -> str:

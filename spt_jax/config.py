@@ -288,6 +288,53 @@ class MeshConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DistributedConfig:
+    """Processes on several hosts. On a TPU slice and under SLURM nothing has to be set.
+
+    Args:
+        coordinator: HOST:PORT, an address of process 0 that all processes reach.
+        num_processes: How many there are; set with the coordinator.
+        process_id: Which of them this one is, from 0; set with the coordinator.
+        detect: Without a coordinator, ask the machine; false runs this process alone.
+        timeout: Seconds to wait for the other processes at the start.
+        heartbeat: Seconds after which a machine that does not answer counts as gone.
+    """
+
+    coordinator: str | None = None
+    num_processes: int | None = None
+    process_id: int | None = None
+    detect: bool = True
+    timeout: int = 300
+    heartbeat: int = 20
+
+    def __post_init__(self):
+        names = ("coordinator", "num_processes", "process_id")
+        given = [name for name in names if getattr(self, name) is not None]
+        require(
+            len(given) in (0, len(names)),
+            f"distributed.{' and distributed.'.join(given)} is given alone; set "
+            f"{', '.join(f'distributed.{name}' for name in names)} together, or none of them",
+        )
+        if self.coordinator is not None:
+            host, _, port = self.coordinator.rpartition(":")
+            require(
+                bool(host) and port.isdecimal() and 0 < int(port) < 2**16,
+                f"distributed.coordinator is '{self.coordinator}', expected HOST:PORT such as "
+                "10.0.0.2:8476",
+            )
+        if self.num_processes is not None and self.process_id is not None:
+            require(
+                0 <= self.process_id < self.num_processes,
+                f"distributed.process_id is {self.process_id}, expected 0 to "
+                f"{self.num_processes - 1} with distributed.num_processes {self.num_processes}",
+            )
+        require(self.timeout >= 1, f"distributed.timeout is {self.timeout}, expected 1 or more")
+        require(
+            self.heartbeat >= 3, f"distributed.heartbeat is {self.heartbeat}, expected 3 or more"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One training run: a prompt for a frozen T5, or (`tune: model`) the whole T5.
 

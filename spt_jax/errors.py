@@ -1,8 +1,8 @@
-"""The exceptions of our own, and what many messages are made of."""
+"""The exceptions of our own, what many messages are made of, and how a command ends by them."""
 
 import contextlib
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 
 class RunError(RuntimeError):
@@ -30,6 +30,52 @@ def explain_out_of_memory(advice: str) -> Iterator[None]:
             raise
         reason = shorten(str(error).partition("RESOURCE_EXHAUSTED:")[2], 160)
         raise RunError(f"a device is out of memory: {reason.rstrip('.')}; {advice}") from error
+
+
+BAD_INPUT = (
+    ValueError,
+    TypeError,
+    KeyError,
+    FileNotFoundError,
+    FileExistsError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+)
+"""What the user gave was wrong: exit code 2."""
+
+
+def describe(error: BaseException, argv: Sequence[str]) -> tuple[str, int]:
+    """What ends a command: its line for the user, empty for none, and the exit code.
+
+    Args:
+        error: What was raised.
+        argv: The command and its arguments.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        return f"interrupted{'; the same command continues it' if _resumes(argv) else ''}", 130
+    if isinstance(error, BrokenPipeError):
+        return "", 141
+    code = 3 if isinstance(error, FailedRows) else 2 if isinstance(error, BAD_INPUT) else 1
+    return f"error: {one_line(error)}", code
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error, with its type where that is none of the usual ones."""
+    if isinstance(error, OSError) and error.strerror:
+        message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    elif isinstance(error, KeyError) and error.args:
+        message = str(error.args[0])
+    else:
+        message = str(error)
+    message = " ".join(message.split()) or "no message"
+    known = isinstance(error, (RunError, OSError, *BAD_INPUT))
+    return message if known else f"{type(error).__name__}: {message}"
+
+
+def _resumes(argv: Sequence[str]) -> bool:
+    to_file = any(argument.partition("=")[0] == "--output" for argument in argv)
+    return argv[0] in ("train", "pretrain") or (argv[0] == "predict" and to_file)
 
 
 def suggest(given: str, known: Iterable[str]) -> str:

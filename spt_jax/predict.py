@@ -10,13 +10,14 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from spt_jax.axes import constrain
 from spt_jax.backbone import Backbone
 from spt_jax.bank import BankArrays, PromptBank
 from spt_jax.config import DataConfig
 from spt_jax.data.pipeline import TokenizedSplit, eval_batches
 from spt_jax.decode_config import DecodeConfig
 from spt_jax.generation import generate
-from spt_jax.sharding import spreadable_rows
+from spt_jax.sharding import place_batch, spreadable_rows
 from spt_jax.t5 import T5
 from spt_jax.typing import Array, Float, Int, Key, Params
 
@@ -48,10 +49,12 @@ def generate_mixed(
 ) -> tuple[Int[Array, "B R U"], Float[Array, "B R"]]:
     """`generate` with the prompt of each row's task, jitted once for the process."""
     params, mask = bank.prompted(params, task_ids)
-    return generate(
+    ids, scores = generate(
         model, params, inputs, config,
         length=length, key=key, row_numbers=row_numbers, prompt_mask=mask,
     )  # fmt: skip
+    # Whole everywhere: every process reads them.
+    return constrain(ids, "...", model.mesh), constrain(scores, "..", model.mesh)
 
 
 class Predictor:
@@ -113,16 +116,22 @@ class Predictor:
         split = TokenizedSplit((), inputs, targets, 0.0, 0.0)
         answers: list[Answers] = [Answers((), ())] * len(rows)
         for indices, batch in eval_batches(split, self._data, self._data.batch_size):
+            arrays = {
+                "task_ids": self._pad(task_ids[indices]),
+                "inputs": batch["inputs"],
+                "row_numbers": self._pad(numbers[indices].astype(np.int32)),
+            }
+            placed = place_batch(arrays, self.backbone.model.mesh)
             ids, scores = generate_mixed(
                 self.backbone.model,
                 {"t5": self.backbone.params},
                 self.bank.arrays,
-                self._pad(task_ids[indices]),
-                batch["inputs"],
+                placed["task_ids"],
+                placed["inputs"],
                 self.decode,
                 length=self._data.targets_length,
                 key=jax.random.key(self.seed) if self.decode.sample else None,
-                row_numbers=self._pad(numbers[indices].astype(np.int32)),
+                row_numbers=placed["row_numbers"],
             )
             for index, row_ids, row_scores in zip(indices, np.asarray(ids), np.asarray(scores)):
                 answers[index] = self._answers(row_ids, row_scores)

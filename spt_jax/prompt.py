@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spt_jax.config import PromptConfig
+from spt_jax.distributed import on_main
 from spt_jax.prompt_file import load_prompt
 from spt_jax.tokenizer import Tokenizer
 from spt_jax.typing import Array, Float, Key
@@ -83,7 +84,11 @@ def from_file(path: str, length: int, d_model: int) -> Prompt:
         FileNotFoundError: No such file.
         ValueError: It is not a prompt of this length and width.
     """
-    file = Path(path)
+    array = on_main(lambda: _read_file(Path(path), length, d_model))
+    return jnp.asarray(array, jnp.float32)
+
+
+def _read_file(file: Path, length: int, d_model: int) -> np.ndarray:
     if file.is_dir():
         file = file / "prompt.safetensors"
     if not file.is_file():
@@ -105,7 +110,7 @@ def from_file(path: str, length: int, d_model: int) -> Prompt:
             f"prompt {file} has shape {array.shape}, expected ({length}, {d_model}); "
             "set prompt.length to its length"
         )
-    return jnp.asarray(array, jnp.float32)
+    return array
 
 
 def init_prompt(

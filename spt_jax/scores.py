@@ -17,6 +17,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from spt_jax.axes import constrain
 from spt_jax.backbone import Backbone
 from spt_jax.bank import BankArrays, PromptBank
 from spt_jax.config import DataConfig
@@ -25,7 +26,7 @@ from spt_jax.decode import answer_log_probs
 from spt_jax.decode_config import DecodeConfig
 from spt_jax.metrics import compute, invalid, mean_score
 from spt_jax.predict import generate_mixed
-from spt_jax.sharding import spreadable_rows
+from spt_jax.sharding import place_batch, spreadable_rows
 from spt_jax.t5 import T5
 from spt_jax.tokenizer import Tokenizer
 from spt_jax.typing import Array, Float, Int, Params
@@ -131,7 +132,8 @@ def _rank(
 ) -> Float[Array, "B W"]:
     """`answer_log_probs` with the prompt of each row's task, jitted once for the process."""
     params, mask = bank.prompted(params, task_ids)
-    return answer_log_probs(model, params, inputs, answers, prompt_mask=mask)
+    log_probs = answer_log_probs(model, params, inputs, answers, prompt_mask=mask)
+    return constrain(log_probs, "..", model.mesh)  # whole everywhere: every process reads it
 
 
 def answer_tasks(
@@ -171,13 +173,15 @@ def answer_tasks(
     )
     for indices, batch in eval_batches(rows, data, batch_size):
         of = np.pad(of_row[indices], (0, batch_size - len(indices)))  # padding is of any task
-        prompted = (model, params, bank.arrays, task_ids[of], batch["inputs"])
+        arrays = {"inputs": batch["inputs"], "task_ids": task_ids[of], "answers": answers[of]}
+        placed = place_batch(arrays, model.mesh)
+        prompted = (model, params, bank.arrays, placed["task_ids"], placed["inputs"])
         ids, _ = generate_mixed(*prompted, DecodeConfig(), length=data.targets_length)
         for row, index in zip(np.asarray(ids[:, 0]), indices, strict=False):
             written = row[: tasks[int(of_row[index])].targets_length]
             predictions[index] = tokenizer.decode(written.tolist())
         if answers.size:
-            log_probs[indices] = _rank(*prompted, answers[of])[: len(indices)]
+            log_probs[indices] = _rank(*prompted, placed["answers"])[: len(indices)]
     return [
         Outputs(
             tuple(predictions[start : start + size]),

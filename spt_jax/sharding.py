@@ -178,11 +178,14 @@ def require_rows(mesh: Mesh, rows: int, what: str) -> None:
         )
 
 
-def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh | None) -> dict[str, Any]:
     """A batch on its devices, rows over `data` and `fsdp`; each process transfers its rows alone.
 
-    Returns at once: the rows travel while the devices compute.
+    Returns at once: the rows travel while the devices compute. Without a mesh the batch stays as
+    it is.
     """
+    if mesh is None:
+        return dict(batch)
     placed = {}
     for name, array in batch.items():
         sharding = NamedSharding(mesh, spec("B" + "." * (array.ndim - 1)))

@@ -27,6 +27,7 @@ from spt_jax.data.pipeline import (
     train_batches,
 )
 from spt_jax.data.tasks import Task, load_task, majority_score
+from spt_jax.distributed import is_main, main_only, on_main, process_count, require_same, to_host
 from spt_jax.errors import RunError, explain_out_of_memory
 from spt_jax.evaluate import evaluate
 from spt_jax.eventlog import require_tensorboard
@@ -105,13 +106,10 @@ def fit(
             has the folder, or a frozen weight has changed.
     """
     folder = RunFolder(Path(workdir))
-    folder.check_place()
     require_tensorboard(config.log.tensorboard)
-    if not overwrite:
-        folder.check_config(to_dict(config))
-        if (result := folder.read_result(to_dict(config))) is not None:
-            say(f"{folder.path} is finished; --overwrite trains it again")
-            return result
+    if (result := on_main(lambda: _finished(folder, config, overwrite))) is not None:
+        say(f"{folder.path} is finished; --overwrite trains it again")
+        return result
 
     backbone = load_backbone(
         config.model,
@@ -130,6 +128,7 @@ def fit(
         "model_fingerprint": backbone.fingerprint,
         "data_fingerprint": data_fingerprint(rows),
     }
+    require_same(config=repr(config), **identity)
     prompt_key, run_key = jax.random.split(jax.random.key(config.seed))
     params: Params = {"t5": backbone.params}
     if config.prompt is not None:
@@ -143,23 +142,52 @@ def fit(
     # Copied, because the state is donated and model tuning would give away the backbone's weights.
     trained = jax.tree.map(jnp.copy, trained)
     tx = make_tx(config.optimizer, config.steps, config.tune)
-    state = init_state(trained, tx, patience=config.eval.patience, keep_best=True)
-    state = jax.device_put(state, state_shardings(state, backbone.mesh))
+    make = functools.partial(init_state, tx=tx, patience=config.eval.patience, keep_best=True)
+    shardings = state_shardings(jax.eval_shape(make, trained), backbone.mesh)
+    state = jax.jit(make, out_shardings=shardings)(trained)
     run = _Run(config, folder, backbone, task, rows, identity, frozen, run_key, profile)
 
     facts = _data_facts(task, rows)
-    with folder.claim(to_dict(config), identity, facts, command, overwrite=overwrite):
-        with Checkpoints(folder.checkpoints, keep=config.log.keep) as checkpoints:
-            if (restored := checkpoints.restore_newest(state)) is not None:
-                state = restored.state
-                say(f"resumed at step {restored.step} of {config.steps}")
+    with main_only(
+        lambda: folder.claim(to_dict(config), identity, facts, command, overwrite=overwrite)
+    ):
+        with main_only(
+            lambda: Checkpoints(folder.checkpoints, keep=config.log.keep)
+        ) as checkpoints:
+            if (restored := _restore(checkpoints, state)) is not None:
+                state = restored
+                say(f"resumed at step {int(state.step)} of {config.steps}")
             with explain_out_of_memory(_memory_advice(config, backbone)):
                 state = _train(run, state, tx, checkpoints)
         _require_unchanged(frozen, digest)
         result = _result(run, state)
-        _write_artifacts(run, state, result)
-        write_json_atomic(folder.result_file, result)
+        best = to_host(state.best.trained)
+        on_main(lambda: _write_artifacts(run, best, result))
+        on_main(lambda: write_json_atomic(folder.result_file, result))
     return result
+
+
+def _finished(folder: RunFolder, config: TrainConfig, overwrite: bool) -> dict | None:
+    """The result of a run that is finished; raises where the folder cannot have this one."""
+    folder.check_place()
+    if overwrite:
+        return None
+    folder.check_config(to_dict(config))
+    return folder.read_result(to_dict(config))
+
+
+def _restore(checkpoints: Checkpoints, state: TrainState) -> TrainState | None:
+    """The newest checkpoint, read by process 0, placed like `state` on all."""
+    if process_count() == 1:
+        restored = checkpoints.restore_newest(state)
+        return restored and restored.state
+    host = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state)
+    restored = on_main(lambda: checkpoints.restore_newest(host))
+
+    def place(leaf, value):
+        return jax.make_array_from_callback(leaf.shape, leaf.sharding, value.__getitem__)
+
+    return restored and jax.tree.map(place, state, restored.state)
 
 
 def _train(
@@ -184,11 +212,12 @@ def _train(
     start = int(state.step)
     stopped = int(state.patience_left) == 0
     events = run.folder.events_folder if config.log.tensorboard else None
+    steps = run.profile if is_main() else 0
     with (
-        RunLog(run.folder.log_file, resume_at=start, events=events) as log,
-        RunLog(run.folder.timing_file, resume_at=start) as timing,
-        Bar(f"training {run.task.name}", config.steps, start) as bar,
-        StepTrace(run.folder.profile_folder, run.profile, start=start, stop=config.steps) as trace,
+        main_only(lambda: RunLog(run.folder.log_file, resume_at=start, events=events)) as log,
+        main_only(lambda: RunLog(run.folder.timing_file, resume_at=start)) as timing,
+        main_only(lambda: Bar(f"training {run.task.name}", config.steps, start)) as bar,
+        StepTrace(run.folder.profile_folder, steps, start=start, stop=config.steps) as trace,
     ):
         clock = Clock(timing, functools.partial(_flops, run), peak_flops(mesh.devices.flat))
         shown = {"score": float(state.best.score)} if int(state.best.step) else {}
@@ -216,7 +245,7 @@ def _train(
                 stopped = int(state.patience_left) == 0
                 bar.update(step, shown := shown | {"score": scores.score})
             if saving:  # after everything of this step is in the log, so that a kill loses no line
-                checkpoints.save(step, state, {"config": to_dict(config), **run.identity})
+                checkpoints.save(step, to_host(state), {"config": to_dict(config), **run.identity})
                 clock.restart()
     if stopped:
         say(f"stopped at step {int(state.step)}: {config.eval.patience} evaluations without gain")
@@ -312,6 +341,7 @@ def _result(run: _Run, state: TrainState) -> dict:
     if config.eval.baselines:
         plain = run.evaluate({"t5": run.backbone.params}, "test")
     checkpoint = run.folder.checkpoints / str(int(state.step))
+    files = on_main(lambda: [f.stat().st_size for f in checkpoint.rglob("*") if f.is_file()])
     return {
         "task": run.task.name,
         "model": run.backbone.name,
@@ -331,15 +361,15 @@ def _result(run: _Run, state: TrainState) -> dict:
         "frozen_params": count_params(run.frozen),
         "frozen_unchanged": True if jax.tree.leaves(run.frozen) else None,
         "opt_state_bytes": nbytes(state.opt_state),
-        "checkpoint_bytes": sum(f.stat().st_size for f in checkpoint.rglob("*") if f.is_file()),
-        **summarize(read_log(run.folder.timing_file)),
+        "checkpoint_bytes": sum(files),
+        **summarize(on_main(lambda: read_log(run.folder.timing_file))),
         "seed": config.seed,
     }
 
 
-def _write_artifacts(run: _Run, state: TrainState, result: Mapping) -> None:
+def _write_artifacts(run: _Run, best: PyTree, result: Mapping) -> None:
     """The best prompt as a file of its own, and the model where that was trained."""
-    config, backbone, best = run.config, run.backbone, state.best.trained
+    config, backbone = run.config, run.backbone
     if config.tune == "model":
         save_backbone(
             run.folder.model_folder,

@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from spt_jax.commands.options import (
+    add_distributed_flags,
     add_mesh_flags,
+    connected,
     make_parser,
     read_mesh_flags,
     stdout_to_stderr_if,
 )
+from spt_jax.config import MeshConfig
 from spt_jax.printing import print_result, print_table
 
 
@@ -50,6 +53,7 @@ def evaluate(argv: Sequence[str]) -> None:
         metavar="M",
     )
     add_mesh_flags(parser)
+    add_distributed_flags(parser)
     flags, _ = parser.read(argv)
     mesh = read_mesh_flags(flags)
     if flags.origin is not None and flags.task is None:
@@ -59,6 +63,11 @@ def evaluate(argv: Sequence[str]) -> None:
     if flags.task is not None and (len(flags.run) > 1 or flags.ensemble is not None):
         raise ValueError("--task is of one run and of no ensemble; give one run at a time")
     runs = [Path(run) for run in flags.run]
+    with connected(flags, "evaluate", argv):
+        _evaluate(flags, runs, mesh)
+
+
+def _evaluate(flags: Any, runs: Sequence[Path], mesh: MeshConfig | None) -> None:
     with stdout_to_stderr_if(flags.json):
         if flags.ensemble is not None:
             from spt_jax.ensemble import evaluate_ensemble

@@ -7,12 +7,12 @@ import contextlib
 import dataclasses
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from spt_jax.argparsing import Parser, option_helps
-from spt_jax.config import MeshConfig, to_dict
+from spt_jax.config import DistributedConfig, MeshConfig, to_dict
 from spt_jax.decode_config import DecodeConfig
 from spt_jax.errors import suggest
 
@@ -94,6 +94,30 @@ def read_mesh_flags(flags: Any) -> MeshConfig | None:
     given = {field.name: flags[f"mesh.{field.name}"] for field in dataclasses.fields(MeshConfig)}
     given = {name: size for name, size in given.items() if size is not None}
     return MeshConfig(**given) if given else None
+
+
+def add_distributed_flags(parser: Parser) -> None:
+    """Adds a flag for each field of `DistributedConfig`, `--distributed.coordinator` and so on."""
+    hints, helps = get_type_hints(DistributedConfig), option_helps(DistributedConfig)
+    for field in dataclasses.fields(DistributedConfig):
+        name = f"distributed.{field.name}"
+        parser.add_flag(name, hints[field.name], field.default, helps[field.name])
+
+
+@contextlib.contextmanager
+def connected(flags: Any, command: str, argv: Sequence[str]) -> Iterator[None]:
+    """Connects the processes of a command, as its flags or the machine say; see `session.py`.
+
+    Raises:
+        ValueError: The flags contradict each other.
+        RunError: The processes do not find each other.
+    """
+    fields = dataclasses.fields(DistributedConfig)
+    config = DistributedConfig(**{f.name: flags[f"distributed.{f.name}"] for f in fields})
+    from spt_jax.session import session
+
+    with session(config, [command, *argv]):
+        yield
 
 
 def add_decode_flags(parser: Parser) -> None:

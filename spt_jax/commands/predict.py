@@ -10,7 +10,9 @@ from typing import Any, Literal
 from spt_jax.argparsing import Parser
 from spt_jax.commands.options import (
     add_decode_flags,
+    add_distributed_flags,
     add_mesh_flags,
+    connected,
     make_parser,
     read_decode_flags,
     read_mesh_flags,
@@ -21,7 +23,7 @@ from spt_jax.errors import FailedRows
 from spt_jax.predict_rows import WINDOW
 from spt_jax.printing import print_json, print_result
 
-_RUN_FLAGS = ("run", "text", "inputs_length", "mesh", "json", "debug")
+_RUN_FLAGS = ("run", "text", "inputs_length", "mesh", "distributed", "json", "debug")
 
 _USAGE = """spt-jax predict RUN [--text TEXT ...]
        spt-jax predict --model M [--prompt NAME=PATH ...] [--input ROWS] [--output OUT] [OPTIONS]"""
@@ -49,14 +51,16 @@ def predict(argv: Sequence[str]) -> None:
     _add_row_flags(parser)
     flags, _ = parser.read(argv)
     if flags.model is None:
-        _answer_texts(parser, flags)
+        with connected(flags, "predict", argv):
+            _answer_texts(parser, flags)
     elif flags.run is not None:
         raise ValueError(
             f"both the run '{flags.run}' and --model={flags.model} are given; for rows give "
             f"--prompt=NAME={flags.run} instead of the run"
         )
     else:
-        _answer_rows(flags)
+        with connected(flags, "predict", argv):
+            _answer_rows(flags)
 
 
 def _add_row_flags(parser: Parser) -> None:
@@ -99,6 +103,7 @@ def _add_row_flags(parser: Parser) -> None:
         "Of activations and weights; auto is bfloat16 on TPU and GPU, float32 on CPU.",
     )
     add_mesh_flags(parser)
+    add_distributed_flags(parser)
     parser.add_flag("seed", int, 0, "For sampling.")
     parser.add_argument(
         "--scores", action="store_true", help="Add scores: log-probabilities, see length_penalty."

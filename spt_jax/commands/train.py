@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from spt_jax.commands.options import (
+    add_distributed_flags,
     add_run_flags,
+    connected,
     make_parser,
     print_config,
     stdout_to_stderr_if,
@@ -37,6 +39,7 @@ def train(argv: Sequence[str]) -> None:
         help="Trace a few steps, 5 by default, after a warm-up, in WORKDIR/profile; `xprof` opens "
         "it.",
     )
+    add_distributed_flags(parser)
     flags, config = parser.read(argv)
     if flags.print_config:
         return print_config(config)
@@ -45,19 +48,25 @@ def train(argv: Sequence[str]) -> None:
     command = ["spt-jax", "train", *argv]
     profile = 0 if flags.profile is None else _read_profile(flags.profile)
     options = {"overwrite": flags.overwrite, "command": command, "profile": profile}
-    with stdout_to_stderr_if(flags.json):
-        from spt_jax.train import fit
+    with connected(flags, "train", argv):
+        with stdout_to_stderr_if(flags.json):
+            result = _fit(config, seeds, folder, **options)
+        print_result(result, flags.json)
 
-        if seeds is None:
-            result = fit(config, folder, **options)
-        else:
-            result = _summary(
-                [
-                    fit(dataclasses.replace(config, seed=seed), folder / f"seed_{seed}", **options)
-                    for seed in seeds
-                ]
-            )
-    print_result(result, flags.json)
+
+def _fit(
+    config: TrainConfig, seeds: Sequence[int] | None, folder: Path, **options: Any
+) -> dict[str, Any]:
+    from spt_jax.train import fit
+
+    if seeds is None:
+        return fit(config, folder, **options)
+    return _summary(
+        [
+            fit(dataclasses.replace(config, seed=seed), folder / f"seed_{seed}", **options)
+            for seed in seeds
+        ]
+    )
 
 
 def _read_seeds(text: str) -> list[int]:

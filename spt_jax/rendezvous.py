@@ -1,0 +1,156 @@
+"""Where the processes of a run find each other, before jax is asked to connect them.
+
+jax waits for a coordinator in C++ and ends the process there, longer than it was told and without a
+line that names the address. So the processes meet first, by plain sockets on the same port: process
+0 counts the others and tells them to go on, or why not. Each keeps its connection afterwards, and
+the end of that says that the other side is gone.
+"""
+
+import json
+import socket
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from spt_jax.errors import RunError
+
+_RETRY_SECONDS = 0.2
+_HELLO_SECONDS = 5.0
+_LONGEST = 1 << 20
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which process of a run this one is.
+
+    Args:
+        coordinator: HOST:PORT, an address of process 0 that all the others reach.
+        count: Of the processes.
+        index: Of this one, from 0.
+    """
+
+    coordinator: str
+    count: int
+    index: int
+
+
+def meet(place: Place, timeout: float) -> dict[int, socket.socket]:
+    """Waits until all processes are there.
+
+    Args:
+        place: Of this process.
+        timeout: Seconds.
+
+    Returns:
+        On process 0 a connection to each other process by its index, on the others one to process
+        0. The processes hear of each other's end by them; see `watch.py`.
+
+    Raises:
+        RunError: Process 0 cannot be reached, others have not come, or the processes were told
+            different things. What process 0 finds is raised on all that have come.
+    """
+    host, _, port = place.coordinator.rpartition(":")
+    deadline = time.monotonic() + timeout
+    if place.index == 0:
+        return _gather(place, int(port), deadline, timeout)
+    return {0: _join(place, host.strip("[]"), int(port), deadline, timeout)}
+
+
+def _gather(place: Place, port: int, deadline: float, timeout: float) -> dict[int, socket.socket]:
+    found: dict[int, socket.socket] = {}
+    problem = None
+    with _listen(place, port) as listener:
+        while len(found) < place.count - 1 and problem is None:
+            try:
+                listener.settimeout(max(deadline - time.monotonic(), 1e-3))
+                peer, _ = listener.accept()
+            except TimeoutError:
+                missing = (str(index) for index in range(1, place.count) if index not in found)
+                problem = (
+                    f"process {', '.join(missing)} of {place.count} did not come to the "
+                    f"coordinator {place.coordinator} within {timeout:g} s; start all processes, "
+                    "or raise --distributed.timeout"
+                )
+                break
+            try:
+                peer.settimeout(_HELLO_SECONDS)
+                index, count = receive(peer)
+            except (OSError, ValueError, TypeError):  # no process of ours, or one that died
+                peer.close()
+                continue
+            if count != place.count:
+                problem = (
+                    f"process {index} was told of {count} processes but process 0 of "
+                    f"{place.count}; give all the same --distributed.num_processes"
+                )
+            elif index in found:
+                problem = (
+                    f"two processes were told that they are process {index} of {place.count}; "
+                    "give each its own --distributed.process_id"
+                )
+                send(peer, problem)
+            found.setdefault(index, peer)
+    for peer in found.values():
+        send(peer, problem)
+        peer.settimeout(None)
+    if problem is not None:
+        raise RunError(problem)
+    return found
+
+
+def _listen(place: Place, port: int) -> socket.socket:
+    try:
+        if socket.has_dualstack_ipv6():
+            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+        return socket.create_server(("", port))
+    except OSError as error:
+        raise RunError(
+            f"process 0 cannot listen on the port of the coordinator {place.coordinator} "
+            f"({error.strerror}); end what uses it, or give another port"
+        ) from error
+
+
+def _join(place: Place, host: str, port: int, deadline: float, timeout: float) -> socket.socket:
+    while True:
+        came = False
+        try:
+            left = max(deadline - time.monotonic(), 1e-3)
+            peer = socket.create_connection((host, port), timeout=left)
+            came = True
+            send(peer, [place.index, place.count])
+            problem = receive(peer)
+        except (OSError, ValueError) as error:
+            if time.monotonic() + _RETRY_SECONDS < deadline:
+                time.sleep(_RETRY_SECONDS)
+                continue
+            reason = getattr(error, "strerror", None) or "no answer"
+            if came:
+                reason = "it still waits for others"
+            raise RunError(
+                f"process {place.index} of {place.count} could not join the coordinator "
+                f"{place.coordinator} within {timeout:g} s ({reason}); start all processes, and "
+                "give an address of process 0"
+            ) from error
+        if problem is not None:
+            raise RunError(problem)
+        peer.settimeout(None)
+        return peer
+
+
+def send(peer: socket.socket, message: Any) -> None:
+    """Sends a line of JSON; nothing happens where the other side is gone."""
+    try:
+        peer.sendall((json.dumps(message) + "\n").encode())
+    except OSError:
+        pass
+
+
+def receive(peer: socket.socket) -> Any:
+    """Waits for a line of JSON; raises OSError or ValueError where no whole one comes."""
+    data = b""
+    while not data.endswith(b"\n"):
+        block = peer.recv(1 << 16)
+        if not block or len(data) > _LONGEST:
+            raise ConnectionError("the connection was closed")
+        data += block
+    return json.loads(data)
