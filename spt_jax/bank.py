@@ -27,6 +27,7 @@ from flax import struct
 
 from spt_jax.backbone import Backbone
 from spt_jax.config import require
+from spt_jax.distributed import on_main
 from spt_jax.errors import suggest
 from spt_jax.prompt_file import load_prompt, require_same_model
 from spt_jax.runfolder import RunFolder
@@ -242,6 +243,12 @@ def load_bank(
 
 
 def _load(backbone: Backbone, path: Path) -> np.ndarray:
+    prompt, metadata, file = on_main(lambda: _read(path))
+    require_same_model(metadata, backbone, file)
+    return prompt
+
+
+def _read(path: Path) -> tuple[np.ndarray, dict[str, str], Path]:
     if path.is_dir():
         folder = RunFolder(path)
         if folder.config_file.is_file() and folder.read_config()["tune"] == "model":
@@ -250,6 +257,4 @@ def _load(backbone: Backbone, path: Path) -> np.ndarray:
                 "give runs that tuned a prompt alone"
             )
         path = folder.prompt_file
-    prompt, metadata = load_prompt(path)
-    require_same_model(metadata, backbone, path)
-    return prompt
+    return (*load_prompt(path), path)

@@ -8,7 +8,8 @@ begins at the same line and has the same batches, and a row that samples draws b
 import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import IO
 
@@ -18,9 +19,10 @@ from spt_jax.backbone import load_backbone
 from spt_jax.bank import PromptBank, load_bank
 from spt_jax.config import DataConfig, MeshConfig, require
 from spt_jax.decode_config import DecodeConfig
+from spt_jax.distributed import main_only, on_main
 from spt_jax.predict import Predictor
 from spt_jax.predict_output import Identity, OutputFile, OutputStream, check_output
-from spt_jax.predict_rows import WINDOW, RowPredictor, answer_lines
+from spt_jax.predict_rows import WINDOW, RowPredictor, Window, answer_lines
 from spt_jax.progress import Bar, say
 from spt_jax.pytree import fingerprint
 
@@ -74,12 +76,7 @@ def predict_file(
     """
     require(window >= 1, f"window is {window}, expected 1 or more")
     path = source if isinstance(source, Path) else None
-    if path is not None and not path.exists():
-        raise FileNotFoundError(f"input file {path} does not exist; expected a file of JSONL")
-    if path is not None and path.is_dir():
-        raise IsADirectoryError(f"input {path} is a folder; expected a file of JSONL")
-    if isinstance(output, Path):
-        check_output(output, path)
+    on_main(lambda: _check(path, output))
     backbone = load_backbone(model, dtype=dtype, param_dtype=dtype, mesh=mesh, rows=data.batch_size)
     bank = load_bank(backbone, prompts)
     predictor = Predictor(
@@ -129,6 +126,59 @@ def answer_rows(
     overwrite: bool,
 ) -> dict:
     """`predict_file` once everything is loaded; the answers are a function of `identity`."""
+    with main_only(lambda: _open(source, output, identity, overwrite)) as files:
+        done, finished = on_main(lambda: (files.sink.done, files.sink.finished))
+        if finished:
+            say(f"{output} is finished; the same run has written it")
+        else:
+            if done.lines:
+                say(f"continuing {output} after line {done.lines} of {source}")
+            windows = answer_lines(
+                _lines(files, window),
+                predictor,
+                prompts,
+                first=done.lines + 1,
+                window=window,
+                several=several,
+                scores=scores,
+            )
+            for answered in windows:
+                files.commit(answered)
+            on_main(lambda: files.sink.finish())
+        return on_main(lambda: files.result())
+
+
+class _Files:
+    """What process 0 reads and writes.
+
+    Args:
+        source: Of the lines, where the run goes on.
+        sink: Of the answers, entered.
+        bar: Of the progress, if it is shown.
+    """
+
+    def __init__(self, source: IO[bytes], sink: OutputFile | OutputStream, bar: Bar | None):
+        self.source, self.sink, self._bar = source, sink, bar
+
+    def commit(self, answered: Window) -> None:
+        self.sink.commit(answered)
+        if self._bar:
+            self._bar.update(self.sink.done.lines, {"failed": self.sink.done.failed})
+
+    def result(self) -> dict:
+        sink = self.sink
+        return {
+            "answered": sink.done.answered,
+            "failed": sink.done.failed,
+            "output": sink.path,
+            "errors": sink.errors if sink.done.failed else None,
+        }
+
+
+@contextlib.contextmanager
+def _open(
+    source: Path | IO[bytes], output: Path | IO[bytes], identity: Identity, overwrite: bool
+) -> Iterator[_Files]:
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(open(source, "rb")) if isinstance(source, Path) else source
         digest, size, lines = None, None, None
@@ -142,35 +192,28 @@ def answer_rows(
         else:
             sink = OutputStream(output)
         stack.enter_context(sink)
-        if sink.finished:
-            say(f"{output} is finished; the same run has written it")
-        else:
-            if lines is not None:
-                file.seek(sink.done.input_bytes)
-            if sink.done.lines:
-                say(f"continuing {output} after line {sink.done.lines} of {source}")
-            windows = answer_lines(
-                file,
-                predictor,
-                prompts,
-                first=sink.done.lines + 1,
-                window=window,
-                several=several,
-                scores=scores,
-            )
-            quiet = not isinstance(output, Path) and output.isatty()  # a bar among the rows
-            bar = None if quiet else stack.enter_context(Bar("predict", lines, sink.done.lines))
-            for answered in windows:
-                sink.commit(answered)
-                if bar:
-                    bar.update(sink.done.lines, {"failed": sink.done.failed})
-            sink.finish()
-        return {
-            "answered": sink.done.answered,
-            "failed": sink.done.failed,
-            "output": sink.path,
-            "errors": sink.errors if sink.done.failed else None,
-        }
+        if lines is not None:
+            file.seek(sink.done.input_bytes)
+        quiet = not isinstance(output, Path) and output.isatty()  # a bar among the rows
+        bar = None
+        if not quiet and not sink.finished:
+            bar = stack.enter_context(Bar("predict", lines, sink.done.lines))
+        yield _Files(file, sink, bar)
+
+
+def _lines(files: _Files, window: int) -> Iterator[bytes]:
+    """The lines that process 0 reads, a window at a time, on every process."""
+    while chunk := on_main(lambda: list(islice(files.source, window))):
+        yield from chunk
+
+
+def _check(source: Path | None, output: Path | IO[bytes]) -> None:
+    if source is not None and not source.exists():
+        raise FileNotFoundError(f"input file {source} does not exist; expected a file of JSONL")
+    if source is not None and source.is_dir():
+        raise IsADirectoryError(f"input {source} is a folder; expected a file of JSONL")
+    if isinstance(output, Path):
+        check_output(output, source)
 
 
 def _measure(file: IO[bytes]) -> tuple[str, int, int]:

@@ -89,11 +89,14 @@ def _gather(place: Place, port: int, deadline: float, timeout: float) -> dict[in
                     "give each its own --distributed.process_id"
                 )
                 send(peer, problem)
+                peer.close()
             found.setdefault(index, peer)
     for peer in found.values():
         send(peer, problem)
         peer.settimeout(None)
     if problem is not None:
+        for peer in found.values():
+            peer.close()
         raise RunError(problem)
     return found
 
@@ -112,26 +115,28 @@ def _listen(place: Place, port: int) -> socket.socket:
 
 def _join(place: Place, host: str, port: int, deadline: float, timeout: float) -> socket.socket:
     while True:
-        came = False
+        peer = None
         try:
             left = max(deadline - time.monotonic(), 1e-3)
             peer = socket.create_connection((host, port), timeout=left)
-            came = True
             send(peer, [place.index, place.count])
             problem = receive(peer)
         except (OSError, ValueError) as error:
+            came = peer is not None
+            if peer is not None:
+                peer.close()
             if time.monotonic() + _RETRY_SECONDS < deadline:
                 time.sleep(_RETRY_SECONDS)
                 continue
             reason = getattr(error, "strerror", None) or "no answer"
-            if came:
-                reason = "it still waits for others"
             raise RunError(
                 f"process {place.index} of {place.count} could not join the coordinator "
-                f"{place.coordinator} within {timeout:g} s ({reason}); start all processes, and "
+                f"{place.coordinator} within {timeout:g} s "
+                f"({'it still waits for others' if came else reason}); start all processes, and "
                 "give an address of process 0"
             ) from error
         if problem is not None:
+            peer.close()
             raise RunError(problem)
         peer.settimeout(None)
         return peer

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from spt_jax.backbone import Backbone, load_backbone
 from spt_jax.bank import PromptBank, load_bank
 from spt_jax.config import MeshConfig, TrainConfig, from_dict
+from spt_jax.distributed import on_main
 from spt_jax.exchange.stored import read_stored, require_model_of
 from spt_jax.prompt_file import load_prompt, require_same_model
 from spt_jax.runfolder import RunFolder
@@ -32,7 +33,7 @@ def load_run(run: Path, *, mesh: MeshConfig | None = None) -> tuple[TrainConfig,
     backbone = _load_backbone(model, config, mesh)
     params = {"t5": backbone.params}
     if config.prompt is not None:
-        prompt, metadata = load_prompt(folder.prompt_file)
+        prompt, metadata = on_main(lambda: load_prompt(folder.prompt_file))
         require_same_model(metadata, backbone, folder.prompt_file, tuned=tuned)
         params["prompt"] = jnp.asarray(prompt)
     return config, backbone, params
@@ -104,4 +105,4 @@ def _load_backbone(model: str, config: TrainConfig, mesh: MeshConfig | None) -> 
 
 
 def _read_config(run: Path) -> TrainConfig:
-    return from_dict(TrainConfig, RunFolder(run).read_config())
+    return from_dict(TrainConfig, on_main(RunFolder(run).read_config))

@@ -3,7 +3,7 @@
 import io
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from spt_jax.commands.options import (
     stdout_to_stderr_if,
 )
 from spt_jax.config import DataConfig, require
+from spt_jax.decode_config import DecodeConfig
 from spt_jax.errors import FailedRows
 from spt_jax.predict_rows import WINDOW
 from spt_jax.printing import print_json, print_result
@@ -51,16 +52,16 @@ def predict(argv: Sequence[str]) -> None:
     _add_row_flags(parser)
     flags, _ = parser.read(argv)
     if flags.model is None:
+        _require_text_flags(parser, flags)
         with connected(flags, "predict", argv):
-            _answer_texts(parser, flags)
+            _answer_texts(flags)
     elif flags.run is not None:
         raise ValueError(
             f"both the run '{flags.run}' and --model={flags.model} are given; for rows give "
             f"--prompt=NAME={flags.run} instead of the run"
         )
     else:
-        with connected(flags, "predict", argv):
-            _answer_rows(flags)
+        _answer_rows(flags, argv)
 
 
 def _add_row_flags(parser: Parser) -> None:
@@ -111,21 +112,30 @@ def _add_row_flags(parser: Parser) -> None:
     add_decode_flags(parser)
 
 
-def _answer_texts(parser: Parser, flags: Any) -> None:
+def _require_text_flags(parser: Parser, flags: Any) -> None:
     defaults = parser.get_defaults()
     for name in vars(defaults):
         if name not in _RUN_FLAGS and flags[name] != defaults[name]:
             raise ValueError(f"--{name} goes with --model, but no --model is given")
     if flags.run is None:
         raise ValueError("neither a run nor --model is given; see spt-jax predict --help")
+
+
+def _read_texts(flags: Any) -> list[str]:
     if not flags.text and sys.stdin.isatty():
         print("texts, one a line; end with Ctrl-D:", file=sys.stderr)
     texts = flags.text or [line.rstrip("\r\n") for line in sys.stdin]
     if not texts:
         raise ValueError("no text is given; use --text='...' or lines of standard input")
+    return texts
+
+
+def _answer_texts(flags: Any) -> None:
     with stdout_to_stderr_if(flags.json):
+        from spt_jax.distributed import on_main
         from spt_jax.evaluate import predict_run
 
+        texts = on_main(lambda: _read_texts(flags))
         predictions = predict_run(
             Path(flags.run),
             texts,
@@ -138,7 +148,7 @@ def _answer_texts(parser: Parser, flags: Any) -> None:
         print(*predictions, sep="\n")
 
 
-def _answer_rows(flags: Any) -> None:
+def _answer_rows(flags: Any, argv: Sequence[str]) -> None:
     prompts, decode = _read_prompts(flags.prompt), read_decode_flags(flags)
     sizes = {name: flags[name] for name in ("inputs_length", "targets_length", "batch_size")}
     for name, size in {**sizes, "window": flags.window}.items():
@@ -156,6 +166,14 @@ def _answer_rows(flags: Any) -> None:
             f"--text is given with {len(prompts)} prompts, expected one at most; "
             "give rows that name theirs by --input"
         )
+    with connected(flags, "predict", argv):
+        _answer_file(flags, prompts, data, decode)
+
+
+def _answer_file(
+    flags: Any, prompts: Mapping[str, str], data: DataConfig, decode: DecodeConfig
+) -> None:
+    to_file = flags.output not in (None, "-")
     if flags.text:
         source = io.BytesIO("\n".join(json.dumps({"text": text}) for text in flags.text).encode())
     elif flags.input in (None, "-"):
