@@ -53,7 +53,7 @@ def load_stored(
         FileNotFoundError: The path does not exist.
         ValueError: It holds no prompt, or one of another model.
     """
-    stored = read_stored(path)
+    stored = on_main(lambda: read_stored(path))
     backbone = _load_backbone(config.model, config, mesh)
     require_model_of(stored, backbone, path)
     return backbone, {"t5": backbone.params, "prompt": jnp.asarray(stored.prompt)}
