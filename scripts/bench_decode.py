@@ -54,12 +54,14 @@ def time_setting(sides: Sides, inputs: np.ndarray, beams: int, job: dict, title:
             seconds[name].append(sides[name].ask("generate", inputs, beams)["seconds"])
     ratio = spread([theirs / ours for ours, theirs in zip(*seconds.values())])
     ours, theirs = (statistics.median(seconds[name]) for name in SIDES)
+    products = {name: sides[name].ask("products", *inputs.shape, beams) for name in SIDES}
     say(f"{title}: {ours:.2f} s, torch {theirs:.2f} s, ratio {ratio['median']:.2f}")
     return {
         "batch_size": len(inputs),
         "beams": beams,
         "first_seconds": {name: first[name]["seconds"] for name in SIDES},
         "seconds": seconds,
+        "products_seconds": products,
         "ratio": ratio,
         "same_answers": same,
     }
@@ -133,6 +135,7 @@ def to_markdown(result: dict) -> str:
             f"{theirs:.2f}",
             f"**{ratio['median']:.2f}** ({ratio['min']:.2f} to {ratio['max']:.2f})",
             f"{tokens:.0f}",
+            *(f"{setting['products_seconds'][name]:.2f}" for name in SIDES),
             f"{setting['first_seconds']['spt_jax']:.1f}",
             f"{setting['same_answers']:.0%}",
         ]
@@ -146,8 +149,9 @@ def to_markdown(result: dict) -> str:
             f"{torch['threads']} threads, attention `{torch['attention']}`.",
             "",
             "| shape | batch | | spt_jax, s | torch, s | ratio, torch / spt_jax "
-            "| spt_jax, tokens/s | first call, with compilation, s | same answers |",
-            "|---|---|---|---|---|---|---|---|---|",
+            "| spt_jax, tokens/s | products alone, spt_jax, s | torch, s "
+            "| first call, with compilation, s | same answers |",
+            "|---|---|---|---|---|---|---|---|---|---|---|",
             *(line(shape, setting) for shape in result["shapes"] for setting in shape["settings"]),
         ]
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from bench_products import encode_products, make_kernels, second_time, step_products
 from bench_sides import ROOT, TINY
 
 
@@ -83,8 +84,8 @@ class Ours:
         from spt_jax.t5 import T5
 
         self._params = {"t5": load_ours(job)}
-        self._length = job["targets_length"]
-        run = functools.partial(generate, T5(t5_config(job["shape"])))
+        self._length, self._config = job["targets_length"], t5_config(job["shape"])
+        run = functools.partial(generate, T5(self._config))
         self._generate = jax.jit(run, static_argnames=("config", "length"))
 
     def generate(self, inputs: np.ndarray, beams: int) -> dict:
@@ -96,6 +97,23 @@ class Ours:
         ids, _ = self._generate(self._params, inputs, config=config, length=self._length)
         ids = np.asarray(ids)[:, 0]
         return {"seconds": time.perf_counter() - started, "ids": ids}
+
+    def products(self, batch_size: int, inputs_length: int, beams: int) -> float:
+        """Seconds of the products with kernels alone, in a loop as decoding is; the second time."""
+        import jax
+        import jax.numpy as jnp
+
+        @jax.jit
+        def run(kernels: dict, x: Any, y: Any) -> Any:
+            x = encode_products(x, kernels)[: y.shape[0], :1] + y
+            return jax.lax.fori_loop(0, self._length, lambda _, x: step_products(x, kernels), x)
+
+        kernels = make_kernels(self._config, jnp.asarray)
+        x, y = (
+            np.ones((rows, self._config.d_model), np.float32)
+            for rows in (batch_size * inputs_length, batch_size * beams)
+        )
+        return second_time(lambda: run(kernels, x, y).block_until_ready())
 
 
 class Theirs:
@@ -125,6 +143,23 @@ class Theirs:
             )
         answers = answers[:, 1:].numpy()
         return {"seconds": time.perf_counter() - started, "ids": answers}
+
+    def products(self, batch_size: int, inputs_length: int, beams: int) -> float:
+        """Seconds of the products with kernels alone; the second time."""
+        kernels = make_kernels(self._model.config, self._torch.from_numpy)
+        x, y = (
+            self._torch.ones(rows, self._model.config.d_model)
+            for rows in (batch_size * inputs_length, batch_size * beams)
+        )
+
+        def run() -> None:
+            with self._torch.inference_mode():
+                encode_products(x, kernels)
+                z = y
+                for _ in range(self._length):
+                    z = step_products(z, kernels)
+
+        return second_time(run)
 
 
 ROLES = {"spt_jax": Ours, "torch": Theirs}
