@@ -1,29 +1,22 @@
 """The products of an answer with the kernels of T5 1.1, and nothing else of it.
 
 Attention's own products, norms, caches and the choice of tokens are left out. What is left is what
-an answer takes at least, with the matrix product that a side has. The functions run on arrays of
-any framework.
+an answer takes at least with XLA's matrix product.
 """
 
-import time
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
+import jax.numpy as jnp
+
+from spt_jax.t5 import T5Config
+from spt_jax.typing import Array, Float
 
 
-def make_kernels(config: Any, convert: Callable[[np.ndarray], Any]) -> dict[str, Any]:
-    """Every kernel that an answer is multiplied with, as arrays of a side.
+def make_kernels(config: T5Config) -> dict[str, Any]:
+    """Every kernel that an answer is multiplied with; the values do not matter and are 0."""
 
-    Their values do not matter: all are 0, and written, since memory that nobody wrote is not there.
-
-    Args:
-        config: The shape.
-        convert: From NumPy's array.
-    """
-
-    def make(rows: int, columns: int) -> Any:
-        return convert(np.full((rows, columns), 0, np.float32))
+    def make(rows: int, columns: int) -> Array:
+        return jnp.zeros((rows, columns), jnp.float32)
 
     d, heads, f = config.d_model, config.num_heads * config.d_kv, config.d_ff
 
@@ -40,23 +33,18 @@ def make_kernels(config: Any, convert: Callable[[np.ndarray], Any]) -> dict[str,
     }
 
 
-def _attend(x: Any, kernels: list) -> Any:
+def _attend(x: Array, kernels: list) -> Array:
     query, key, value, out = kernels
     return x + (x @ query + x @ key + x @ value) @ out
 
 
-def _transform(x: Any, kernels: list) -> Any:
+def _transform(x: Array, kernels: list) -> Array:
     gate, up, down = kernels
     return x + ((x @ gate) * (x @ up)) @ down
 
 
-def encode_products(x: Any, kernels: dict[str, Any]) -> Any:
-    """The products of the encoder with its kernels, and those that make cross-attention's keys.
-
-    Args:
-        x: Of every position of every row, [B * T, D], of any framework.
-        kernels: What `make_kernels` made.
-    """
+def encode_products(x: Float[Array, "BT D"], kernels: dict[str, Any]) -> Float[Array, "BT D"]:
+    """The products of the encoder with its kernels, and those that make cross-attention's keys."""
     for attention, mlp in kernels["encoder"]:
         x = _transform(_attend(x, attention), mlp)
     for _, (_, key, value, _), _ in kernels["decoder"]:
@@ -64,17 +52,9 @@ def encode_products(x: Any, kernels: dict[str, Any]) -> Any:
     return x
 
 
-def step_products(x: Any, kernels: dict[str, Any]) -> Any:
-    """The products of one step of the decoder and of the head, with x [B * M, D]."""
+def step_products(x: Float[Array, "BM D"], kernels: dict[str, Any]) -> Float[Array, "BM D"]:
+    """The products of one step of the decoder and of the head, for M beams."""
     for own, (query, _, _, out), mlp in kernels["decoder"]:
         x = _attend(x, own)
         x = _transform(x + (x @ query) @ out, mlp)
     return x + (x @ kernels["head"]).max()
-
-
-def second_time(run: Callable[[], object]) -> float:
-    """Seconds of the second of two calls; the first may compile."""
-    run()
-    started = time.perf_counter()
-    run()
-    return time.perf_counter() - started

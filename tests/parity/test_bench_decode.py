@@ -40,6 +40,7 @@ def test_a_tiny_run(bench):
         assert {len(seconds) for seconds in setting["seconds"].values()} == {1}
         theirs, ours = (setting["seconds"][side][0] for side in ("torch", "spt_jax"))
         assert setting["ratio"]["median"] == theirs / ours
+        assert 0 < setting["products_share"] < 1
     section = bench.to_markdown(result)
     assert section.count("| tiny, 0M |") == 4
     assert f"**{shape['settings'][3]['ratio']['median']:.2f}**" in section
@@ -74,9 +75,11 @@ class Side:
     def __init__(self, seconds: float):
         self._seconds = seconds
 
-    def ask(self, name, inputs, beams):
+    def ask(self, name, *args):
+        if name == "products":
+            return 0.5 * self._seconds
         Side.now += self._seconds
-        return {"seconds": self._seconds, "ids": inputs}
+        return {"seconds": self._seconds, "processor_seconds": self._seconds, "ids": args[0]}
 
 
 def test_slow_settings_have_three_pairs_and_quick_ones_all(bench, monkeypatch):
@@ -87,6 +90,7 @@ def test_slow_settings_have_three_pairs_and_quick_ones_all(bench, monkeypatch):
         setting = bench.time_setting(sides, inputs, 1, job, "greedy")
         assert len(setting["seconds"]["torch"]) == pairs
         assert setting["ratio"] == {"median": 2, "min": 2, "max": 2}
+        assert setting["products_share"] == 0.5
 
 
 def test_without_torch_it_names_the_extra(bench, monkeypatch, capsys):
