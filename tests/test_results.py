@@ -595,6 +595,7 @@ def describe_tiny(name, length):
 def test_a_dry_run_lists_the_runs_and_trains_none(tmp_path, monkeypatch, capsys, two_tasks):
     monkeypatch.setattr(runs, "fit", None)
     options = [f"--workdir={tmp_path}", "--seeds=0,3", "--only=library"]
+    options.append(f"--output={tmp_path}/results.md")  # beside which there is no archive
     assert results.main([*options, "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 * (2 + 4 + 3) + 1
@@ -605,8 +606,9 @@ def test_a_dry_run_lists_the_runs_and_trains_none(tmp_path, monkeypatch, capsys,
 
 def test_methods_can_be_chosen(tmp_path, monkeypatch, capsys, two_tasks):
     monkeypatch.setattr(results, "ENSEMBLES", grid.Ensembles(("library",), (0, 1, 2)))
+    options = [f"--workdir={tmp_path}", f"--output={tmp_path}/results.md", "--seeds=0"]
     methods = "--methods=prompt_tuning,ensemble"
-    assert results.main([f"--workdir={tmp_path}", "--seeds=0", methods, "--dry-run"]) == 0
+    assert results.main([*options, methods, "--dry-run"]) == 0
     lines = [line.split("min")[1].split() for line in capsys.readouterr().out.splitlines()[:-1]]
     assert [" ".join(words[:-1]) for words in lines] == [
         "library prompt_tuning seed 0",
