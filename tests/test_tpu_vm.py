@@ -28,7 +28,15 @@ pytestmark = pytest.mark.skipif(
 )
 
 GCLOUD = f"""#!{sys.executable}
-import json, os, subprocess, sys
+import json, os, pathlib, shutil, subprocess, sys
+if sys.argv[1] == "storage":
+    *_, first, last = sys.argv
+    real = lambda path: pathlib.Path(path.replace("gs:/", os.environ["WORKER_HOME"] + "/buckets"))
+    if sys.argv[2] == "rsync":
+        shutil.copytree(real(first), real(last), dirs_exist_ok=True)
+    elif not real(last).parent.exists():
+        sys.exit("ERROR: " + os.environ.get("LS_ERROR", "One or more URLs matched no objects."))
+    sys.exit()
 with open(os.environ["CALLS"], "a") as calls:
     calls.write(json.dumps(sys.argv[1:]) + "\\n")
 command = [a.removeprefix("--command=") for a in sys.argv if a.startswith("--command=")]
@@ -53,6 +61,12 @@ if first == "wait":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
     (home / "waiting").touch()
     time.sleep(60)
+for argument in sys.argv:
+    if argument.startswith("--workdir="):
+        folder = home / argument.removeprefix("--workdir=")
+        folder.mkdir(exist_ok=True)
+        with open(folder / "log.jsonl", "a") as log:
+            log.write(first + "\\n")
 sys.exit(int(first))
 """
 
@@ -146,8 +160,15 @@ def test_install_copies_what_is_committed_and_installs_it_on_all_workers():
             "launch",
             ["--run=a", "--", "train", "--steps=3"],
             "all",
-            "$HOME/spt_jax/source/scripts/tpu_vm/supervise.sh start a 20 30 env "
+            "$HOME/spt_jax/source/scripts/tpu_vm/supervise.sh start a 20 30 '' '' env "
             "JAX_PLATFORMS=tpu,cpu ~/spt_jax/venv/bin/spt-jax train --steps=3",
+        ),
+        (
+            "launch",
+            ["--copy-to=gs://b/r", "--", "train", "--workdir=a b"],
+            "all",
+            "$HOME/spt_jax/source/scripts/tpu_vm/supervise.sh start main 20 30 'a b' gs://b/r env "
+            "JAX_PLATFORMS=tpu,cpu ~/spt_jax/venv/bin/spt-jax train '--workdir=a b'",
         ),
         ("stop", [], "all", "$HOME/spt_jax/source/scripts/tpu_vm/supervise.sh stop 600"),
     ],
@@ -213,6 +234,8 @@ def test_variables_stand_for_the_options_that_are_always_the_same():
         ("launch", ["--", "A=1"], "no command is given after the variables; write train"),
         ("launch", ["--run=a/b", "--", "train"], "--run is 'a/b', expected a name of letters"),
         ("launch", ["--max-restarts=x", "--", "train"], "is 'x', expected a whole number"),
+        ("launch", ["--copy-to=b/r", "--", "train"], "is 'b/r', expected gs://BUCKET/FOLDER"),
+        ("launch", ["--copy-to=gs://b/r", "--", "train"], "give COMMAND a --workdir=FOLDER"),
         ("run", [], "no command is given; write it at the end, after --"),
     ],
 )
@@ -237,16 +260,19 @@ def worker(tmp_path):
     for folder in (home / "spt_jax" / "venv" / "bin", tools):
         folder.mkdir(parents=True)
     (home / "spt_jax" / "source").symlink_to(ROOT)
-    for path, text in ((tools / "gcloud", GCLOUD), (home / "spt_jax/venv/bin/spt-jax", SPT_JAX)):
+    curl = '#!/bin/sh\nprintf %s "$WORKER"\n'
+    programs = {"bin/gcloud": GCLOUD, "bin/curl": curl, "home/spt_jax/venv/bin/spt-jax": SPT_JAX}
+    for path, text in ((tmp_path / name, text) for name, text in programs.items()):
         path.write_text(text)
         path.chmod(0o755)
 
-    def script(name: str, *arguments: str, codes: str | None = None):
+    def script(name: str, *arguments: str, codes: str | None = None, **environment: str):
         if codes is not None:
             (home / "codes").write_text(codes)
         path = f"{tools}:{os.environ['PATH']}"
         calls, where = str(tmp_path / "gcloud_calls"), str(home)
-        return call(name, "--tpu=t", *WHERE, *arguments, PATH=path, CALLS=calls, WORKER_HOME=where)
+        environment |= {"PATH": path, "CALLS": calls, "WORKER_HOME": where}
+        return call(name, "--tpu=t", *WHERE, *arguments, **environment)
 
     yield script, home
     script("stop", "--timeout=10")
@@ -299,3 +325,45 @@ def test_stop_lets_a_run_save_and_does_not_start_it_again(worker):
     assert stopped.returncode == 0 and "'main' ended with exit code 75" in stopped.stdout
     assert len(launched(home)) == 1
     assert "no run goes on" in script("stop").stdout
+
+
+COPIED = ["--copy-to=gs://b/r", "--", "train", "--workdir=r"]
+
+
+def ended(home: Path) -> None:
+    wait_for((home / "spt_jax/runs/main/exit_code").exists)
+
+
+def test_worker_0_copies_the_run_to_the_bucket_and_a_new_vm_takes_it_from_there(worker):
+    script, home = worker
+    script("launch", "--restart-delay=0", *COPIED, codes="75 0", WORKER="0")
+    ended(home)
+    assert (home / "buckets/b/r/log.jsonl").read_text() == "75\n0\n"
+    shutil.rmtree(home / "r")
+    script("launch", *COPIED, codes="0", WORKER="0")
+    ended(home)
+    assert (home / "r/log.jsonl").read_text() == "75\n0\n0\n"
+    assert (home / "buckets/b/r/log.jsonl").read_text() == "75\n0\n0\n"
+
+
+def test_the_run_is_copied_while_it_goes_on(worker):
+    script, home = worker
+    (home / "r").mkdir()
+    (home / "r" / "log.jsonl").write_text("before\n")
+    script("launch", *COPIED, codes="wait", WORKER="0", COPY_SECONDS="0.1")
+    wait_for((home / "buckets/b/r/log.jsonl").exists)
+    assert not (home / "spt_jax/runs/main/exit_code").exists()
+
+
+def test_other_workers_copy_nothing(worker):
+    script, home = worker
+    script("launch", *COPIED, codes="0", WORKER="1")
+    ended(home)
+    assert not (home / "buckets").exists()
+
+
+def test_a_bucket_that_cannot_be_read_starts_nothing(worker):
+    script, home = worker
+    result = script("launch", *COPIED, codes="0", WORKER="0", LS_ERROR="HTTPError 403: no access")
+    assert result.returncode == 1 and not (home / "calls").exists()
+    assert "error: gs://b/r cannot be read: ERROR: HTTPError 403: no access" in result.stderr

@@ -4,18 +4,20 @@
 # told to end and has saved, starts it again; any other code ends it.
 #
 # usage: launch.sh --tpu=NAME --zone=ZONE --project=ID [OPTIONS] -- [VARIABLE=VALUE ...] COMMAND ...
-#    as: launch.sh --run=boolq -- train --config paper/boolq --workdir gs://BUCKET/runs/boolq
+#    as: launch.sh --run=boolq -- train --config=paper/boolq --workdir=runs/boolq
 #
 #   --tpu, --zone, --project   or the variables TPU_NAME, TPU_ZONE, TPU_PROJECT
 #   --run RUN                  what this run is called here; `main` by default
 #   --max-restarts N           20 by default
 #   --restart-delay SECONDS    before each, 30 by default
+#   --copy-to gs://BUCKET/RUN  copy the --workdir of COMMAND there every five minutes and at the end,
+#                              and back from there first where this VM is new
 #   --dry-run                  print the gcloud command
 #   COMMAND                    as after `spt-jax`; the processes of a slice find each other
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-run=main max_restarts=20 restart_delay=30
-read_options "run= max-restarts= restart-delay=" "$@"
+run=main max_restarts=20 restart_delay=30 copy_to=''
+read_options "run= max-restarts= restart-delay= copy-to=" "$@"
 
 [ ${#rest[@]} -gt 0 ] || fail "no command is given; write -- train --config ... at the end"
 [[ $run =~ ^[A-Za-z0-9_][A-Za-z0-9._-]*$ ]] ||
@@ -33,5 +35,14 @@ while [[ ${rest[0]:-} =~ ^[A-Za-z_][A-Za-z0-9_]*= ]]; do
 done
 [ ${#rest[@]} -gt 0 ] || fail "no command is given after the variables; write train --config ..."
 
+workdir=''
+if [ -n "$copy_to" ]; then
+  [[ $copy_to == gs://*/* ]] || fail "--copy-to is '$copy_to', expected gs://BUCKET/FOLDER"
+  for argument in "${rest[@]}"; do
+    [[ $argument != --workdir=* ]] || workdir=${argument#*=}
+  done
+  [ -n "$workdir" ] || fail "--copy-to copies the folder of the run; give COMMAND a --workdir=FOLDER"
+fi
+
 on_workers all "\$HOME/spt_jax/source/scripts/tpu_vm/supervise.sh start $run $max_restarts \
-$restart_delay env $(quoted "${variables[@]}") ~/spt_jax/venv/bin/spt-jax $(quoted "${rest[@]}")"
+$restart_delay $(quoted "$workdir" "$copy_to") env $(quoted "${variables[@]}") ~/spt_jax/venv/bin/spt-jax $(quoted "${rest[@]}")"
