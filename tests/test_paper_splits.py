@@ -209,6 +209,11 @@ def test_files_as_their_authors_left_them(tmp_path):
     news = load("ag_news", tmp_path).splits
     assert news["train"][0].inputs.startswith("sentence: a ")
     assert (news["train"][0].targets, news["test"][0].targets) == ("Technology", "World")
+    (tmp_path / "train.jsonl").touch()
+    with pytest.raises(ValueError, match="has train.jsonl and dev.tsv for the split 'train' of ta"):
+        load("ag_news", tmp_path)
+    for name in ("train.jsonl", "dev.tsv", "test.tsv"):
+        (tmp_path / name).unlink()
 
     (tmp_path / "train.txt").write_bytes(b"0 who\xe9 ?\n4 where ?\n5 when ?")
     (tmp_path / "test.txt").write_bytes(b"2 x ?\n9 y ?\n")
@@ -242,8 +247,9 @@ def test_a_folder_that_is_not_as_expected(folder):
     (folder / "val.jsonl").unlink()
     with pytest.raises(FileNotFoundError, match="no rows for the split 'validation' .*n.parquet"):
         load("super_glue/boolq", folder)
+    (folder / "train.jsonl").unlink()
+    (folder / "train.txt").write_text("0 a")
     with pytest.raises(FileNotFoundError, match="expected test.jsonl or .* or test.txt"):
-        (folder / "train.txt").write_text("0 a")
         load("trec", folder)
 
 

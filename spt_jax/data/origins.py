@@ -100,14 +100,15 @@ def _folder_records(source: Source, split: str, folder: Path, task: str) -> list
             "folder with a file for each split, such as train.jsonl and validation.jsonl"
         )
     lines = source.lines
-    if lines is not None and (folder / lines.files.get(split, "")).is_file():
-        return read_label_lines(folder / lines.files[split], lines)
+    as_left = lines.files.get(split) if lines is not None else None
     names = [f"{name}{suffix}" for name in _FILE_NAMES.get(split, (split,)) for suffix in SUFFIXES]
+    if as_left is not None and as_left not in names:
+        names.append(as_left)
     found = [name for name in names if (folder / name).is_file()]
     if not found:
         expected = [f"{split}{suffix}" for suffix in SUFFIXES]
-        if lines is not None and split in lines.files:
-            expected.append(lines.files[split])
+        if as_left is not None and as_left not in expected:
+            expected.append(as_left)
         raise FileNotFoundError(
             f"folder '{folder}' has no rows for the split '{split}' of task '{task}'; "
             f"expected {' or '.join(expected)}"
@@ -117,4 +118,6 @@ def _folder_records(source: Source, split: str, folder: Path, task: str) -> list
             f"folder '{folder}' has {' and '.join(found)} for the split '{split}' of task "
             f"'{task}', expected one of them"
         )
+    if lines is not None and found[0] == as_left:
+        return read_label_lines(folder / found[0], lines)
     return read_records(folder / found[0])
