@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Starts a command of spt-jax on all workers of a TPU and returns: it runs on without a connection,
-# and its output goes to ~/spt_jax/runs/RUN/log of each worker (logs.sh). Exit code 75, a run that was
-# told to end and has saved, starts it again; any other code ends it.
+# and its output goes to ~/spt_jax/runs/RUN/log of each worker (logs.sh). Exit code 75, with which a
+# command says that it wants to go on, starts it again; any other code ends it.
 #
 # usage: launch.sh --tpu=NAME --zone=ZONE --project=ID [OPTIONS] -- [VARIABLE=VALUE ...] COMMAND ...
 #    as: launch.sh --run=boolq -- train --config=paper/boolq --workdir=runs/boolq

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Ends what launch.sh started: it is told to end, saves, and is not started again. The same launch
-# goes on from there. The TPU is still there, and costs: delete.sh.
+# Ends what launch.sh started: it is told to end by SIGTERM, and is not started again. The same launch
+# goes on from its last save. The TPU is still there, and costs: delete.sh.
 #
 # usage: stop.sh --tpu=NAME --zone=ZONE --project=ID [OPTIONS]
 #
