@@ -37,9 +37,14 @@ def process_count() -> int:
     return _state().num_processes
 
 
+def process_index() -> int:
+    """Which of them this one is."""
+    return _state().process_id
+
+
 def is_main() -> bool:
     """Whether this is process 0, which writes and prints for all."""
-    return _state().process_id == 0
+    return process_index() == 0
 
 
 def broadcast(value: Any = None) -> Any:
@@ -67,7 +72,7 @@ def gather(value: Any) -> list[Any]:
     if process_count() == 1:
         return [value]
     key = _key()
-    _client().key_value_set_bytes(f"{key}/{_state().process_id}", pickle.dumps(value))
+    _client().key_value_set_bytes(f"{key}/{process_index()}", pickle.dumps(value))
     found = [
         pickle.loads(_waited(_client().blocking_key_value_get_bytes, f"{key}/{index}"))
         for index in range(process_count())

@@ -43,6 +43,8 @@ def session(config: DistributedConfig, argv: Sequence[str]) -> Iterator[None]:
     links = meet(place, config.timeout)
     watch = Watch(place, links, config.heartbeat)
     try:
+        # jax would take SIGTERM for a notice that nothing here asks for.
+        jax.config.update("jax_enable_preemption_service", False)
         jax.distributed.initialize(
             place.coordinator,
             place.count,

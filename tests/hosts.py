@@ -59,7 +59,7 @@ def start(
 
 
 def finish(
-    processes: Sequence[subprocess.Popen], folders: Sequence[Path], seconds: float = 240
+    processes: Sequence[subprocess.Popen], folders: Sequence[Path], seconds: float = 600
 ) -> list[Ended]:
     """Waits for the processes; kills what is left after `seconds`, and fails."""
     deadline = time.monotonic() + seconds
@@ -79,7 +79,7 @@ def finish(
 
 def wait_for(found: Callable[[], bool], processes: Sequence[subprocess.Popen]) -> None:
     """Waits until something is so, while the processes run."""
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 400
     while not found():
         assert all(process.poll() is None for process in processes), "a process has ended"
         assert time.monotonic() < deadline, "it did not happen"

@@ -11,6 +11,7 @@ prompt that was trained on the source fits its base checkpoint.
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -32,6 +33,7 @@ from spt_jax.convert.loading import Reader
 from spt_jax.convert.names import leaf_shapes
 from spt_jax.convert.source import Source
 from spt_jax.convert.vocabulary import load_tokenizer, read_json, require_fitting
+from spt_jax.distributed import gather, process_count, process_index
 from spt_jax.pytree import named_leaves
 from spt_jax.sharding import param_sharding
 from spt_jax.t5 import T5Config
@@ -161,12 +163,7 @@ def restore_base(base: Base, *, param_dtype: str, mesh: Mesh) -> PyTree:
         )
         for name, shape in shapes.items()
     }
-    for file, digest in base.files.items():
-        if _sha256(base.folder / file) != digest:
-            raise ValueError(
-                f"base checkpoint {base.folder} is damaged: {file} differs from its sha256; "
-                f"{_AGAIN}"
-            )
+    _require_undamaged(base)
     try:
         return _in_thread(_restore, base.folder / _WEIGHTS, shapes, args)
     except (ValueError, KeyError) as error:
@@ -174,6 +171,22 @@ def restore_base(base: Base, *, param_dtype: str, mesh: Mesh) -> PyTree:
         raise ValueError(
             f"weights of base checkpoint {base.folder} do not fit its config: {reason}; {_AGAIN}"
         ) from error
+
+
+def _require_undamaged(base: Base) -> None:
+    """Raises ValueError, on every process, where one finds a file that differs from its sha256.
+
+    Of a folder that all processes share, each checks its part; of a copy of its own, everything.
+    """
+    config = (base.folder / "config.json").stat()
+    seen = gather((config.st_ino, config.st_ctime_ns, config.st_size))
+    shared = all(other == seen[0] for other in seen)
+    files = sorted(base.files)[process_index() :: process_count()] if shared else list(base.files)
+    damaged = [file for file in files if _sha256(base.folder / file) != base.files[file]]
+    for file in itertools.chain.from_iterable(gather(damaged)):
+        raise ValueError(
+            f"base checkpoint {base.folder} is damaged: {file} differs from its sha256; {_AGAIN}"
+        )
 
 
 class _Lazy:
