@@ -1,0 +1,72 @@
+"""Which process of a run this one is: by flags, by SLURM, or alone."""
+
+import jax
+import pytest
+
+from spt_jax.config import DistributedConfig
+from spt_jax.distributed import broadcast, gather, main_only, on_main, require_same
+from spt_jax.rendezvous import Place
+from spt_jax.session import find_place, session
+
+SLURM = {
+    "SLURM_JOB_ID": "4096",
+    "SLURM_STEP_NODELIST": "node[007-010]",
+    "SLURM_NTASKS": "4",
+    "SLURM_PROCID": "2",
+    "SLURM_LOCALID": "0",
+}
+
+
+def test_a_single_machine_is_alone():
+    assert find_place(DistributedConfig()) is None
+    with session(DistributedConfig(), ["train"]):
+        assert not jax.distributed.is_initialized()
+
+
+def test_slurm_says_who_is_who(monkeypatch):
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    assert find_place(DistributedConfig()) == (Place("node007:61440", 4, 2), "slurm")
+    assert find_place(DistributedConfig(detect=False)) is None
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    assert find_place(DistributedConfig()) is None
+
+
+def test_flags_win_over_slurm(monkeypatch):
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, value)
+    config = DistributedConfig(coordinator="10.0.0.2:8476", num_processes=2, process_id=1)
+    assert find_place(config) == (Place("10.0.0.2:8476", 2, 1), "deactivate")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"coordinator": "a:1"}, "distributed.coordinator is given alone; set distributed.coord"),
+        (
+            {"coordinator": "a", "num_processes": 2, "process_id": 0},
+            "distributed.coordinator is 'a', expected HOST:PORT such as 10.0.0.2:8476",
+        ),
+        (
+            {"coordinator": "a:1", "num_processes": 2, "process_id": 2},
+            "distributed.process_id is 2, expected 0 to 1 with distributed.num_processes 2",
+        ),
+        ({"timeout": 0}, "distributed.timeout is 0, expected 1 or more"),
+        ({"heartbeat": 1}, "distributed.heartbeat is 1, expected 3 or more"),
+    ],
+)
+def test_what_contradicts_itself_is_one_line(options, message):
+    with pytest.raises(ValueError, match=message):
+        DistributedConfig(**options)
+
+
+def test_in_one_process_everything_is_done_in_place():
+    value = object()
+    assert broadcast(value) is value and gather(value) == [value]
+    assert on_main(lambda: value) is value
+    require_same(config="a")
+    with pytest.raises(KeyError, match="x"):
+        on_main(lambda: {}["x"])
+    with main_only(lambda: open(__file__)) as file:
+        assert file.readline().startswith('"""Which process')
+    assert file.closed
