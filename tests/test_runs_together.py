@@ -150,7 +150,7 @@ def test_what_runs_together_must_have_in_common(folder, tmp_path):
         (): "no run is given, expected the folders of one or more",
         (one, folder / "two", one): "run '.*one' is given twice; give each run once",
         (one, tuned): "run '.*tuned' tuned the model, so it shares no frozen one; evaluate it alo",
-        (one, half): "run '.*half' computes in bfloat16 but '.*one' in float32; evaluate them apar",
+        (one, half): "run '.*half' computes in bfloat16 but '.*one' in auto; evaluate them apart",
         (one, other): "other_run/.* was trained on model 'tiny-5' with .* but 'tiny-0' has",
     }.items():
         with pytest.raises(ValueError, match=message):
