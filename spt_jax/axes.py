@@ -36,3 +36,8 @@ def constrain(x: Tree, axes: str, mesh: Mesh | None) -> Tree:
     if mesh is None or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec(axes)))
+
+
+def platform(mesh: Mesh | None) -> str:
+    """`cpu`, `gpu` or `tpu`: of the mesh, or of jax where there is none."""
+    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform

@@ -144,7 +144,7 @@ def answer_log_probs(
 
     def log_prob(answer: Int[Array, "*b U"]) -> Float[Array, " B"]:
         targets = jnp.broadcast_to(answer, (inputs.shape[0], answer.shape[-1]))
-        logits = decode(model, params, encoded, mask, targets)
+        logits = decode(model, params, encoded, mask, targets, calls=answers.shape[-2])
         loss, _ = token_losses(logits, targets, LossConfig())
         return -jnp.sum(jnp.where(targets > 0, loss, jnp.zeros((), loss.dtype)), axis=1)
 

@@ -93,12 +93,23 @@ def decode(
     targets: Int[Array, "B U"],
     *,
     dropout_key: Key | None = None,
+    calls: int = 1,
 ) -> Float[Array, "B U V"]:
-    """Logits of every target, each given those before it."""
+    """Logits of every target, each given those before it; `calls` as in `T5.decode`."""
     embedded = apply_t5(model, params, shift_right(targets), method="embed")
     train = dropout_key is not None
     rngs = {"dropout": dropout_key} if train else None
-    return apply_t5(model, params, embedded, encoded, mask, train=train, rngs=rngs, method="decode")
+    return apply_t5(
+        model,
+        params,
+        embedded,
+        encoded,
+        mask,
+        train=train,
+        calls=calls,
+        rngs=rngs,
+        method="decode",
+    )
 
 
 def forward(

@@ -5,15 +5,18 @@ depends on the distance between key and query alone, and one table serves all la
 it is computed once per stack and handed to each layer.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from spt_jax.axes import constrain
+from spt_jax.axes import constrain, platform
+from spt_jax.t5.attend import attend
 from spt_jax.t5.config import T5Config
-from spt_jax.t5.layers import Dense, DType, dropout, wide
+from spt_jax.t5.layers import Dense, DType, dropout
 from spt_jax.typing import Array, Bool, Float, Int
 
 
@@ -62,8 +65,8 @@ class RelativePositionBias(nn.Module):
             buckets=self.config.relpos_buckets,
             max_distance=self.config.relpos_max_distance,
         )
-        bias = self.rel_embedding[:, buckets].astype(wide(self.dtype))
-        return constrain(bias, "NR", self.mesh)
+        # In the dtype of the table: it is added to wide scores, and in bfloat16 half as large.
+        return constrain(self.rel_embedding[:, buckets], "NR", self.mesh)
 
     def __call__(self, queries: int, keys: int) -> Float[Array, "1 N T S"]:
         """The bias of each query and key, both numbered from 0."""
@@ -88,10 +91,14 @@ class Attention(nn.Module):
     def setup(self):
         c = self.config
         inner = c.num_heads * c.d_kv
-        self.query = Dense(inner, self.dtype, (c.d_model * c.d_kv) ** -0.5, "DN", self.mesh)
-        self.key = Dense(inner, self.dtype, c.d_model**-0.5, "DN", self.mesh)
-        self.value = Dense(inner, self.dtype, c.d_model**-0.5, "DN", self.mesh)
-        self.out = Dense(c.d_model, self.dtype, inner**-0.5, "ND", self.mesh)
+
+        def dense(shape: tuple[int, int], stddev: float, axes: str) -> Dense:
+            return Dense(shape, self.dtype, stddev, axes, self.mesh)
+
+        self.query = dense((c.d_model, inner), (c.d_model * c.d_kv) ** -0.5, "DN")
+        self.key = dense((c.d_model, inner), c.d_model**-0.5, "DN")
+        self.value = dense((c.d_model, inner), c.d_model**-0.5, "DN")
+        self.out = dense((inner, c.d_model), inner**-0.5, "ND")
 
     def _split_heads(self, x: Float[Array, "B T NH"]) -> Float[Array, "B T N H"]:
         x = x.reshape(*x.shape[:-1], self.config.num_heads, self.config.d_kv)
@@ -106,7 +113,7 @@ class Attention(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
-        keys_values: tuple[Float[Array, "..."], Float[Array, "..."]],
+        others: tuple[Float[Array, "..."], Float[Array, "..."]] | Float[Array, "B S D"],
         *,
         mask: Bool[Array, "b 1 t S"],
         bias: Float[Array, "1 N t S"] | None = None,
@@ -117,24 +124,33 @@ class Attention(nn.Module):
 
         Args:
             x: Where queries come from.
-            keys_values: Of what is attended to, with axes in the order of `layout`.
+            others: What is attended to: keys and values, or the sequence that has them. A key is a
+                product of the sequence with a kernel, and so is a value; where the sequence is
+                given, the kernels are applied to the queries and to the result instead, which is
+                cheaper for fewer than H queries of a sequence.
             mask: What each query sees; it broadcasts over batch, heads and queries.
             bias: Added to the scores.
             train: Whether to drop weights.
-            layout: The axes B, S, N and H in any order.
+            layout: The axes B, S, N and H of keys and values in any order.
         """
-        keys, values = keys_values
-        scores = jnp.einsum(
-            f"BTNH,{layout}->BNTS",
-            self._split_heads(self.query(x)),
-            keys,
-            preferred_element_type=wide(self.dtype),
-        )
-        if bias is not None:
-            scores = scores + bias
-        # Not -inf: a row of padding alone must give finite weights, which nothing reads.
-        scores = jnp.where(mask, scores, jnp.asarray(-1e9, scores.dtype))
-        weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
-        weights = dropout(self.dropout_rate, weights, broadcast=-2, module=self, train=train)
-        x = constrain(jnp.einsum(f"BNTS,{layout}->BTNH", weights, values), "BTNH", self.mesh)
+        c, queries = self.config, self._split_heads(self.query(x))
+        if isinstance(others, tuple):
+            x = self._weigh(queries, *others, mask, bias, train, layout)
+        else:
+            queries = self.key.by_head(queries, "BTNH,DNH->BTND", c.d_kv)
+            x = self._weigh(queries, others, others, mask, bias, train, "BSH")
+            x = constrain(self.value.by_head(x, "BTND,DNH->BTNH", c.d_kv), "BTNH", self.mesh)
         return self.out(x.reshape(*x.shape[:-2], -1))
+
+    def _weigh(self, queries, keys, values, mask, bias, train, layout) -> Float[Array, "B T N H"]:
+        batch, _, heads, _ = queries.shape
+        keep = None
+        if train and self.dropout_rate:
+            keep = jnp.ones((batch, heads, 1, mask.shape[-1]), self.dtype)
+            keep = dropout(self.dropout_rate, keep, broadcast=-2, module=self, train=train)
+        on_tpu, few = platform(self.mesh) == "tpu", queries.shape[1] < self.config.d_kv
+        weigh = functools.partial(attend, layout=layout, keep_weights=few or not on_tpu)
+        if few and on_tpu:  # small enough to be written, not to be kept for every layer
+            weigh = jax.checkpoint(weigh, prevent_cse=False)
+        x = weigh(queries, keys, values, mask, bias, keep)
+        return constrain(x, "BTNH", self.mesh)

@@ -6,6 +6,7 @@ statistics and logits are computed in `promote_types(dtype, float32)`, as in T5X
 On a mesh, a kernel is kept cut along `fsdp` and gathered where it is used (`multiply`).
 """
 
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -47,7 +48,8 @@ def multiply(
         mesh: The devices.
     """
     x = x.astype(dtype)
-    if kernel.dtype == dtype and (mesh is None or mesh.shape["fsdp"] == 1):
+    as_kept = kernel.dtype == dtype and (mesh is None or mesh.shape["fsdp"] == 1)
+    if as_kept and product is jnp.matmul:  # others reshape the kernel, which is a copy as well
         return product(x, kernel)
 
     def cast_and_multiply(x: Array, kernel: Array) -> Array:
@@ -57,30 +59,39 @@ def multiply(
 
 
 class Dense(nn.Module):
-    """A matrix without bias, kernel [in, out].
+    """A matrix without bias.
 
     Args:
-        features: Columns.
+        shape: Of the kernel, [in, out].
         dtype: Of the activations.
         stddev: Of the initial kernel.
-        axes: Of the kernel, such as `DF`; those of the result end with its last.
+        axes: Of the kernel, such as `DF`.
         mesh: The devices.
     """
 
-    features: int
+    shape: tuple[int, int]
     dtype: DType
     stddev: float
     axes: str
     mesh: Mesh | None
 
-    @nn.compact
-    def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
-        kernel = self.param(
-            "kernel", nn.initializers.normal(self.stddev), (x.shape[-1], self.features)
-        )
-        flat = x.reshape(-1, x.shape[-1])
-        y = multiply(jnp.matmul, flat, kernel, self.axes, self.dtype, self.mesh)
-        return constrain(y.reshape(*x.shape[:-1], self.features), f"BT{self.axes[-1]}", self.mesh)
+    def setup(self):
+        self.kernel = self.param("kernel", nn.initializers.normal(self.stddev), self.shape)
+
+    def __call__(self, x: Float[Array, "B T i"]) -> Float[Array, "B T o"]:
+        y = self._multiply(jnp.matmul, x.reshape(-1, x.shape[-1]))
+        return constrain(y.reshape(*x.shape[:-1], -1), f"BT{self.axes[-1]}", self.mesh)
+
+    def by_head(self, x: Array, product: str, features: int) -> Array:
+        """The einsum `product` of `x` and the kernel as [in, heads, features]."""
+
+        def multiply_heads(x: Array, kernel: Array) -> Array:
+            return jnp.einsum(product, x, kernel.reshape(len(kernel), -1, features))
+
+        return self._multiply(multiply_heads, x)
+
+    def _multiply(self, product: Callable[[Array, Array], Array], x: Array) -> Array:
+        return multiply(product, x, self.kernel, self.axes, self.dtype, self.mesh)
 
 
 class RMSNorm(nn.Module):
@@ -92,9 +103,15 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        x = x.astype(wide(self.dtype))
-        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
-        return x.astype(self.dtype) * scale[None, None, :].astype(self.dtype)
+
+        def normalize(x: Array, scale: Array) -> Array:
+            x = x.astype(wide(self.dtype))
+            x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
+            return x.astype(self.dtype) * scale[None, None, :].astype(self.dtype)
+
+        if wide(self.dtype) != self.dtype:  # keep no wide copy of the input
+            normalize = jax.checkpoint(normalize, prevent_cse=False)
+        return normalize(x, scale)
 
 
 class Embedder(nn.Module):
@@ -145,7 +162,31 @@ def dropout(rate: float, x: Array, *, broadcast: int, module: nn.Module, train: 
     shape = list(x.shape)
     shape[broadcast] = 1
     keep = jax.random.bernoulli(module.make_rng("dropout"), 1 - rate, shape)
-    return jnp.where(keep, x / (1 - rate), jnp.zeros((), x.dtype))
+
+    # Autodiff would keep the mask at the size of `x`.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def drop(x: Array, keep: Array) -> Array:
+        return jnp.where(keep, x / (1 - rate), jnp.zeros((), x.dtype))
+
+    return drop(x, keep)
+
+
+def _gated(gate: Array, x: Array) -> Array:
+    return nn.gelu(gate, approximate=True) * x
+
+
+@jax.custom_vjp
+def gated_gelu(gate: Array, x: Array) -> Array:
+    """gelu(gate) * x, of which the backward pass keeps the two arguments and nothing else."""
+    return _gated(gate, x)
+
+
+def _gated_backward(kept: tuple[Array, Array], grads: Array) -> tuple[Array, Array]:
+    # Written once, or the product that each of them goes into would compute it for itself.
+    return jax.lax.optimization_barrier(jax.vjp(_gated, *kept)[1](grads))
+
+
+gated_gelu.defvjp(lambda gate, x: (_gated(gate, x), (gate, x)), _gated_backward)
 
 
 class MLP(nn.Module):
@@ -161,11 +202,13 @@ class MLP(nn.Module):
         c = self.config
 
         def project(name: str):
-            return Dense(c.d_ff, self.dtype, c.d_model**-0.5, "DF", self.mesh, name=name)(x)
+            shape = c.d_model, c.d_ff
+            return Dense(shape, self.dtype, c.d_model**-0.5, "DF", self.mesh, name=name)(x)
 
         if c.mlp == "gated_gelu":
-            h = nn.gelu(project("wi_0"), approximate=True) * project("wi_1")
+            h = gated_gelu(project("wi_0"), project("wi_1"))
         else:
             h = nn.relu(project("wi"))
         h = dropout(self.dropout_rate, h, broadcast=-2, module=self, train=train)
-        return Dense(c.d_model, self.dtype, c.d_ff**-0.5, "FD", self.mesh, name="wo")(h)
+        shape = c.d_ff, c.d_model
+        return Dense(shape, self.dtype, c.d_ff**-0.5, "FD", self.mesh, name="wo")(h)

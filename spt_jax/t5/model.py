@@ -31,8 +31,8 @@ class _Stack(nn.Module):
     remat: Remat
     mesh: Mesh | None
 
-    def _layers(self, layer: type[nn.Module], layers: int, arguments: int) -> Any:
-        stack: Any = scan_layers(layer, layers, arguments, self.remat)
+    def _layers(self, layer: type[nn.Module], layers: int, arguments: int, static: int) -> Any:
+        stack: Any = scan_layers(layer, layers, arguments, static, self.remat)
         return stack(self.config, self.dtype, self.dropout_rate, self.mesh)
 
     def _bias(self, bidirectional: bool) -> RelativePositionBias:
@@ -49,7 +49,7 @@ class _Stack(nn.Module):
 class Encoder(_Stack):
     def setup(self):
         self.relpos_bias = self._bias(bidirectional=True)
-        self.layers = self._layers(EncoderLayer, self.config.num_layers, 3)
+        self.layers = self._layers(EncoderLayer, self.config.num_layers, 3, 1)
         self.encoder_norm = self._norm()
 
     def __call__(self, x, mask, train):
@@ -62,17 +62,18 @@ class Encoder(_Stack):
 class Decoder(_Stack):
     def setup(self):
         self.relpos_bias = self._bias(bidirectional=False)
-        self.layers = self._layers(DecoderLayer, self.config.num_decoder_layers, 5)
+        self.layers = self._layers(DecoderLayer, self.config.num_decoder_layers, 6, 2)
         self.decoder_norm = self._norm()
         if not self.config.tied_head:
             self.logits_dense = LogitsDense(self.config, self.dtype, self.mesh)
 
-    def __call__(self, x, encoded, mask, train):
+    def __call__(self, x, encoded, mask, train, calls):
         x = self._dropout(x.astype(self.dtype), train)
         targets = x.shape[1]
+        few = targets * calls < self.config.d_kv
         causal = jnp.tril(jnp.ones((targets, targets), bool))[None, None]
         bias = self.relpos_bias(targets, targets)
-        x, _ = self.layers(x, encoded, bias, causal, mask[:, None, None, :], train)
+        x, _ = self.layers(x, encoded, bias, causal, mask[:, None, None, :], train, few)
         return self._dropout(self.decoder_norm(x), train)
 
     def _run_layer(self, params, *args, method) -> Any:
@@ -185,9 +186,19 @@ class T5(nn.Module):
         mask: Bool[Array, "B S"],
         *,
         train: bool = False,
+        calls: int = 1,
     ) -> Float[Array, "B U V"]:
-        """Logits of the next target at every position, in float32 or wider."""
-        return self._logits(self.decoder(embedded, encoded, mask, train))
+        """Logits of the next target at every position, in float32 or wider.
+
+        Args:
+            embedded: The embedded targets, shifted right.
+            encoded: From `encode`.
+            mask: The encoder's.
+            train: Whether dropout is on.
+            calls: How many calls a `vmap` makes of this one, with other targets: what only depends
+                on `encoded` is computed once for all.
+        """
+        return self._logits(self.decoder(embedded, encoded, mask, train, calls))
 
     def start_cache(self, encoded: Float[Array, "B S D"], targets: int, beams: int = 1) -> Cache:
         """A cache with room for `targets` steps of `decode_step`, with `beams` targets each."""

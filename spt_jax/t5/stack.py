@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 from jax.sharding import Mesh
 
-from spt_jax.axes import constrain
+from spt_jax.axes import constrain, platform
 from spt_jax.t5.attention import Attention
 from spt_jax.t5.cache import LAYOUT, cached
 from spt_jax.t5.config import T5Config
@@ -43,21 +43,20 @@ def is_unrolled(layers: int, mesh: Mesh | None, *, decoding: bool = False) -> bo
         mesh: The devices; those of jax where None.
         decoding: A target at a time, with a cache.
     """
-    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-    on_cpu = decoding and platform == "cpu"
+    on_cpu = decoding and platform(mesh) == "cpu"
     return layers <= (UNROLLED_DECODING_ON_CPU if on_cpu else UNROLLED)
 
 
 def scan_layers(
-    layer: type[nn.Module], layers: int, arguments: int, remat: Remat
+    layer: type[nn.Module], layers: int, arguments: int, static: int, remat: Remat
 ) -> type[nn.Module]:
     """`layers` copies of `layer` in a row.
 
     Args:
-        layer: Called with what goes from layer to layer, with `arguments` that are the same for all
-            layers, the last of them `train`, a bool.
+        layer: Called with what goes from layer to layer, then with what is the same for all layers.
         layers: How many.
-        arguments: How many of these.
+        arguments: How many arguments are the same for all layers.
+        static: How many of them, the last ones, are bools and no arrays.
         remat: What is computed again.
 
     Raises:
@@ -67,14 +66,14 @@ def scan_layers(
         raise ValueError(f"remat is {remat!r}, expected 'none', 'minimal' or 'full'")
     unrolled = is_unrolled(layers, None)
     if remat != "none":
+        products = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        last = arguments + 1  # counted from the layer's own input, which is 1
         layer = nn.remat(
             layer,
             # Unrolled, the compiler would find the first computation and keep its results.
             prevent_cse=unrolled,
-            static_argnums=(arguments + 1,),
-            policy=None
-            if remat == "full"
-            else jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+            static_argnums=tuple(range(last - static + 1, last + 1)),
+            policy=products if remat == "minimal" else None,
         )
     in_axes: Any = (nn.broadcast,) * arguments
     return nn.scan(
@@ -132,10 +131,10 @@ class DecoderLayer(_Layer):
         self.encoder_decoder_attention = self._attention()
         self.pre_mlp_layer_norm, self.mlp = self._norm(), self._mlp()
 
-    def __call__(self, x, encoded, bias, mask, cross_mask, train):
+    def __call__(self, x, encoded, bias, mask, cross_mask, train, few):
         y = self.pre_self_attention_layer_norm(x)
         own = self.self_attention.keys_values(y)
-        cross = self.encoder_decoder_attention.keys_values(encoded)
+        cross = encoded if few else self.encoder_decoder_attention.keys_values(encoded)
         return self._attend(x, y, own, cross, bias, mask, cross_mask, train), None
 
     def cross_keys_values(self, encoded):
@@ -153,7 +152,7 @@ class DecoderLayer(_Layer):
         return self._attend(x, y, own, cross, bias, mask, cross_mask, False, LAYOUT), past
 
     def _attend(self, x, y, own, cross, bias, mask, cross_mask, train, layout="BSNH"):
-        """The layer on its input `x`, whose norm is `y`, with both pairs of keys and values."""
+        """The layer on its input `x`, whose norm is `y`; `cross` as `Attention` takes `others`."""
         y = self.self_attention(y, own, bias=bias, mask=mask, train=train, layout=layout)
         x = self._residual(x, y, train)
         y = self.pre_cross_attention_layer_norm(x)
