@@ -60,6 +60,7 @@ setup(
         "tensorboard": ["tensorboardX>=2.6"],  # log.tensorboard
         "results": ["matplotlib>=3.9", "scikit-learn>=1.6"],
         "tpu": ["jax[tpu]"],
+        "tpu-plan": ["libtpu>=0.0.40"],  # `plan`: the compiler of TPUs, on any machine
         "cuda12": ["jax[cuda12]"],  # driver 525 or newer
         "cuda13": ["jax[cuda13]"],  # driver 580 or newer, GPUs from Turing on
     },

@@ -18,6 +18,7 @@ from spt_jax.commands.data import data
 from spt_jax.commands.evaluate import evaluate
 from spt_jax.commands.inspect import inspect
 from spt_jax.commands.nearest import nearest
+from spt_jax.commands.plan import plan
 from spt_jax.commands.predict import predict
 from spt_jax.commands.pretrain import pretrain
 from spt_jax.commands.prompt import prompt
@@ -27,7 +28,18 @@ from spt_jax.printing import warnings_on_stderr
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     command.__name__: command
-    for command in (train, evaluate, predict, nearest, inspect, data, pretrain, convert, prompt)
+    for command in (
+        train,
+        evaluate,
+        predict,
+        nearest,
+        inspect,
+        data,
+        pretrain,
+        convert,
+        prompt,
+        plan,
+    )
 }
 """Each in its module of `spt_jax.commands`; none of them imports jax before it runs."""
 

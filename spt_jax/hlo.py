@@ -1,0 +1,187 @@
+"""What a compiled program does, read from its text: loops, traffic and collectives.
+
+XLA's own counts take the body of a loop once. A loop's body runs as often as its condition's bound
+says, and everything in it is counted that often here.
+
+    bytes of an instruction = its operands + its results; of a slice or an update, the slice
+"""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+COLLECTIVES = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+)
+_SIZES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "s32": 4}
+_SIZES |= {"u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
+_FREE = {"parameter", "bitcast", "get-tuple-element", "tuple", "constant", "while", "conditional"}
+_FREE |= {"call", "optimization-barrier", "after-all", "partition-id", "custom-call"}
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One line of a program."""
+
+    name: str
+    type: str
+    op: str
+    operands: tuple[str, ...]
+    attributes: str
+
+
+@dataclass
+class Collectives:
+    """All collectives of one kind: how many, and the bytes of their results on one device."""
+
+    count: int = 0
+    bytes: int = 0
+
+
+@dataclass
+class Counts:
+    """Of one device, each loop's body once and as often as it runs."""
+
+    bytes_once: float = 0
+    bytes_run: float = 0
+    collectives: dict[str, Collectives] = field(default_factory=lambda: defaultdict(Collectives))
+
+
+Program = dict[str, list[Instruction]]
+
+
+def parse(text: str) -> tuple[Program, str]:
+    """The computations of a program by name, and the name of the one that it starts with."""
+    program, entry, current = {}, "", None
+    for line in text.splitlines():
+        if header := re.match(r"(ENTRY )?%?(\S+) \(.*\{$", line):
+            current = program.setdefault(header[2], [])
+            entry = header[2] if header[1] else entry
+        elif current is not None and (match := re.match(r"\s+(?:ROOT )?%?(\S+) = (.*)", line)):
+            current.append(_instruction(match[1], match[2]))
+    return program, entry
+
+
+def _instruction(name: str, text: str) -> Instruction:
+    end = _closing(text, 0) + 1 if text.startswith("(") else text.index(" ")
+    op, _, rest = text[end:].strip().partition("(")
+    close = _closing(f"({rest}", 0) - 1
+    operands = tuple(re.findall(r"%([^\s,()]+)", rest[:close]))
+    if op in ("constant", "parameter"):
+        operands = (rest[:close],)
+    return Instruction(name, text[:end], op, operands, rest[close:])
+
+
+def _closing(text: str, start: int) -> int:
+    depth = 0
+    for place in range(start, len(text)):
+        depth += (text[place] == "(") - (text[place] == ")")
+        if depth == 0:
+            return place
+    return len(text)
+
+
+def nbytes(type: str) -> int:
+    """Bytes of a type, all parts of a tuple together."""
+    arrays = re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", type)
+    return sum(
+        _SIZES.get(kind, 0) * math.prod(int(size) for size in sizes.split(",") if size)
+        for kind, sizes in arrays
+    )
+
+
+def count(text: str) -> Counts:
+    """Counts what a compiled program does."""
+    program, entry = parse(text)
+    counts = Counts()
+    for name, times, fused in _walk(program, entry, 1):
+        types = {instruction.name: instruction.type for instruction in program[name]}
+        for instruction in program[name]:
+            kind = instruction.op.removesuffix("-start")
+            if kind in COLLECTIVES:
+                result = _result(instruction)
+                counts.collectives[kind].count += times
+                counts.collectives[kind].bytes += times * nbytes(result)
+            if not fused and instruction.op not in _FREE and not instruction.op.endswith("-done"):
+                moved = _traffic(program, instruction, types)
+                counts.bytes_once += moved
+                counts.bytes_run += times * moved
+    return counts
+
+
+def _result(instruction: Instruction) -> str:
+    # What starts in one instruction and ends in another has operands and results in its type.
+    if instruction.op.endswith("-start") and instruction.type.startswith("(("):
+        return instruction.type[_closing(instruction.type, 1) + 1 :]
+    if instruction.op.endswith("-start") and instruction.type.startswith("("):
+        return instruction.type.split(", ", 1)[-1]
+    return instruction.type
+
+
+def _walk(program: Program, name: str, times: int, fused: bool = False) -> Iterator[tuple]:
+    """(computation, how often it runs, whether it is part of an instruction) from `name` on."""
+    yield name, times, fused
+    for instruction in program[name]:
+        called = dict(
+            re.findall(r"(body|condition|calls|to_apply)=%?([^\s,}]+)", instruction.attributes)
+        )
+        if instruction.op == "while":
+            trips = _trips(program, called["condition"])
+            yield from _walk(program, called["body"], times * trips, fused)
+        elif instruction.op == "conditional":
+            branches = re.search(r"branch_computations=\{([^}]*)\}", instruction.attributes)
+            for branch in branches[1].replace("%", "").split(", ") if branches else ():
+                yield from _walk(program, branch, times, fused)
+        elif instruction.op == "call" and "to_apply" in called:
+            yield from _walk(program, called["to_apply"], times, fused)
+        elif "calls" in called:
+            yield from _walk(program, called["calls"], times, True)
+
+
+def _trips(program: Program, condition: str) -> int:
+    """The bound in a condition such as `i < 24`; the loops of jax count up from 0."""
+    bounds = [
+        int(instruction.operands[0])
+        for name, _, _ in _walk(program, condition, 1)
+        for instruction in program[name]
+        if instruction.op == "constant" and re.match(r"[su]32\[\]", instruction.type)
+    ]
+    return max(bounds, default=1)
+
+
+def _traffic(program: Program, instruction: Instruction, types: dict[str, str]) -> int:
+    """Bytes that one instruction reads and writes."""
+    operands = [nbytes(types.get(name, "")) for name in instruction.operands]
+    called = re.search(r"calls=%?([^\s,}]+)", instruction.attributes)
+    if instruction.op == "dynamic-slice":
+        return 2 * nbytes(instruction.type)
+    if instruction.op == "dynamic-update-slice":
+        return 2 * operands[1]
+    if instruction.op.endswith("-start") and not called:
+        return 2 * nbytes(instruction.type.rsplit(", ", 1)[0].rsplit("(", 1)[-1])
+    result = nbytes(instruction.type)
+    if called and instruction.op == "fusion":
+        body = program[called[1]]
+        sizes = {inner.name: inner.type for inner in body}
+        for number, inner in _parameters(body):
+            users = [user for user in body if inner.name in user.operands]
+            sliced = [user for user in users if user.operands[0] == inner.name]
+            if users and users == [user for user in sliced if user.op == "dynamic-slice"]:
+                operands[number] = sum(nbytes(user.type) for user in users)
+            updates = [user for user in users if user.op == "dynamic-update-slice"]
+            if updates and len(users) == len(updates) and updates[0].operands[0] == inner.name:
+                update = nbytes(sizes.get(updates[0].operands[1], ""))
+                operands[number], result = 0, result - nbytes(inner.type) + update
+    return sum(operands) + result
+
+
+def _parameters(body: list[Instruction]) -> Iterator[tuple[int, Instruction]]:
+    for instruction in body:
+        if instruction.op == "parameter":
+            yield int(instruction.operands[0]), instruction

@@ -1,0 +1,236 @@
+"""What a model needs on a TPU slice, asked of the compiler: `spt-jax plan`.
+
+The programs of `programs.py` are compiled for the slice, on a machine that need not have a TPU.
+Memory is what the compiler allocates. FLOPs and bytes are the compiler's counts, in which the body
+of a loop is counted once, times the share that loops add: of products, by the traced program with
+and without trip counts; of bytes, by the compiled one (`hlo.py`). All are of one device.
+
+The roofline is the longest of three times, which could at best overlap: FLOPs at the chip's peak,
+bytes at the bandwidth of its memory, collectives at that of all its links.
+"""
+
+import dataclasses
+import math
+import re
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.extend
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from spt_jax import hlo
+from spt_jax.automesh import TUNED_BYTES, choose_mesh
+from spt_jax.config import MeshConfig
+from spt_jax.convert.opening import open_model
+from spt_jax.plan_config import PlanConfig
+from spt_jax.programs import abstract_params, lower_decoding, lower_train_step
+from spt_jax.sharding import make_mesh, require_rows, row_devices
+from spt_jax.t5 import PRESETS, T5, T5Config
+from spt_jax.topologies import CHIPS, Chip, load_topology
+
+PROGRAMS = {"train": lower_train_step, "decode": lower_decoding}
+
+
+def plan(config: PlanConfig, *, suggest: bool = True) -> dict[str, Any]:
+    """Compiles the programs of a config and reports what they need.
+
+    Args:
+        config: What is planned.
+        suggest: Look for a change that fits, where this does not; each costs a compilation.
+
+    Returns:
+        What `spt-jax plan --json` prints. The figures of the training step, or of decoding where
+        that alone is planned, are at the top: `fits`, `peak_bytes_per_device`,
+        `limit_bytes_per_device`, `flops`, `bytes_accessed`, `compile_seconds`, `collectives`,
+        `roofline_seconds`, ...; those of decoding in `decode`. Where a program does not fit, its
+        peak is what the compiler says that it would need, and `would_fit` says what to change.
+
+    Raises:
+        ValueError: No such topology or model, no `libtpu`, or the mesh does not suit the devices,
+            the heads or the batch.
+    """
+    chip, devices = load_topology(config.topology)
+    shape = PRESETS[config.model] if config.model in PRESETS else open_model(config.model).config
+    mesh, reason = _make_mesh(config, shape, chip, devices)
+    require_rows(mesh, config.batch_size // config.accumulate, "batch_size")
+    names = list(PROGRAMS) if config.program == "both" else [config.program]
+    reports = {name: _compile(name, config, shape, mesh, chip) for name in names}
+    result = {
+        "model": config.model,
+        "topology": config.topology,
+        "chip": chip.kind,
+        "devices": len(devices),
+        "mesh": dict(mesh.shape),
+        "mesh_reason": reason,
+        **reports.pop(names[0]),
+        **reports,
+        "assumptions": {
+            "flops_per_second": chip.flops,
+            "memory_bytes_per_second": chip.bandwidth,
+            "link_bytes_per_second": chip.links,
+        },
+    }
+    parts = [result, *(result[name] for name in names[1:])]
+    result["fits"] = all(part["fits"] for part in parts)
+    if not result["fits"] and suggest:
+        result["would_fit"] = _would_fit(config, mesh)
+    return result
+
+
+def _make_mesh(config: PlanConfig, shape: T5Config, chip: Chip, devices: Any) -> tuple[Mesh, str]:
+    if config.mesh is not None:
+        return make_mesh(config.mesh, devices), "as given"
+    tuned = config.tune == "model"
+    mesh, reason = choose_mesh(
+        shape,
+        devices=devices,
+        memory=chip.memory,
+        bytes_per_param=TUNED_BYTES if tuned else jnp.dtype(config.param_dtype).itemsize,
+        rows=config.batch_size // config.accumulate,
+    )
+    return make_mesh(mesh, devices), reason
+
+
+def _compile(
+    name: str, config: PlanConfig, shape: T5Config, mesh: Mesh, chip: Chip
+) -> dict[str, Any]:
+    """The report of one program."""
+    model = T5(
+        shape,
+        dtype=jnp.dtype(config.dtype),
+        dropout_rate=config.dropout_rate if name == "train" else 0.0,
+        remat=config.remat,
+        mesh=mesh,
+    )
+    started = time.perf_counter()
+    traced, lowered = PROGRAMS[name](model, config)
+    weights = sum(_local_bytes(leaf) for leaf in jax.tree.leaves(abstract_params(model, config)))
+    report = {"fits": True, "limit_bytes_per_device": chip.memory}
+    report["weights_bytes_per_device"] = weights
+    try:
+        compiled: Any = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        needed = _needed_bytes(str(error))
+        if needed is None:
+            raise
+        return {
+            **report,
+            "fits": False,
+            "peak_bytes_per_device": needed,
+            "missing_bytes_per_device": needed - chip.memory,
+            "flops": None,
+            "bytes_accessed": None,
+            "compile_seconds": time.perf_counter() - started,
+        }
+    seconds = time.perf_counter() - started
+    memory, cost, counts = (
+        compiled.memory_analysis(),
+        compiled.cost_analysis(),
+        hlo.count(compiled.as_text()),
+    )
+    arguments = memory.argument_size_in_bytes
+    outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    peak = arguments + outputs + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
+    once, run = count_products(traced.jaxpr, config.targets_length)
+    flops = cost["flops"] * run / once
+    moved = cost["bytes accessed"] * counts.bytes_run / counts.bytes_once
+    linked = sum(collectives.bytes for collectives in counts.collectives.values())
+    times = {
+        "flops_seconds": flops / chip.flops,
+        "memory_seconds": moved / chip.bandwidth,
+        "links_seconds": linked / chip.links,
+    }
+    return {
+        **report,
+        "fits": peak <= chip.memory,
+        "peak_bytes_per_device": peak,
+        "activations_bytes_per_device": memory.temp_size_in_bytes,
+        "flops": flops,
+        "bytes_accessed": moved,
+        "collectives": {
+            kind: dataclasses.asdict(found) for kind, found in sorted(counts.collectives.items())
+        },
+        "roofline_seconds": max(times.values()),
+        **times,
+        "compile_seconds": seconds,
+    }
+
+
+def _local_bytes(leaf: jax.ShapeDtypeStruct) -> int:
+    sharding: Any = leaf.sharding
+    return int(np.prod(sharding.shard_shape(leaf.shape))) * np.dtype(leaf.dtype).itemsize
+
+
+def _needed_bytes(message: str) -> int | None:
+    """What a program needs that does not fit, by the compiler's message; None for another error."""
+    if "RESOURCE_EXHAUSTED" not in message:
+        return None
+    found = re.search(r"(?:required|Used|Total hbm usage >=)[^.]*?\(?(\d[\d.]*)([KMGT])", message)
+    return int(float(found[1]) * 1024 ** (" KMGT".index(found[2]))) if found else None
+
+
+def count_products(jaxpr: Any, steps: int) -> tuple[float, float]:
+    """Operations of all products of a traced program, loop bodies once and as often as they run.
+
+    Args:
+        jaxpr: The program.
+        steps: How often a loop runs whose end depends on what it computes.
+    """
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+    once = run = 0.0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            depth = float(np.prod([left[axis] for axis in contracted]))
+            product = 2 * depth * float(np.prod(equation.outvars[0].aval.shape))
+            once, run = once + product, run + product
+        trips, compiled = 1, 1  # how often the body runs, and how often the program has it
+        if equation.primitive.name == "while":
+            trips = steps
+        elif equation.primitive.name == "scan":
+            trips, compiled = equation.params["length"], equation.params["unroll"]
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            inner_once, inner_run = count_products(inner, steps)
+            once, run = once + compiled * inner_once, run + trips * inner_run
+    return once, run
+
+
+def _would_fit(config: PlanConfig, mesh: Mesh) -> str | None:
+    """The first change of a config that the compiler accepts, as options; None where none does."""
+    for options, changed in _changes(config, mesh):
+        try:
+            found = plan(changed, suggest=False)
+        except ValueError:  # the mesh does not divide the model
+            continue
+        if found["fits"]:
+            return options
+    return None
+
+
+def _changes(config: PlanConfig, mesh: Mesh) -> Iterator[tuple[str, PlanConfig]]:
+    """Less memory, what costs the least time first."""
+    rows, words = config.batch_size // config.accumulate, []
+    if mesh.shape["fsdp"] < mesh.size and rows % mesh.size == 0:
+        config = dataclasses.replace(config, mesh=MeshConfig(data=1, fsdp=mesh.size))
+        words.append(f"--mesh.data=1 --mesh.fsdp={mesh.size}")
+        yield " ".join(words), config
+    if config.program != "decode" and config.remat != "full":
+        config = dataclasses.replace(config, remat="full")
+        words.append("--remat=full")
+        yield " ".join(words), config
+    if config.program != "decode" and rows > row_devices(mesh):
+        accumulate = config.batch_size // row_devices(mesh)
+        words.append(f"--accumulate={accumulate}")
+        yield " ".join(words), dataclasses.replace(config, accumulate=accumulate)
+    generation, _, shape = config.topology.partition(":")
+    chips = math.prod(map(int, shape.split("x")))
+    for larger in CHIPS[generation].shapes:
+        if chips < math.prod(map(int, larger.split("x"))) <= 4 * chips:
+            topology = f"{generation}:{larger}"
+            changed = dataclasses.replace(config, topology=topology, mesh=None)
+            yield f"--topology={topology}", changed

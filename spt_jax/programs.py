@@ -1,0 +1,104 @@
+"""The programs of a run as they are compiled, for arrays that need not exist.
+
+    lowered = lower_train_step(model, PlanConfig(...)).compile()
+
+They are those of `train.fit` and of evaluation: the same functions, shardings and donation.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+
+from spt_jax.axes import spec
+from spt_jax.config import LossConfig, OptimizerConfig
+from spt_jax.decode_config import DecodeConfig
+from spt_jax.generation import generate
+from spt_jax.optim import make_tx
+from spt_jax.plan_config import PlanConfig
+from spt_jax.pytree import label_params, split
+from spt_jax.sharding import param_shardings, replicated, state_shardings
+from spt_jax.step import init_state, train_step
+from spt_jax.t5 import T5
+from spt_jax.typing import PyTree
+
+
+def lower_train_step(model: T5, config: PlanConfig) -> tuple[Any, Any]:
+    """The training step of a model with a mesh.
+
+    Returns:
+        Traced, and lowered.
+
+    Raises:
+        ValueError: The mesh does not divide a weight.
+    """
+    mesh = _mesh(model)
+    params = abstract_params(model, config)
+    trained, frozen = split(params, label_params(params, config.tune))
+    # The paper's optimizer for prompts; T5's own, with its slots, for a whole model.
+    tuned = config.tune == "model"
+    optimizer = OptimizerConfig(multiply_by_parameter_scale=tuned, accumulate=config.accumulate)
+    tx = make_tx(optimizer, 1, config.tune)
+    state = jax.eval_shape(lambda x: init_state(x, tx, patience=None, keep_best=True), trained)
+    state = _place(state, state_shardings(state, mesh))
+    key = jax.eval_shape(jax.random.key, 0)
+    step = functools.partial(
+        train_step, model=model, tx=tx, loss=LossConfig(), accumulate=config.accumulate
+    )
+    jitted = jax.jit(
+        step,
+        donate_argnums=0,
+        out_shardings=(state_shardings(state, mesh), replicated(mesh)),
+    )
+    traced = jitted.trace(state, frozen, _batch(config, mesh), _place(key, replicated(mesh)))
+    return traced, traced.lower()
+
+
+def lower_decoding(model: T5, config: PlanConfig) -> tuple[Any, Any]:
+    """Greedy decoding as evaluation does it; otherwise as `lower_train_step`."""
+
+    def decode(params: PyTree, inputs: Any) -> Any:
+        return generate(model, params, inputs, DecodeConfig(), length=config.targets_length)
+
+    inputs = _batch(config, _mesh(model))["inputs"]
+    traced = jax.jit(decode).trace(abstract_params(model, config), inputs)
+    return traced, traced.lower()
+
+
+def abstract_params(model: T5, config: PlanConfig) -> PyTree:
+    """The params tree as the mesh keeps it, with a prompt where one is tuned or served."""
+    mesh = _mesh(model)
+    shapes = jax.eval_shape(model.init_params, jax.random.key(0))
+    shardings = param_shardings(shapes, mesh)
+    dtype = jnp.dtype("float32" if config.tune == "model" else config.param_dtype)
+    params: PyTree = {"t5": _place(shapes, shardings, dtype)}
+    if config.prompt_length:
+        prompt = jax.ShapeDtypeStruct((config.prompt_length, model.config.d_model), jnp.float32)
+        params["prompt"] = _place(prompt, replicated(mesh))
+    return params
+
+
+def _mesh(model: T5) -> Mesh:
+    if model.mesh is None:
+        raise ValueError("the model has no mesh; a program is compiled for the devices of one")
+    return model.mesh
+
+
+def _batch(config: PlanConfig, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    widths = {"inputs": config.inputs_length, "targets": config.targets_length}
+    rows = NamedSharding(mesh, spec("BT"))
+    return {
+        name: jax.ShapeDtypeStruct((config.batch_size, width), jnp.int32, sharding=rows)
+        for name, width in widths.items()
+    }
+
+
+def _place(tree: PyTree, shardings: Any, dtype: Any = None) -> PyTree:
+    def place(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=sharding)
+
+    if isinstance(shardings, NamedSharding):
+        return jax.tree.map(lambda leaf: place(leaf, shardings), tree)
+    return jax.tree.map(place, tree, shardings)

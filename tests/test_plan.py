@@ -1,0 +1,192 @@
+"""Plans of tiny models by the real compiler, and the counting that they rest on."""
+
+import dataclasses
+import importlib.util
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+import tiny
+
+from spt_jax import cli, hlo, plan
+from spt_jax.config import MeshConfig
+from spt_jax.plan_config import PlanConfig
+from spt_jax.t5 import PRESETS, stack
+from spt_jax.topologies import CHIPS, GIB, load_topology
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="libtpu is not installed; pip install 'spt_jax[tpu-plan]'",
+)
+SMALL = dict(batch_size=8, inputs_length=24, targets_length=4, prompt_length=8)
+SHAPE = dataclasses.replace(
+    tiny.SHAPE, d_model=128, d_kv=32, d_ff=256, num_heads=4, num_layers=5, num_decoder_layers=5
+)
+
+
+@pytest.fixture
+def tiny_preset(monkeypatch):
+    monkeypatch.setitem(PRESETS, "tiny", SHAPE)
+
+
+def report(**changes):
+    return plan.plan(PlanConfig(**{"model": "tiny", "topology": "v5e:1x1", **SMALL, **changes}))
+
+
+@needs_libtpu
+def test_loops_count_as_often_as_they_run(tiny_preset, monkeypatch):
+    scanned = report(program="train", dropout_rate=0.0)
+    monkeypatch.setattr(stack, "UNROLLED", 5)
+    unrolled = report(program="train", dropout_rate=0.0)
+    assert scanned["flops"] == pytest.approx(unrolled["flops"], rel=0.1)
+    assert scanned["bytes_accessed"] == pytest.approx(
+        unrolled["bytes_accessed"], rel=0.5
+    )  # a scan moves slices too
+
+
+@needs_libtpu
+def test_the_report_of_a_sharded_model(tiny_preset, capsys):
+    line = ["--model=tiny", "--topology=v5e:2x4", "--mesh.data=2", "--mesh.fsdp=2"]
+    line += ["--mesh.model=2", *(f"--{name}={value}" for name, value in SMALL.items())]
+    assert cli.main(["plan", *line, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["fits"] and found["mesh"] == {"data": 2, "fsdp": 2, "model": 2}
+    for part in (found, found["decode"]):
+        assert 0 < part["weights_bytes_per_device"] < part["peak_bytes_per_device"]
+        assert part["limit_bytes_per_device"] == CHIPS["v5e"].memory
+        assert part["flops"] > 0 and part["bytes_accessed"] > 0 and part["compile_seconds"] > 0
+        # Kernels are gathered over fsdp in the loop over layers; heads and features are summed.
+        assert part["collectives"]["all-gather"]["count"] >= 5
+        assert part["collectives"]["all-reduce"]["count"] >= 5
+        assert part["roofline_seconds"] >= part["flops_seconds"]
+
+
+@needs_libtpu
+def test_what_does_not_fit_says_what_would(tiny_preset, monkeypatch, capsys):
+    def compiled(name, config, shape, mesh, chip):
+        needed = {"none": 20, "minimal": 16, "full": 12}[config.remat] * GIB
+        sizes = {"peak_bytes_per_device": needed, "limit_bytes_per_device": chip.memory}
+        return {"fits": needed <= chip.memory, **sizes}
+
+    monkeypatch.setattr(plan, "_compile", compiled)
+    line = ["--model=tiny", "--topology=v5e:1x1", "--json"]
+    assert cli.main(["plan", *line]) == 2
+    printed = capsys.readouterr()
+    found = json.loads(printed.out)
+    assert found["fits"] is False and found["would_fit"] == "--remat=full"
+    assert printed.err.strip().splitlines()[-1] == (
+        "spt-jax: error: tiny does not fit v5e:1x1: it needs 20.00 GiB on each device, which has "
+        "15.75, 4.25 GiB too much; this fits: --remat=full"
+    )
+
+
+BAD = {
+    "unknown topology 'v5e:4x5'; slices of v5e have the shapes 1x1": {"topology": "v5e:4x5"},
+    r"unknown topology 'v5e:3x3'; .* \(did you mean 'v5e:": {"topology": "v5e:3x3"},
+    "mesh data=3 fsdp=1 model=1 needs 3 devices but": {"mesh": MeshConfig(data=3)},
+    "batch_size 6 does not divide over data": {
+        "batch_size": 6,
+        "topology": "v5e:2x2",
+        "mesh": MeshConfig(data=4),
+    },
+    r"mesh axis 'model' \(8\) does not divide heads": {
+        "topology": "v5e:2x4",
+        "mesh": MeshConfig(data=1, model=8),
+    },
+}
+
+
+@needs_libtpu
+@pytest.mark.parametrize("message", BAD)
+def test_bad_input_is_one_line(tiny_preset, message):
+    with pytest.raises(ValueError, match=message):
+        report(**BAD[message])
+
+
+def test_unknown_generations_are_named():
+    with pytest.raises(ValueError, match=r"unknown topology 'v9:2x2'; expected a generation of v2"):
+        load_topology("v9:2x2")
+
+
+def test_without_libtpu_the_extra_is_named(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"needs the package libtpu, .* 'spt_jax\[tpu-plan\]'"):
+        load_topology("v5e:1x1")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"inputs_length": 0}, "inputs_length is 0, expected 1 or more"),
+        ({"prompt_length": 0}, "prompt_length is 0, expected 1 or more, or 0 with --tune=model"),
+        ({"accumulate": 3}, "accumulate 3 does not divide batch_size 32"),
+        ({"dropout_rate": 1.0}, "dropout_rate is 1.0, expected at least 0 and less than 1"),
+    ],
+)
+def test_bad_options_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        PlanConfig(model="t5-small", topology="v5e:1x1", **changes)
+
+
+def test_products_are_counted_through_loops():
+    def run(x):
+        x, _ = jax.lax.scan(lambda x, _: (x @ x, None), x, length=7)
+        return jax.lax.while_loop(lambda x: x[0, 0] < 1, lambda x: x @ x, x) @ x
+
+    jaxpr = jax.make_jaxpr(run)(jnp.ones((4, 4)))
+    once, run = plan.count_products(jaxpr, steps=3)
+    assert (once, run) == (3 * 128, (7 + 3 + 1) * 128)
+
+
+PROGRAM = """HloModule jit_step
+
+%condition (p: (s32[], f32[8,4])) -> pred[] {
+  %p = (s32[], f32[8,4]) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %bound = s32[]{:T(128)} constant(6)
+  ROOT %less = pred[] compare(%i, %bound), direction=LT
+}
+
+%sliced (s: f32[6,8,4], i: s32[]) -> f32[8,4] {
+  %s = f32[6,8,4]{2,1,0} parameter(0)
+  %i.1 = s32[] parameter(1)
+  ROOT %slice = f32[1,8,4]{2,1,0} dynamic-slice(%s, %i.1), dynamic_slice_sizes={1,8,4}
+}
+
+%body (p.1: (s32[], f32[6,8,4])) -> (s32[], f32[6,8,4]) {
+  %p.1 = (s32[], f32[6,8,4]{2,1,0}) parameter(0)
+  %i.2 = s32[] get-tuple-element(%p.1), index=0
+  %stack = f32[6,8,4]{2,1,0} get-tuple-element(%p.1), index=1
+  %one = f32[8,4]{1,0} fusion(%stack, %i.2), kind=kLoop, calls=%sliced
+  %whole = f32[16,4]{1,0} all-gather(%one), dimensions={0}
+  ROOT %out = (s32[], f32[6,8,4]) tuple(%i.2, %stack)
+}
+
+ENTRY %main (x: f32[6,8,4]) -> f32[6,8,4] {
+  %x = f32[6,8,4]{2,1,0} parameter(0)
+  %loop = (s32[], f32[6,8,4]) while(%x), condition=%condition, body=%body
+  %sum = (f32[8,4], f32[8,4]) all-reduce-start(%x), to_apply=%add
+  ROOT %copy = f32[6,8,4]{2,1,0} copy(%x)
+}
+"""
+
+
+def test_traffic_and_collectives_of_a_loop():
+    found = hlo.count(PROGRAM)
+    gather, reduce = found.collectives["all-gather"], found.collectives["all-reduce"]
+    assert (gather.count, gather.bytes) == (6, 6 * 256)
+    assert (reduce.count, reduce.bytes) == (1, 128)
+    # The fusion reads one slice of the stack, a number, and writes a slice.
+    body, entry = (128 + 4 + 128) + (128 + 256), 2 * 768
+    assert found.bytes_run - found.bytes_once == 5 * body
+    assert found.bytes_once >= body + entry
+
+
+def test_what_a_program_needs_is_read_from_the_error():
+    message = (
+        "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory "
+        "required for HLO temporaries (400.00G) exceeds available HBM (15.75G)."
+    )
+    assert plan._needed_bytes(message) == 400 * GIB
+    assert plan._needed_bytes("INTERNAL: something else") is None
