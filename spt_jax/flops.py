@@ -7,6 +7,7 @@
     prompt tuning     2 W + 3 A        backwards, activations alone: a frozen kernel has no gradient
     model tuning      3 W + 3 A
 
+Few targets attend to the encoder's output without its keys and values, as `t5.Attention` does it.
 What is computed again under remat is not counted, nor are norms, softmax and dropout: this is the
 work of the model, and utilisation is its share of what the devices could do in the time.
 """
@@ -63,14 +64,16 @@ def step_flops(
     """
     c, encoded = config, prompt + inputs
     inner = c.num_heads * c.d_kv
+    few = targets < c.d_kv
     projection = 2 * c.d_model * inner
     mlp = (3 if c.mlp == "gated_gelu" else 2) * 2 * c.d_model * c.d_ff
     encoder = encoded * (4 * projection + mlp)
-    decoder = targets * (6 * projection + mlp) + encoded * 2 * projection
+    decoder = targets * (6 * projection + mlp) + (targets if few else encoded) * 2 * projection
     head = targets * 2 * c.d_model * c.vocab_size
     weights = c.num_layers * encoder + c.num_decoder_layers * decoder + head
-    pairs = c.num_layers * encoded**2 + c.num_decoder_layers * targets * (targets + encoded)
-    attention = 4 * inner * pairs
+    own = inner * (c.num_layers * encoded**2 + c.num_decoder_layers * targets**2)
+    cross = (c.num_heads * c.d_model if few else inner) * c.num_decoder_layers * targets * encoded
+    attention = 4 * (own + cross)
     return float(rows * ((3 if tune == "model" else 2) * weights + 3 * attention))
 
 
