@@ -3,7 +3,7 @@
 A command (`spt_jax.commands`) reads its options, calls one library function and prints what that
 returns. With `--json`, stdout is one JSON object and everything else goes to stderr. An error is
 one line on stderr, and a traceback with `--debug`: exit code 2 for bad input, 1 for a failed run, 3
-for a finished one that left rows out.
+for a finished one that left rows out, 75 for one that a signal ended and that is saved.
 """
 
 import contextlib
@@ -51,8 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments after `spt-jax`; those of the process by default.
 
     Returns:
-        0, 2 for bad input, 1 for a failed run, 3 for a finished one that left rows out, 130 for
-        Ctrl-C, 141 for a broken pipe.
+        0, 2 for bad input, 1 for a failed run, 3 for a finished one that left rows out, 75 for a
+        run that a signal ended and that is saved, 130 for Ctrl-C, 141 for a broken pipe.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -93,5 +93,6 @@ def _usage() -> str:
         "usage: spt-jax COMMAND [OPTIONS]\n\nSoft prompts for a frozen T5.\n\n"
         f"commands:\n{commands}\n\n"
         "`spt-jax COMMAND --help` explains every option; `spt-jax --version` prints the version.\n"
-        "Exit codes: 0; 2 bad input; 1 the run failed; 3 it is finished but some rows failed."
+        "Exit codes: 0; 2 bad input; 1 the run failed; 3 it is finished but some rows failed;\n"
+        "75 SIGTERM or Ctrl-C ended it and it is saved: the same command goes on."
     )

@@ -243,12 +243,14 @@ class LogConfig:
     Args:
         every: Steps between lines of the log.
         checkpoint_every: Steps between checkpoints; one is also written at every evaluation.
+        checkpoint_minutes: Most minutes between checkpoints, whatever the steps; null for any.
         keep: Checkpoints kept.
         tensorboard: Write TensorBoard's event files too, in the run's folder `events`.
     """
 
     every: int = 50
     checkpoint_every: int = 1000
+    checkpoint_minutes: float | None = 10.0
     keep: int = 3
     tensorboard: bool = False
 
@@ -256,6 +258,11 @@ class LogConfig:
         for name in ("every", "checkpoint_every", "keep"):
             value = getattr(self, name)
             require(value >= 1, f"log.{name} is {value}, expected 1 or more")
+        minutes = self.checkpoint_minutes
+        require(
+            minutes is None or minutes > 0,
+            f"log.checkpoint_minutes is {minutes}, expected more than 0, or null",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,10 @@ class FailedRows(RunError):
     """
 
 
+class Preempted(RunError):
+    """A signal asked the run to leave, and it lost nothing: exit code 75, "try again later"."""
+
+
 @contextlib.contextmanager
 def explain_out_of_memory(advice: str) -> Iterator[None]:
     """Turns XLA's error for a device without room, of many lines, into a RunError with advice."""
@@ -56,6 +60,8 @@ def describe(error: BaseException, argv: Sequence[str]) -> tuple[str, int]:
         return f"interrupted{'; the same command continues it' if _resumes(argv) else ''}", 130
     if isinstance(error, BrokenPipeError):
         return "", 141
+    if isinstance(error, Preempted):
+        return f"{error}; the same command goes on from there", 75
     code = 3 if isinstance(error, FailedRows) else 2 if isinstance(error, BAD_INPUT) else 1
     return f"error: {one_line(error)}", code
 

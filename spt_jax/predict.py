@@ -17,6 +17,7 @@ from spt_jax.config import DataConfig
 from spt_jax.data.pipeline import TokenizedSplit, eval_batches
 from spt_jax.decode_config import DecodeConfig
 from spt_jax.generation import generate
+from spt_jax.preemption import poll
 from spt_jax.sharding import place_batch, spreadable_rows
 from spt_jax.t5 import T5
 from spt_jax.typing import Array, Float, Int, Key, Params
@@ -103,6 +104,7 @@ class Predictor:
 
         Raises:
             ValueError: The bank has no prompt of a row's name, or a text is too long.
+            Preempted: A signal came where signals are notices, see `preemption.py`.
         """
         numbers = np.arange(len(rows)) if row_numbers is None else np.asarray(row_numbers)
         tokenizer = self.backbone.tokenizer
@@ -116,6 +118,7 @@ class Predictor:
         split = TokenizedSplit((), inputs, targets, 0.0, 0.0)
         answers: list[Answers] = [Answers((), ())] * len(rows)
         for indices, batch in eval_batches(split, self._data, self._data.batch_size):
+            poll()
             arrays = {
                 "task_ids": self._pad(task_ids[indices]),
                 "inputs": batch["inputs"],

@@ -21,15 +21,18 @@ from spt_jax.checkpoint import Checkpoints
 from spt_jax.config import MeshConfig, to_dict
 from spt_jax.data.corpus import Corpus, read_corpus
 from spt_jax.data.objectives import Mixture, make_batches
+from spt_jax.errors import Preempted
 from spt_jax.eventlog import require_tensorboard
 from spt_jax.optim import make_tx
+from spt_jax.preemption import poll
 from spt_jax.pretrain_config import PretrainConfig
 from spt_jax.probes import Probes
 from spt_jax.progress import Bar, say
 from spt_jax.pytree import count_params
 from spt_jax.runfolder import RunFolder
 from spt_jax.runlog import RunLog, write_json_atomic
-from spt_jax.step import init_state, require_finite, train_step
+from spt_jax.saving import Saver, was_evaluated
+from spt_jax.step import TrainState, init_state, require_finite, train_step
 from spt_jax.t5 import T5, T5Config
 from spt_jax.tokenizer import train_tokenizer
 from spt_jax.typing import Array, Key
@@ -57,6 +60,7 @@ def pretrain(
     Raises:
         ValueError: The folder holds another run, or a text file cannot be read.
         RunError: The loss is not finite, no checkpoint is whole, or the disk is full.
+        Preempted: A signal came where signals are notices, see `preemption.py`; the run is saved.
     """
     folder = RunFolder(Path(workdir))
     folder.check_place()
@@ -106,13 +110,17 @@ def pretrain(
         if (restored := checkpoints.restore_newest(state)) is not None:
             state = restored.state
             say(f"resumed at step {restored.step}")
-        start = int(state.step)
+        start, evaluated = int(state.step), was_evaluated(restored)
         events = folder.events_folder if config.log.tensorboard else None
         with (
-            RunLog(folder.log_file, resume_at=start, events=events) as log,
+            RunLog(folder.log_file, resume_at=start, evaluated=evaluated, events=events) as log,
             RunLog(folder.timing_file, resume_at=start) as timing,
             Bar(f"pretraining {config.name}", config.steps, start) as bar,
         ):
+            saver = Saver(checkpoints, (log, timing), config.log, identity)
+            poll()  # before the first step is compiled
+            if not evaluated:  # a signal has kept the run from it
+                gaps = _measure(probes, state, log)
             pending: list[tuple[str, dict[str, Array]]] = []
             since = time.perf_counter()
             for step, (group, batch) in enumerate(
@@ -120,19 +128,22 @@ def pretrain(
             ):
                 state, metrics = update(state, nothing_frozen, batch, key)
                 pending.append((group, metrics))
-                last = step == config.steps
-                save = last or step % config.log.checkpoint_every == 0
-                if len(pending) >= config.log.every or save or step % config.gap_every == 0:
+                measuring = step == config.steps or step % config.gap_every == 0
+                saving = step == config.steps or saver.due(step)
+                if len(pending) >= config.log.every or saving or measuring:
                     shown = _write_losses(log, step, pending)
                     timing.write({"step": step, "seconds": time.perf_counter() - since})
                     pending, since = [], time.perf_counter()
                     bar.update(step, shown)
-                if last or step % config.gap_every == 0:
-                    gaps = probes.gaps(state.trained)
-                    log.write({"step": step, "split": "held_out", **gaps})
-                    say(f"step {step}  " + "  ".join(f"{k} {v:.3f}" for k, v in gaps.items()))
-                if save:
-                    checkpoints.save(step, state, identity)
+                try:
+                    poll()
+                    if measuring:
+                        gaps = _measure(probes, state, log)
+                except Preempted as notice:
+                    _write_losses(log, step, pending)
+                    saver.leave(step, state, notice, evaluated=not measuring)
+                if saving:
+                    saver.save(step, state)
     result = {"name": config.name, "steps": config.steps, "params": count_params(state.trained)}
     result |= gaps or probes.gaps(state.trained)
     result["probes"] = probes.scores(state.trained)
@@ -157,6 +168,14 @@ def _prefetch(batches: Mixture, start: int, stop: int) -> Iterator[Any]:
     steps = grain.MapDataset.range(start, stop).map(batches.__getitem__)
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=AHEAD)
     return iter(steps.to_iter_dataset(options))
+
+
+def _measure(probes: Probes, state: TrainState, log: RunLog) -> dict[str, float]:
+    """Measures a step on held-out text, and logs it."""
+    step, gaps = int(state.step), probes.gaps(state.trained)
+    log.write({"step": step, "split": "held_out", **gaps})
+    say(f"step {step}  " + "  ".join(f"{name} {gap:.3f}" for name, gap in gaps.items()))
+    return gaps
 
 
 def _write_losses(log: RunLog, step: int, pending: list) -> dict[str, float]:

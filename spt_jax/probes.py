@@ -17,6 +17,7 @@ from spt_jax.data.objectives import TASKS, Mixture
 from spt_jax.decode import greedy
 from spt_jax.forward import forward
 from spt_jax.losses import cross_entropy
+from spt_jax.preemption import poll
 from spt_jax.t5 import T5
 from spt_jax.typing import Array, Batch, Params
 
@@ -46,7 +47,11 @@ class Probes:
         """Loss and encoder gap in nats per target token: `{"short_loss", "short_gap", ...}`."""
         measured = {}
         for group, batches in self._batches.items():
-            pairs = jax.device_get([_right_and_rolled(self._model, params, b) for b in batches])
+            pairs = []
+            for batch in batches:
+                poll()
+                pairs.append(_right_and_rolled(self._model, params, batch))
+            pairs = jax.device_get(pairs)
             right, rolled = np.mean(np.asarray(pairs), axis=0)
             measured[f"{group}_loss"] = float(right)
             measured[f"{group}_gap"] = float(rolled - right)
@@ -61,6 +66,7 @@ class Probes:
                 continue
             right = []
             for step in range(-(-PROBE_ROWS // rows)):
+                poll()
                 batch = self._held_out.task_batch(name, step)
                 length = batch["targets"].shape[1]
                 ids = _greedy(self._model, params, batch["inputs"], length=length)

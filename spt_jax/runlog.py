@@ -107,6 +107,7 @@ class RunLog:
         path: The .jsonl file; its folder exists.
         resume_at: The step that the run goes on from: records up to it stay as they are, later
             ones and a half line at the end are dropped. None starts an empty log.
+        evaluated: The evaluation of that step stays too; it will not be done again.
         events: Folder for TensorBoard's files with the same numbers; none by default.
 
     Raises:
@@ -119,12 +120,19 @@ class RunLog:
         path: str | os.PathLike,
         *,
         resume_at: int | None = None,
+        evaluated: bool = True,
         events: Path | None = None,
     ):
         self._path = Path(path)
         kept = []
         if resume_at is not None and self._path.exists():
-            kept = [line for line, record in _lines(self._path) if record["step"] <= resume_at]
+            # Of a step, the evaluation is what has a split.
+            last = (resume_at, evaluated)
+            kept = [
+                line
+                for line, record in _lines(self._path)
+                if (record["step"], "split" in record) <= last
+            ]
         write_atomic(self._path, b"".join(kept))
         self._file = open(self._path, "ab", buffering=0)
         self._events = EventLog(events, resume_at or 0) if events is not None else None
@@ -156,6 +164,17 @@ class RunLog:
             )
         if self._events is not None:
             self._events.write(plain)
+
+    def sync(self) -> None:
+        """Blocks until every line is on the disk, so that no power cut loses one.
+
+        Raises:
+            RunError: The disk has failed.
+        """
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise _cannot_write(self._path, error) from error
 
     def close(self) -> None:
         """Closes the file; harmless when repeated."""

@@ -26,6 +26,7 @@ from spt_jax.decode import answer_log_probs
 from spt_jax.decode_config import DecodeConfig
 from spt_jax.metrics import compute, invalid, mean_score
 from spt_jax.predict import generate_mixed
+from spt_jax.preemption import poll
 from spt_jax.sharding import place_batch, spreadable_rows
 from spt_jax.t5 import T5
 from spt_jax.tokenizer import Tokenizer
@@ -156,6 +157,9 @@ def answer_tasks(
         tasks: Their rows.
         data: Buckets, and most tokens of any task's inputs and answers.
         batch_size: Rows at a time; rounded up so that devices share them evenly.
+
+    Raises:
+        Preempted: A signal came where signals are notices, see `preemption.py`.
     """
     model, tokenizer = backbone.model, backbone.tokenizer
     batch_size = spreadable_rows(model.mesh, batch_size)
@@ -172,6 +176,7 @@ def answer_tasks(
         targets=[row for task in tasks for row in task.split.targets],
     )
     for indices, batch in eval_batches(rows, data, batch_size):
+        poll()
         of = np.pad(of_row[indices], (0, batch_size - len(indices)))  # padding is of any task
         arrays = {"inputs": batch["inputs"], "task_ids": task_ids[of], "answers": answers[of]}
         placed = place_batch(arrays, model.mesh)

@@ -14,9 +14,11 @@ import sys
 from collections.abc import Iterator, Sequence
 
 import jax
+from jax.experimental import multihost_utils
 
 from spt_jax.config import DistributedConfig
 from spt_jax.distributed import barrier
+from spt_jax.preemption import shared
 from spt_jax.rendezvous import Place, meet
 from spt_jax.watch import Watch
 
@@ -43,8 +45,6 @@ def session(config: DistributedConfig, argv: Sequence[str]) -> Iterator[None]:
     links = meet(place, config.timeout)
     watch = Watch(place, links, config.heartbeat)
     try:
-        # jax would take SIGTERM for a notice that nothing here asks for.
-        jax.config.update("jax_enable_preemption_service", False)
         jax.distributed.initialize(
             place.coordinator,
             place.count,
@@ -53,7 +53,7 @@ def session(config: DistributedConfig, argv: Sequence[str]) -> Iterator[None]:
             initialization_timeout=config.timeout,
             heartbeat_timeout_seconds=2 * config.heartbeat,
         )
-        with _quiet(place):
+        with _quiet(place), shared(multihost_utils.reached_preemption_sync_point):
             yield
             barrier("the end of the run")
     except BaseException as error:

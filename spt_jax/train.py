@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from spt_jax.backbone import Backbone, load_backbone, save_backbone
-from spt_jax.checkpoint import Checkpoints
+from spt_jax.checkpoint import Checkpoints, Restored
 from spt_jax.config import TrainConfig, to_dict
 from spt_jax.data.pipeline import (
     TokenizedSplit,
@@ -28,11 +28,12 @@ from spt_jax.data.pipeline import (
 )
 from spt_jax.data.tasks import Task, load_task, majority_score
 from spt_jax.distributed import is_main, main_only, on_main, process_count, require_same, to_host
-from spt_jax.errors import RunError, explain_out_of_memory
+from spt_jax.errors import Preempted, RunError, explain_out_of_memory
 from spt_jax.evaluate import evaluate
 from spt_jax.eventlog import require_tensorboard
 from spt_jax.flops import peak_flops, step_flops
 from spt_jax.optim import make_tx
+from spt_jax.preemption import poll
 from spt_jax.profiling import StepTrace
 from spt_jax.progress import Bar, print_split, say
 from spt_jax.prompt import init_prompt
@@ -40,6 +41,7 @@ from spt_jax.prompt_file import save_prompt
 from spt_jax.pytree import count_params, device_digest, label_params, merge, nbytes, split
 from spt_jax.runfolder import RunFolder
 from spt_jax.runlog import RunLog, read_log, write_json_atomic
+from spt_jax.saving import Saver, was_evaluated
 from spt_jax.scores import Scores, encode_answers
 from spt_jax.sharding import place_batch, replicated, require_rows, state_shardings
 from spt_jax.speed import Clock, summarize
@@ -104,6 +106,7 @@ def fit(
         ValueError: The config does not fit the model, the data, or the run in the folder.
         RunError: The loss is not finite, no checkpoint is whole, the disk is full, another process
             has the folder, or a frozen weight has changed.
+        Preempted: A signal came where signals are notices, see `preemption.py`; the run is saved.
     """
     folder = RunFolder(Path(workdir))
     require_tensorboard(config.log.tensorboard)
@@ -155,10 +158,10 @@ def fit(
             lambda: Checkpoints(folder.checkpoints, keep=config.log.keep)
         ) as checkpoints:
             if (restored := _restore(checkpoints, state)) is not None:
-                state = restored
+                state = restored.state
                 say(f"resumed at step {int(state.step)} of {config.steps}")
             with explain_out_of_memory(_memory_advice(config, backbone)):
-                state = _train(run, state, tx, checkpoints)
+                state = _train(run, state, tx, checkpoints, evaluated=was_evaluated(restored))
         _require_unchanged(frozen, digest)
         result = _result(run, state)
         best = to_host(state.best.trained)
@@ -176,24 +179,31 @@ def _finished(folder: RunFolder, config: TrainConfig, overwrite: bool) -> dict |
     return folder.read_result(to_dict(config))
 
 
-def _restore(checkpoints: Checkpoints, state: TrainState) -> TrainState | None:
+def _restore(checkpoints: Checkpoints, state: TrainState) -> Restored | None:
     """The newest checkpoint, read by process 0, placed like `state` on all."""
     if process_count() == 1:
-        restored = checkpoints.restore_newest(state)
-        return restored and restored.state
+        return checkpoints.restore_newest(state)
     host = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state)
     restored = on_main(lambda: checkpoints.restore_newest(host))
 
     def place(leaf, value):
         return jax.make_array_from_callback(leaf.shape, leaf.sharding, value.__getitem__)
 
-    return restored and jax.tree.map(place, state, restored.state)
+    return restored and restored._replace(state=jax.tree.map(place, state, restored.state))
 
 
 def _train(
-    run: _Run, state: TrainState, tx: optax.GradientTransformation, checkpoints: Checkpoints
+    run: _Run,
+    state: TrainState,
+    tx: optax.GradientTransformation,
+    checkpoints: Checkpoints,
+    *,
+    evaluated: bool,
 ) -> TrainState:
-    """The steps from `state.step` on, with evaluations and checkpoints; returns the last state."""
+    """The steps from `state.step` on, with evaluations and checkpoints; returns the last state.
+
+    `evaluated` is false where a signal kept the run from the evaluation of `state.step`.
+    """
     config, frozen, train, mesh = run.config, run.frozen, run.rows["train"], run.backbone.mesh
     update = jax.jit(
         functools.partial(
@@ -210,16 +220,24 @@ def _train(
         train, config.data, seed=config.seed, targets_width=max(map(len, train.targets))
     )
     start = int(state.step)
-    stopped = int(state.patience_left) == 0
     events = run.folder.events_folder if config.log.tensorboard else None
     steps = run.profile if is_main() else 0
     with (
-        main_only(lambda: RunLog(run.folder.log_file, resume_at=start, events=events)) as log,
+        main_only(
+            lambda: RunLog(run.folder.log_file, resume_at=start, evaluated=evaluated, events=events)
+        ) as log,
         main_only(lambda: RunLog(run.folder.timing_file, resume_at=start)) as timing,
         main_only(lambda: Bar(f"training {run.task.name}", config.steps, start)) as bar,
         StepTrace(run.folder.profile_folder, steps, start=start, stop=config.steps) as trace,
     ):
         clock = Clock(timing, functools.partial(_flops, run), peak_flops(mesh.devices.flat))
+        saver = Saver(
+            checkpoints, (log, timing), config.log, {"config": to_dict(config), **run.identity}
+        )
+        poll()  # before the first step is compiled
+        if not evaluated:
+            state = _evaluate_dev(run, state, log)
+        stopped = int(state.patience_left) == 0
         shown = {"score": float(state.best.score)} if int(state.best.step) else {}
         pending: list[dict[str, Array]] = []
         prefetched = clock.watch(prefetch(batches, start, config.steps))
@@ -230,7 +248,7 @@ def _train(
                 state, metrics = update(state, frozen, place_batch(batch, mesh), run.key)
             pending.append(metrics)
             evaluating = step == config.steps or step % config.eval.every == 0
-            saving = evaluating or step % config.log.checkpoint_every == 0
+            saving = evaluating or saver.due(step)
             if saving or step % config.log.every == 0:
                 # The step just dispatched stays in flight, unless its result is needed now.
                 ahead = [] if saving else [pending.pop()]
@@ -238,18 +256,28 @@ def _train(
                 shown |= clock.lap(step, len(pending))
                 pending = ahead
                 bar.update(step, shown)
-            if evaluating:
-                scores = run.evaluate(merge(state.trained, frozen), "dev")
-                log.write({"step": step, "split": "dev", **scores.to_dict()})
-                state = _keep_best(state, scores.score, config.eval.patience)
-                stopped = int(state.patience_left) == 0
-                bar.update(step, shown := shown | {"score": scores.score})
+            try:
+                poll()
+                if evaluating:
+                    state = _evaluate_dev(run, state, log)
+                    stopped = int(state.patience_left) == 0
+                    bar.update(step, shown := shown | {"score": float(state.best.score)})
+            except Preempted as notice:
+                _write_metrics(log, step, pending)
+                saver.leave(step, state, notice, evaluated=not evaluating)
             if saving:  # after everything of this step is in the log, so that a kill loses no line
-                checkpoints.save(step, to_host(state), {"config": to_dict(config), **run.identity})
+                saver.save(step, state)
                 clock.restart()
     if stopped:
         say(f"stopped at step {int(state.step)}: {config.eval.patience} evaluations without gain")
     return state
+
+
+def _evaluate_dev(run: _Run, state: TrainState, log: RunLog) -> TrainState:
+    """Evaluates a step and logs it; returns the state that knows of it."""
+    scores = run.evaluate(merge(state.trained, run.frozen), "dev")
+    log.write({"step": int(state.step), "split": "dev", **scores.to_dict()})
+    return _keep_best(state, scores.score, run.config.eval.patience)
 
 
 def _keep_best(state: TrainState, score: float, patience: int | None) -> TrainState:

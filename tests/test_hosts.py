@@ -43,16 +43,26 @@ def logged(run):
     return read_log(run / "log.jsonl")
 
 
-def test_killed_on_two_hosts_and_resumed_on_four_a_run_is_that_of_one_process(one, tmp_path):
+def test_ended_and_killed_on_two_hosts_and_resumed_on_four_a_run_is_that_of_one(one, tmp_path):
     config, alone, result = one
     folders = [tmp_path / f"host{index}" for index in range(4)]
     base = f"--model={config.parent / 'base'}"
     command = ["train", f"--config={config}", base, "--workdir=run", "--json"]
     run = folders[0] / "run"
 
-    processes = hosts.start(command, folders[:2])
+    # The notice that one gets is one of all: they save the same step.
     checkpoints = run / "checkpoints"
+    processes = hosts.start(command, folders[:2])
     hosts.wait_for(lambda: (checkpoints / "4").exists(), processes)
+    processes[1].send_signal(signal.SIGTERM)
+    main, other = hosts.finish(processes, folders)
+    assert (main.code, other.code) == (75, 75), main.err
+    assert main.err.count("spt-jax: ") == 1
+    assert "spt-jax: ended by SIGTERM at step" in main.err
+
+    saved = max(int(path.name) for path in checkpoints.iterdir() if path.name.isdigit())
+    processes = hosts.start(command, folders[:2])
+    hosts.wait_for(lambda: not (checkpoints / f"{saved}").exists(), processes)
     processes[1].send_signal(signal.SIGKILL)
     started = time.monotonic()
     main, other = hosts.finish(processes, folders)

@@ -9,6 +9,7 @@ from spt_jax.commands.options import (
     stdout_to_stderr_if,
     workdir,
 )
+from spt_jax.preemption import listening
 from spt_jax.pretrain_config import PretrainConfig
 from spt_jax.printing import print_result
 
@@ -20,7 +21,7 @@ def pretrain(argv: Sequence[str]) -> None:
     flags, config = parser.read(argv)
     if flags.print_config:
         return print_config(config)
-    with stdout_to_stderr_if(flags.json):
+    with listening(), stdout_to_stderr_if(flags.json):
         from spt_jax.pretrain import pretrain as run
 
         result = run(

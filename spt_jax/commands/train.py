@@ -17,6 +17,7 @@ from spt_jax.commands.options import (
     workdir,
 )
 from spt_jax.config import TrainConfig
+from spt_jax.preemption import listening
 from spt_jax.printing import print_result
 
 
@@ -48,7 +49,8 @@ def train(argv: Sequence[str]) -> None:
     command = ["spt-jax", "train", *argv]
     profile = 0 if flags.profile is None else _read_profile(flags.profile)
     options = {"overwrite": flags.overwrite, "command": command, "profile": profile}
-    with connected(flags, "train", argv):
+    # Signals first: over several processes jax's own notice of SIGTERM takes their place.
+    with listening(), connected(flags, "train", argv):
         with stdout_to_stderr_if(flags.json):
             result = _fit(config, seeds, folder, **options)
         print_result(result, flags.json)
