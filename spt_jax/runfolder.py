@@ -16,6 +16,7 @@ import contextlib
 import importlib.metadata
 import json
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -107,7 +108,12 @@ class RunFolder:
         return json.loads(self.result_file.read_text())
 
     def check_place(self) -> None:
-        """Raises NotADirectoryError where a file is in the way of the folder."""
+        """Raises an error where the folder cannot be made: at an address, or below a file."""
+        if re.match(r"[a-z0-9]+:/", str(self.path)):
+            raise ValueError(
+                f"workdir '{self.path}' is an address, expected a local folder; train in one and "
+                "copy it to a bucket, as scripts/tpu_vm/launch.sh --copy-to does"
+            )
         for place in (self.path, *self.path.parents):
             if place.exists():
                 if place.is_dir():
