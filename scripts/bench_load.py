@@ -143,7 +143,7 @@ def load(folder: str) -> dict:
     import jax
 
     from spt_jax.backbone import load_backbone
-    from spt_jax.config import MeshConfig
+    from spt_jax.device_config import MeshConfig
     from spt_jax.pytree import count_params, nbytes
 
     jax.config.update("jax_num_cpu_devices", DEVICES)

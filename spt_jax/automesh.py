@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from spt_jax.config import MeshConfig
+from spt_jax.device_config import MeshConfig
 from spt_jax.pytree import count_params
 from spt_jax.t5 import T5, T5Config
 

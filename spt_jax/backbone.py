@@ -17,7 +17,6 @@ from jax.sharding import Mesh
 from safetensors.numpy import save_file
 
 from spt_jax.automesh import TUNED_BYTES, choose_mesh, device_memory, resolve_dtype
-from spt_jax.config import MeshConfig
 from spt_jax.convert.base import Base, require_new, restore_base, write_base
 from spt_jax.convert.loading import load_params
 from spt_jax.convert.opening import (
@@ -28,6 +27,7 @@ from spt_jax.convert.opening import (
     open_model,
     read_shape,
 )
+from spt_jax.device_config import MeshConfig
 from spt_jax.progress import say
 from spt_jax.pytree import count_params, fingerprint, named_leaves, nbytes
 from spt_jax.sharding import make_mesh

@@ -26,9 +26,8 @@ import numpy as np
 from flax import struct
 
 from spt_jax.backbone import Backbone
-from spt_jax.config import require
 from spt_jax.distributed import on_main
-from spt_jax.errors import suggest
+from spt_jax.errors import require, suggest
 from spt_jax.prompt_file import load_prompt, require_same_model
 from spt_jax.runfolder import RunFolder
 from spt_jax.typing import Array, Bool, Float, Int, Params

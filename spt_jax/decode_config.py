@@ -7,7 +7,7 @@ hashable: under jit it is a static argument.
 import math
 from dataclasses import dataclass
 
-from spt_jax.config import require
+from spt_jax.errors import require
 
 
 @dataclass(frozen=True, kw_only=True)

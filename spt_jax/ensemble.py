@@ -12,7 +12,8 @@ from typing import Literal
 
 import numpy as np
 
-from spt_jax.config import MeshConfig, require
+from spt_jax.device_config import MeshConfig
+from spt_jax.errors import require
 from spt_jax.evaluate import RunGroup, load_group
 from spt_jax.metrics import normalize
 from spt_jax.scores import Outputs, score

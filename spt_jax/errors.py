@@ -84,6 +84,12 @@ def _resumes(argv: Sequence[str]) -> bool:
     return argv[0] in ("train", "pretrain") or (argv[0] == "predict" and to_file)
 
 
+def require(condition: bool, message: str) -> None:
+    """Raises ValueError with the message where the condition does not hold."""
+    if not condition:
+        raise ValueError(message)
+
+
 def suggest(given: str, known: Iterable[str]) -> str:
     """` (did you mean 'x'?)` with the known name that is most like the given one, or nothing."""
     by_lower = {name.lower(): name for name in known}

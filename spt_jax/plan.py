@@ -24,8 +24,8 @@ from jax.sharding import Mesh
 
 from spt_jax import hlo
 from spt_jax.automesh import TUNED_BYTES, choose_mesh
-from spt_jax.config import MeshConfig
 from spt_jax.convert.opening import open_model
+from spt_jax.device_config import MeshConfig
 from spt_jax.plan_config import PlanConfig
 from spt_jax.programs import abstract_params, lower_decoding, lower_train_step
 from spt_jax.sharding import make_mesh, require_rows, row_devices

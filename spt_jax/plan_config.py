@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from spt_jax.config import MeshConfig, require
+from spt_jax.device_config import MeshConfig
+from spt_jax.errors import require
 
 
 @dataclass(frozen=True, kw_only=True)

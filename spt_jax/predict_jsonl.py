@@ -17,9 +17,11 @@ import jax
 
 from spt_jax.backbone import load_backbone
 from spt_jax.bank import PromptBank, load_bank
-from spt_jax.config import DataConfig, MeshConfig, require
+from spt_jax.config import DataConfig
 from spt_jax.decode_config import DecodeConfig
+from spt_jax.device_config import MeshConfig
 from spt_jax.distributed import main_only, on_main
+from spt_jax.errors import require
 from spt_jax.predict import Predictor
 from spt_jax.predict_output import Identity, OutputFile, OutputStream, check_output
 from spt_jax.predict_rows import WINDOW, RowPredictor, Window, answer_lines

@@ -18,9 +18,10 @@ import numpy as np
 
 from spt_jax.backbone import Backbone, load_backbone, save_backbone
 from spt_jax.checkpoint import Checkpoints
-from spt_jax.config import MeshConfig, to_dict
+from spt_jax.config import to_dict
 from spt_jax.data.corpus import Corpus, read_corpus
 from spt_jax.data.objectives import Mixture, make_batches
+from spt_jax.device_config import MeshConfig
 from spt_jax.errors import Preempted
 from spt_jax.eventlog import require_tensorboard
 from spt_jax.optim import make_tx

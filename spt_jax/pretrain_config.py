@@ -6,7 +6,8 @@ The defaults are spt-nano's, the smallest of the family.
 from dataclasses import dataclass, field
 from typing import Literal
 
-from spt_jax.config import LogConfig, LossConfig, OptimizerConfig, require
+from spt_jax.config import LogConfig, LossConfig, OptimizerConfig
+from spt_jax.errors import require
 
 
 def _mixture_weights() -> dict[str, float]:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 import jax
 from jax.experimental import multihost_utils
 
-from spt_jax.config import DistributedConfig
+from spt_jax.device_config import DistributedConfig
 from spt_jax.distributed import barrier
 from spt_jax.preemption import shared
 from spt_jax.rendezvous import Place, meet

@@ -8,7 +8,6 @@ resume, train with evaluations in between, verify, test the best step. What a st
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -16,66 +15,32 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from spt_jax.backbone import Backbone, load_backbone, save_backbone
+from spt_jax.backbone import Backbone, load_backbone
 from spt_jax.checkpoint import Checkpoints, Restored
 from spt_jax.config import TrainConfig, to_dict
 from spt_jax.data.pipeline import (
-    TokenizedSplit,
     data_fingerprint,
     prefetch,
-    tokenize_split,
     train_batches,
 )
-from spt_jax.data.tasks import Task, load_task, majority_score
 from spt_jax.distributed import is_main, main_only, on_main, process_count, require_same, to_host
 from spt_jax.errors import Preempted, RunError, explain_out_of_memory
-from spt_jax.evaluate import evaluate
 from spt_jax.eventlog import require_tensorboard
-from spt_jax.flops import peak_flops, step_flops
+from spt_jax.flops import peak_flops
 from spt_jax.optim import make_tx
 from spt_jax.preemption import poll
 from spt_jax.profiling import StepTrace
 from spt_jax.progress import Bar, print_split, say
 from spt_jax.prompt import init_prompt
-from spt_jax.prompt_file import save_prompt
-from spt_jax.pytree import count_params, device_digest, label_params, merge, nbytes, split
+from spt_jax.pytree import count_params, device_digest, label_params, merge, split
+from spt_jax.run import Run, data_facts, load_rows, make_result, write_artifacts
 from spt_jax.runfolder import RunFolder
-from spt_jax.runlog import RunLog, read_log, write_json_atomic
+from spt_jax.runlog import RunLog, write_json_atomic
 from spt_jax.saving import Saver, was_evaluated
-from spt_jax.scores import Scores, encode_answers
 from spt_jax.sharding import place_batch, replicated, require_rows, state_shardings
-from spt_jax.speed import Clock, summarize
+from spt_jax.speed import Clock
 from spt_jax.step import Best, TrainState, init_state, require_finite, train_step
-from spt_jax.typing import Array, Key, Params, PyTree
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What stays the same from the first step to the last."""
-
-    config: TrainConfig
-    folder: RunFolder
-    backbone: Backbone
-    task: Task
-    rows: Mapping[str, TokenizedSplit]
-    identity: Mapping[str, str]
-    frozen: PyTree
-    key: Key
-    profile: int
-
-    def evaluate(self, params: Params, name: str) -> Scores:
-        """Scores on the split `name`."""
-        config = self.config
-        return evaluate(
-            self.backbone,
-            params,
-            self.rows[name],
-            config.data,
-            label_words=self.task.label_words,
-            batch_size=config.eval.batch_size,
-            metrics=self.task.metrics,
-            max_rows=config.eval.max_rows if name == "dev" else None,
-        )
+from spt_jax.typing import Array, Params, PyTree
 
 
 def fit(
@@ -125,7 +90,7 @@ def fit(
         tune=config.tune,
     )
     require_rows(backbone.mesh, config.data.batch_size, "data.batch_size")
-    task, rows = _load_rows(config, backbone)
+    task, rows = load_rows(config, backbone)
     identity = {
         "model": backbone.name,
         "model_fingerprint": backbone.fingerprint,
@@ -148,9 +113,9 @@ def fit(
     make = functools.partial(init_state, tx=tx, patience=config.eval.patience, keep_best=True)
     shardings = state_shardings(jax.eval_shape(make, trained), backbone.mesh)
     state = jax.jit(make, out_shardings=shardings)(trained)
-    run = _Run(config, folder, backbone, task, rows, identity, frozen, run_key, profile)
+    run = Run(config, folder, backbone, task, rows, identity, frozen, run_key, profile)
 
-    facts = _data_facts(task, rows)
+    facts = data_facts(task, rows)
     with main_only(
         lambda: folder.claim(to_dict(config), identity, facts, command, overwrite=overwrite)
     ):
@@ -163,9 +128,9 @@ def fit(
             with explain_out_of_memory(_memory_advice(config, backbone)):
                 state = _train(run, state, tx, checkpoints, evaluated=was_evaluated(restored))
         _require_unchanged(frozen, digest)
-        result = _result(run, state)
+        result = make_result(run, state)
         best = to_host(state.best.trained)
-        on_main(lambda: _write_artifacts(run, best, result))
+        on_main(lambda: write_artifacts(run, best, result))
         on_main(lambda: write_json_atomic(folder.result_file, result))
     return result
 
@@ -193,7 +158,7 @@ def _restore(checkpoints: Checkpoints, state: TrainState) -> Restored | None:
 
 
 def _train(
-    run: _Run,
+    run: Run,
     state: TrainState,
     tx: optax.GradientTransformation,
     checkpoints: Checkpoints,
@@ -230,7 +195,7 @@ def _train(
         main_only(lambda: Bar(f"training {run.task.name}", config.steps, start)) as bar,
         StepTrace(run.folder.profile_folder, steps, start=start, stop=config.steps) as trace,
     ):
-        clock = Clock(timing, functools.partial(_flops, run), peak_flops(mesh.devices.flat))
+        clock = Clock(timing, run.flops, peak_flops(mesh.devices.flat))
         saver = Saver(
             checkpoints, (log, timing), config.log, {"config": to_dict(config), **run.identity}
         )
@@ -273,7 +238,7 @@ def _train(
     return state
 
 
-def _evaluate_dev(run: _Run, state: TrainState, log: RunLog) -> TrainState:
+def _evaluate_dev(run: Run, state: TrainState, log: RunLog) -> TrainState:
     """Evaluates a step and logs it; returns the state that knows of it."""
     scores = run.evaluate(merge(state.trained, run.frozen), "dev")
     log.write({"step": int(state.step), "split": "dev", **scores.to_dict()})
@@ -304,37 +269,6 @@ def _write_metrics(log: RunLog, step: int, pending: Sequence[Mapping[str, Array]
     return {"loss": float(np.mean([m["loss"] for m in fetched]))} if fetched else {}
 
 
-def _flops(run: _Run, batch: Mapping[str, np.ndarray]) -> float:
-    """The operations of a step on a batch."""
-    rows, inputs = batch["inputs"].shape
-    prompt = run.config.prompt
-    return step_flops(
-        run.backbone.model.config,
-        rows=rows,
-        inputs=inputs,
-        targets=batch["targets"].shape[1],
-        prompt=prompt.length if prompt else 0,
-        tune=run.config.tune,
-    )
-
-
-def _load_rows(config: TrainConfig, backbone: Backbone) -> tuple[Task, dict[str, TokenizedSplit]]:
-    task = load_task(config.task)
-    for note in task.notes:
-        say(note)
-    if task.label_words is not None:  # refuses words that the model cannot write
-        encode_answers(task.label_words, backbone.tokenizer, config.data.targets_length)
-    rows = {
-        name: tokenize_split(examples, backbone.tokenizer, config.data)
-        for name, examples in task.splits.items()
-    }
-    say(
-        f"cut to length: {100 * rows['train'].truncated:.1f}% of inputs, "
-        f"{100 * rows['train'].truncated_targets:.1f}% of targets"
-    )
-    return task, rows
-
-
 def _memory_advice(config: TrainConfig, backbone: Backbone) -> str:
     sizes = backbone.mesh.shape
     return (
@@ -344,79 +278,8 @@ def _memory_advice(config: TrainConfig, backbone: Backbone) -> str:
     )
 
 
-def _data_facts(task: Task, rows: Mapping[str, TokenizedSplit]) -> dict:
-    return {
-        "task": task.name,
-        "rows": {name: len(part.inputs) for name, part in rows.items()},
-        "label_words": task.label_words,
-        "truncated": {name: part.truncated for name, part in rows.items()},
-        "notes": task.notes,
-    }
-
-
 def _require_unchanged(frozen: PyTree, digest: dict) -> None:
     if device_digest(frozen) != digest:
         raise RunError("a frozen weight changed while training; this is a defect of spt_jax")
     if digest:
         say(f"all {count_params(frozen):,} frozen parameters are bit-identical to the start")
-
-
-def _result(run: _Run, state: TrainState) -> dict:
-    """Scores on test at the best step, beside the baselines and the costs."""
-    config = run.config
-    test = run.evaluate(merge(state.best.trained, run.frozen), "test")
-    plain = None
-    if config.eval.baselines:
-        plain = run.evaluate({"t5": run.backbone.params}, "test")
-    checkpoint = run.folder.checkpoints / str(int(state.step))
-    files = on_main(lambda: [f.stat().st_size for f in checkpoint.rglob("*") if f.is_file()])
-    return {
-        "task": run.task.name,
-        "model": run.backbone.name,
-        "tune": config.tune,
-        "score": test.score,
-        "rank_score": test.rank_score,
-        "invalid": test.invalid,
-        "metrics": dict(test.metrics),
-        "majority_score": majority_score(run.task),
-        "unprompted_score": plain.score if plain else None,
-        "unprompted_rank_score": plain.rank_score if plain else None,
-        "dev_score": round(float(state.best.score), 4),  # kept as float32
-        "best_step": int(state.best.step),
-        "steps": config.steps,
-        "steps_done": int(state.step),
-        "trained_params": count_params(state.trained),
-        "frozen_params": count_params(run.frozen),
-        "frozen_unchanged": True if jax.tree.leaves(run.frozen) else None,
-        "opt_state_bytes": nbytes(state.opt_state),
-        "checkpoint_bytes": sum(files),
-        **summarize(on_main(lambda: read_log(run.folder.timing_file))),
-        "seed": config.seed,
-    }
-
-
-def _write_artifacts(run: _Run, best: PyTree, result: Mapping) -> None:
-    """The best prompt as a file of its own, and the model where that was trained."""
-    config, backbone = run.config, run.backbone
-    if config.tune == "model":
-        save_backbone(
-            run.folder.model_folder,
-            f"{backbone.name} tuned on {run.task.name}",
-            backbone.model.config,
-            best["t5"],
-            backbone.tokenizer,
-            dtype="float32",
-        )
-    if config.prompt is not None:
-        metadata = {
-            "model": backbone.name,
-            "fingerprint": backbone.fingerprint,
-            "task": run.task.name,
-            "length": config.prompt.length,
-            "init": config.prompt.init,
-            "step": result["best_step"],
-            "dev_score": result["dev_score"],
-            "score": result["score"],
-            "rank_score": result["rank_score"],
-        }
-        save_prompt(run.folder.prompt_file, np.asarray(best["prompt"]), metadata)

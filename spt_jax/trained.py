@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from spt_jax.backbone import Backbone, load_backbone
 from spt_jax.bank import PromptBank, load_bank
-from spt_jax.config import MeshConfig, TrainConfig, from_dict
+from spt_jax.config import TrainConfig, from_dict
+from spt_jax.device_config import MeshConfig
 from spt_jax.distributed import on_main
 from spt_jax.exchange.stored import read_stored, require_model_of
 from spt_jax.prompt_file import load_prompt, require_same_model

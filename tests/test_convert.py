@@ -22,11 +22,11 @@ from checkpoints import SHAPE
 
 from spt_jax import cli
 from spt_jax.backbone import convert_backbone, load_backbone, save_backbone
-from spt_jax.config import MeshConfig
 from spt_jax.convert.names import T5X, TRANSFORMERS, leaf_shapes
 from spt_jax.convert.opening import find_tokenizer, open_model
 from spt_jax.convert.packed import unpack
 from spt_jax.convert.vocabulary import ByteTokenizer, load_tokenizer
+from spt_jax.device_config import MeshConfig
 from spt_jax.pytree import fingerprint, named_leaves
 from spt_jax.sharding import param_shardings
 

@@ -10,7 +10,7 @@ import pytest
 import tiny
 
 from spt_jax import cli, hlo, plan
-from spt_jax.config import MeshConfig
+from spt_jax.device_config import MeshConfig
 from spt_jax.plan_config import PlanConfig
 from spt_jax.t5 import PRESETS, stack
 from spt_jax.topologies import CHIPS, GIB, load_topology

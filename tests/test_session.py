@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from spt_jax.config import DistributedConfig
+from spt_jax.device_config import DistributedConfig
 from spt_jax.distributed import broadcast, gather, main_only, on_main, require_same
 from spt_jax.rendezvous import Place
 from spt_jax.session import find_place, session

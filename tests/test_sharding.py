@@ -16,8 +16,9 @@ import tiny
 
 from spt_jax.automesh import TUNED_BYTES, choose_mesh, device_memory, resolve_dtype
 from spt_jax.backbone import load_backbone
-from spt_jax.config import LossConfig, MeshConfig, OptimizerConfig
+from spt_jax.config import LossConfig, OptimizerConfig
 from spt_jax.convert.names import leaf_shapes
+from spt_jax.device_config import MeshConfig
 from spt_jax.optim import make_tx
 from spt_jax.pytree import label_params, named_leaves, split
 from spt_jax.runlog import read_log

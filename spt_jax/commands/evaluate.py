@@ -12,7 +12,7 @@ from spt_jax.commands.options import (
     read_mesh_flags,
     stdout_to_stderr_if,
 )
-from spt_jax.config import MeshConfig
+from spt_jax.device_config import MeshConfig
 from spt_jax.printing import print_result, print_table
 
 

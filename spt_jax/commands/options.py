@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from spt_jax.argparsing import Parser, option_helps
-from spt_jax.config import DistributedConfig, MeshConfig, to_dict
+from spt_jax.config import to_dict
 from spt_jax.decode_config import DecodeConfig
+from spt_jax.device_config import DistributedConfig, MeshConfig
 from spt_jax.errors import suggest
 
 

@@ -18,9 +18,9 @@ from spt_jax.commands.options import (
     read_mesh_flags,
     stdout_to_stderr_if,
 )
-from spt_jax.config import DataConfig, require
+from spt_jax.config import DataConfig
 from spt_jax.decode_config import DecodeConfig
-from spt_jax.errors import FailedRows
+from spt_jax.errors import FailedRows, require
 from spt_jax.predict_rows import WINDOW
 from spt_jax.printing import print_json, print_result
 
