@@ -112,7 +112,7 @@ supervise() {
     copy "$workdir" "$bucket"
   fi
   note "ended with exit code $code${stopping:+, as it was told to}"
-  echo "$code" >"$folder/exit_code"
+  echo "$code" >"$folder/.exit_code" && mv "$folder/.exit_code" "$folder/exit_code"  # whole, or not there
 }
 
 stop() {
