@@ -14,9 +14,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from spt_jax.device_config import MeshConfig
 from spt_jax.pytree import count_params
+from spt_jax.sharding import make_mesh
 from spt_jax.t5 import T5, T5Config
 
 WEIGHTS_SHARE = 0.5
@@ -45,6 +47,39 @@ def device_memory(devices: Sequence[Any]) -> int | None:
     local = [device for device in devices if device.process_index == jax.process_index()]
     stats = local[0].memory_stats() if local else None
     return (stats or {}).get("bytes_limit")
+
+
+def make_suited_mesh(
+    given: MeshConfig | None,
+    config: T5Config,
+    *,
+    devices: Sequence[Any],
+    memory: int | None,
+    weights: jnp.dtype,
+    tune: str,
+    rows: int | None,
+) -> tuple[Mesh, str]:
+    """The mesh that is given, or else the one that `choose_mesh` takes; and why in a few words.
+
+    Args:
+        given: Where the user chose.
+        config: The shape of the model.
+        devices: All of them.
+        memory: Bytes of one, None if unknown.
+        weights: Dtype of a frozen model.
+        tune: `model` where the weights will be trained.
+        rows: Of a batch; any if None.
+
+    Raises:
+        ValueError: See `make_mesh` and `choose_mesh`.
+    """
+    if given is not None:
+        return make_mesh(given, devices), "as given"
+    size = TUNED_BYTES if tune == "model" else weights.itemsize
+    chosen, reason = choose_mesh(
+        config, devices=devices, memory=memory, bytes_per_param=size, rows=rows
+    )
+    return make_mesh(chosen, devices), reason
 
 
 def choose_mesh(

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 from safetensors.numpy import save_file
 
-from spt_jax.automesh import TUNED_BYTES, choose_mesh, device_memory, resolve_dtype
+from spt_jax.automesh import device_memory, make_suited_mesh, resolve_dtype
 from spt_jax.convert.base import Base, require_new, restore_base, write_base
 from spt_jax.convert.loading import load_params
 from spt_jax.convert.opening import (
@@ -30,7 +30,6 @@ from spt_jax.convert.opening import (
 from spt_jax.device_config import MeshConfig
 from spt_jax.progress import say
 from spt_jax.pytree import count_params, fingerprint, named_leaves, nbytes
-from spt_jax.sharding import make_mesh
 from spt_jax.t5 import PRESETS, T5, Remat, T5Config
 from spt_jax.tokenizer import Tokenizer
 from spt_jax.typing import PyTree
@@ -107,18 +106,15 @@ def load_backbone(
     source, devices = open_model(name), jax.devices()
     platform = devices[0].platform
     weights = resolve_dtype("float32" if tune == "model" else param_dtype, platform)
-    if mesh is None:
-        tuned = tune == "model"
-        mesh, reason = choose_mesh(
-            source.config,
-            devices=devices,
-            memory=device_memory(devices),
-            bytes_per_param=TUNED_BYTES if tuned else weights.itemsize,
-            rows=rows,
-        )
-    else:
-        reason = "as given"
-    placed = make_mesh(mesh, devices)
+    placed, reason = make_suited_mesh(
+        mesh,
+        source.config,
+        devices=devices,
+        memory=device_memory(devices),
+        weights=weights,
+        tune=tune,
+        rows=rows,
+    )
     if placed.size > 1:
         sizes = ", ".join(f"{axis} {size}" for axis, size in placed.shape.items())
         say(f"mesh: {sizes} ({reason})")

@@ -23,12 +23,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from spt_jax import hlo
-from spt_jax.automesh import TUNED_BYTES, choose_mesh
+from spt_jax.automesh import make_suited_mesh
 from spt_jax.convert.opening import open_model
 from spt_jax.device_config import MeshConfig
 from spt_jax.plan_config import PlanConfig
 from spt_jax.programs import abstract_params, lower_decoding, lower_train_step
-from spt_jax.sharding import make_mesh, require_rows, row_devices
+from spt_jax.sharding import require_rows, row_devices
 from spt_jax.t5 import PRESETS, T5, T5Config
 from spt_jax.topologies import CHIPS, Chip, load_topology
 
@@ -55,7 +55,15 @@ def plan(config: PlanConfig, *, suggest: bool = True) -> dict[str, Any]:
     """
     chip, devices = load_topology(config.topology)
     shape = PRESETS[config.model] if config.model in PRESETS else open_model(config.model).config
-    mesh, reason = _make_mesh(config, shape, chip, devices)
+    mesh, reason = make_suited_mesh(
+        config.mesh,
+        shape,
+        devices=devices,
+        memory=chip.memory,
+        weights=jnp.dtype(config.param_dtype),
+        tune=config.tune,
+        rows=config.batch_size // config.accumulate,
+    )
     require_rows(mesh, config.batch_size // config.accumulate, "batch_size")
     names = list(PROGRAMS) if config.program == "both" else [config.program]
     reports = {name: _compile(name, config, shape, mesh, chip) for name in names}
@@ -79,20 +87,6 @@ def plan(config: PlanConfig, *, suggest: bool = True) -> dict[str, Any]:
     if not result["fits"] and suggest:
         result["would_fit"] = _would_fit(config, mesh)
     return result
-
-
-def _make_mesh(config: PlanConfig, shape: T5Config, chip: Chip, devices: Any) -> tuple[Mesh, str]:
-    if config.mesh is not None:
-        return make_mesh(config.mesh, devices), "as given"
-    tuned = config.tune == "model"
-    mesh, reason = choose_mesh(
-        shape,
-        devices=devices,
-        memory=chip.memory,
-        bytes_per_param=TUNED_BYTES if tuned else jnp.dtype(config.param_dtype).itemsize,
-        rows=config.batch_size // config.accumulate,
-    )
-    return make_mesh(mesh, devices), reason
 
 
 def _compile(
