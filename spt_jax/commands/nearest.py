@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spt_jax.commands.options import add_run, make_parser, stdout_to_stderr_if
+from spt_jax.compile_cache import keep_programs
 from spt_jax.printing import print_json, print_table
 
 
@@ -13,6 +14,7 @@ def nearest(argv: Sequence[str]) -> None:
     add_run(parser)
     parser.add_flag("k", int, 5, "Words for each vector.")
     flags, _ = parser.read(argv)
+    keep_programs()
     with stdout_to_stderr_if(flags.json):
         from spt_jax.interpret import nearest_words
 

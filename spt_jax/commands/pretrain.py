@@ -9,6 +9,7 @@ from spt_jax.commands.options import (
     stdout_to_stderr_if,
     workdir,
 )
+from spt_jax.compile_cache import keep_programs
 from spt_jax.preemption import listening
 from spt_jax.pretrain_config import PretrainConfig
 from spt_jax.printing import print_result
@@ -21,6 +22,7 @@ def pretrain(argv: Sequence[str]) -> None:
     flags, config = parser.read(argv)
     if flags.print_config:
         return print_config(config)
+    keep_programs()
     with listening(), stdout_to_stderr_if(flags.json):
         from spt_jax.pretrain import pretrain as run
 

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from spt_jax.compile_cache import cache_folder
+
 
 class LabeledText(NamedTuple):
     """A row of a built-in task: what is read, and what is to be answered."""
@@ -37,8 +39,7 @@ def cached(name: str, rules: Iterable[str], distributions: Iterable[str], make: 
     Raises:
         ValueError: One of the packages is not installed.
     """
-    folder = Path(os.environ.get("SPT_JAX_CACHE") or "~/.cache/spt_jax").expanduser()
-    path = folder / f"{name}-{_key(name, rules, distributions)}.json"
+    path = cache_folder() / f"{name}-{_key(name, rules, distributions)}.json"
     made = _read(path)
     if made is None:
         made = make()

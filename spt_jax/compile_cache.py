@@ -1,0 +1,71 @@
+"""Compiled programs, kept on disk from one command to the next by jax's compilation cache.
+
+They lie in the folder `jax` of the cache that rows lie in too (`SPT_JAX_CACHE`, by default
+`~/.cache/spt_jax`). Whoever has set one of jax's own variables (`JAX_COMPILATION_CACHE_DIR`,
+`JAX_ENABLE_COMPILATION_CACHE=false`) has it their way. jax's key has the program, the versions and
+the features of the processor, so that a home that several machines share is no danger.
+
+Invariant: only commands call this, before they import jax; the library leaves jax as it finds it.
+"""
+
+import contextlib
+import logging
+import os
+import sys
+from pathlib import Path
+
+MOST_BYTES = 2 << 30
+"""The oldest programs go when there are more; they cost their compilation, if they are needed."""
+
+LEAST_SECONDS = "0.2"
+"""What compiles sooner is not kept: jax's 1 s leaves out most programs of a small model."""
+
+
+def cache_folder() -> Path:
+    """The root of what is kept between runs and can be made again."""
+    return Path(os.environ.get("SPT_JAX_CACHE") or "~/.cache/spt_jax").expanduser()
+
+
+def keep_programs() -> None:
+    """Has jax keep what it compiles; a folder that cannot be written is a warning."""
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ or "jax" in sys.modules:
+        return
+    folder = cache_folder() / "jax"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(0, "no permission")
+        _make_room(folder, MOST_BYTES)
+    except OSError as error:
+        logging.getLogger("spt_jax").warning(
+            "cannot keep compiled programs in %s (%s), so the next command compiles again; "
+            "name another folder in SPT_JAX_CACHE",
+            folder,
+            error.strerror,
+        )
+        return
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", LEAST_SECONDS)
+
+
+def keep_no_programs() -> None:
+    """Has jax compile afresh: what is compiled for absent devices cannot be read back."""
+    if "jax" not in sys.modules:
+        os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+
+
+def _make_room(folder: Path, most: int) -> None:
+    """Deletes the oldest files until no more than `most` bytes are left.
+
+    jax could do that by itself, but where it is killed between two writes it never keeps anything
+    in that folder again.
+    """
+    with os.scandir(folder) as entries:
+        files = [(e.stat().st_mtime, e.stat().st_size, e.path) for e in entries if e.is_file()]
+    total = sum(size for _, size, _ in files)
+    for _, size, path in sorted(files):
+        if total <= most:
+            return
+        with contextlib.suppress(FileNotFoundError):  # another process makes room too
+            os.unlink(path)
+        total -= size

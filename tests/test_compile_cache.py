@@ -1,0 +1,92 @@
+"""Compiled programs are kept for the next command, where the user's settings do not say else."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from spt_jax import compile_cache
+
+# What a command does, with a program of a second: keep, compile, and say how jax is set.
+COMMAND = """
+import json, sys
+from spt_jax.compile_cache import keep_no_programs, keep_programs
+from spt_jax.printing import warnings_on_stderr
+with warnings_on_stderr():
+    {"keep": keep_programs, "afresh": keep_no_programs}[sys.argv[1]]()
+import jax
+hits = []
+jax.monitoring.register_event_listener(lambda name, **_: hits.append(name.rsplit("/")[-1]))
+jax.jit(lambda x: x * 2)(1.0).block_until_ready()
+folder = jax.config.jax_compilation_cache_dir
+print(json.dumps({"folder": folder, "hits": hits.count("cache_hits")}))
+"""
+
+
+def command(cache: Path, what: str = "keep", **environment: str) -> tuple[dict, str]:
+    """What a process says of jax, and its stderr; `cache` is the root of what is kept."""
+    own = {name: value for name, value in os.environ.items() if "COMPILATION_CACHE" not in name}
+    done = subprocess.run(
+        [sys.executable, "-c", COMMAND, what],
+        env={**own, "SPT_JAX_CACHE": str(cache), **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), done.stderr
+
+
+def test_the_second_command_finds_what_the_first_has_compiled(tmp_path):
+    first, _ = command(tmp_path)
+    assert first == {"folder": str(tmp_path / "jax"), "hits": 0}
+    made = sorted((tmp_path / "jax").iterdir())
+    assert made
+    second, _ = command(tmp_path)
+    assert second["hits"] == len(made)
+    assert sorted((tmp_path / "jax").iterdir()) == made
+
+
+@pytest.mark.parametrize(("option", "made"), [("--json", True), ("--help", False)])
+def test_commands_keep_programs_once_they_run(tmp_path, option, made):
+    own = {name: value for name, value in os.environ.items() if "COMPILATION_CACHE" not in name}
+    subprocess.run(
+        [sys.executable, "-m", "spt_jax", "evaluate", "nowhere", option],
+        env={**own, "SPT_JAX_CACHE": str(tmp_path)},
+        capture_output=True,
+    )
+    assert (tmp_path / "jax").exists() == made
+
+
+def test_what_the_user_has_set_for_jax_wins(tmp_path):
+    mine = tmp_path / "mine"
+    found, _ = command(tmp_path, JAX_COMPILATION_CACHE_DIR=str(mine))
+    assert found["folder"] == str(mine) and list(mine.iterdir())
+    command(tmp_path, JAX_ENABLE_COMPILATION_CACHE="false")
+    assert not [*tmp_path.glob("jax/*")]
+
+
+def test_programs_for_absent_devices_are_not_kept(tmp_path):
+    command(tmp_path, "afresh", JAX_COMPILATION_CACHE_DIR=str(tmp_path / "mine"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_one_warning(tmp_path):
+    (tmp_path / "file").touch()
+    found, printed = command(tmp_path / "file")
+    assert found == {"folder": None, "hits": 0}
+    assert printed == (
+        f"spt-jax: warning: cannot keep compiled programs in {tmp_path}/file/jax (Not a "
+        "directory), so the next command compiles again; name another folder in SPT_JAX_CACHE\n"
+    )
+
+
+@pytest.mark.parametrize(("most", "left"), [(30, "abc"), (29, "bc"), (9, "")])
+def test_the_oldest_programs_make_room(tmp_path, most, left):
+    for age, name in enumerate("cba"):
+        (tmp_path / name).write_bytes(bytes(10))
+        os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
+    compile_cache._make_room(tmp_path, most)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(left)
