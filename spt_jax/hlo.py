@@ -99,12 +99,12 @@ def nbytes(type: str) -> int:
 def count(text: str) -> Counts:
     """Counts what a compiled program does."""
     program, entry = parse(text)
-    counts = Counts()
+    counts, channels = Counts(), set[str]()
     for name, times, fused in _walk(program, entry, 1):
         types = {instruction.name: instruction.type for instruction in program[name]}
         for instruction in program[name]:
             kind = instruction.op.removesuffix("-start")
-            if kind in COLLECTIVES:
+            if kind in COLLECTIVES and not _is_continued(instruction, channels):
                 result = _result(instruction)
                 counts.collectives[kind].count += times
                 counts.collectives[kind].bytes += times * nbytes(result)
@@ -113,6 +113,20 @@ def count(text: str) -> Counts:
                 counts.bytes_once += moved
                 counts.bytes_run += times * moved
     return counts
+
+
+def _is_continued(instruction: Instruction, channels: set[str]) -> bool:
+    """Whether a collective of this channel was met before; `channels` are those that were.
+
+    The TPU compiler splits a collective into a start, parts that run inside of other instructions,
+    and an end. Each shows the whole collective, with the same channel.
+    """
+    channel = re.search(r"channel_id=(\d+)", instruction.attributes)
+    if channel is None:
+        return False
+    known = channel[1] in channels
+    channels.add(channel[1])
+    return known
 
 
 def _result(instruction: Instruction) -> str:
@@ -169,6 +183,11 @@ def _traffic(program: Program, instruction: Instruction, types: dict[str, str]) 
     if called and instruction.op == "fusion":
         body = program[called[1]]
         sizes = {inner.name: inner.type for inner in body}
+        if any(inner.op in COLLECTIVES for inner in body):
+            # A part of a split collective hands its buffers on and does not move them.
+            for number in map(int, re.findall(r": \((\d+),", _aliasing(instruction))):
+                result -= operands[number]
+                operands[number] = 0
         for number, inner in _parameters(body):
             users = [user for user in body if inner.name in user.operands]
             sliced = [user for user in users if user.operands[0] == inner.name]
@@ -179,6 +198,11 @@ def _traffic(program: Program, instruction: Instruction, types: dict[str, str]) 
                 update = nbytes(sizes.get(updates[0].operands[1], ""))
                 operands[number], result = 0, result - nbytes(inner.type) + update
     return sum(operands) + result
+
+
+def _aliasing(instruction: Instruction) -> str:
+    aliasing = instruction.attributes.partition("output_to_operand_aliasing=")[2]
+    return aliasing.partition(")}")[0]
 
 
 def _parameters(body: list[Instruction]) -> Iterator[tuple[int, Instruction]]:

@@ -183,6 +183,43 @@ def test_traffic_and_collectives_of_a_loop():
     assert found.bytes_once >= body + entry
 
 
+SPLIT = """HloModule jit_step
+
+%start (p: bf16[2,4]) -> (bf16[2,4], bf16[8,4]) {
+  %p = bf16[2,4] parameter(0)
+  %whole = bf16[8,4] all-gather(%p), channel_id=7, dimensions={0}
+  ROOT %begin = (bf16[2,4], bf16[8,4]) custom-call(%whole)
+}
+
+%part (p.1: bf16[2,4], q: bf16[8,4], x: f32[16]) -> (f32[16], bf16[2,4], bf16[8,4]) {
+  %p.1 = bf16[2,4] parameter(0)
+  %q = bf16[8,4] parameter(1)
+  %x = f32[16] parameter(2)
+  %whole.1 = bf16[8,4] all-gather(%p.1), channel_id=7, dimensions={0}
+  %twice = f32[16] add(%x, %x)
+  ROOT %out = (f32[16], bf16[2,4], bf16[8,4]) tuple(%twice, %p.1, %whole.1)
+}
+
+ENTRY %main (a: bf16[2,4], b: f32[16]) -> f32[16] {
+  %a = bf16[2,4] parameter(0)
+  %b = f32[16] parameter(1)
+  %s = (bf16[2,4], bf16[8,4]) fusion(%a), calls=%start, output_to_operand_aliasing={{0}: (0, {})}
+  %a.1 = bf16[2,4] get-tuple-element(%s), index=0
+  %g = bf16[8,4] get-tuple-element(%s), index=1
+  %f = (f32[16], bf16[2,4], bf16[8,4]) fusion(%a.1, %g, %b), ALIASING, calls=%part
+  ROOT %r = f32[16] get-tuple-element(%f), index=0
+}
+""".replace("ALIASING", "output_to_operand_aliasing={{1}: (0, {}), {2}: (1, {})}")
+
+
+def test_a_collective_that_runs_in_parts_counts_once():
+    found = hlo.count(SPLIT)
+    gather = found.collectives["all-gather"]
+    assert (gather.count, gather.bytes) == (1, 64)
+    # The start writes the gathered array; the part reads and writes its own array alone.
+    assert found.bytes_run == 64 + 2 * 64
+
+
 def test_what_a_program_needs_is_read_from_the_error():
     message = (
         "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory "
