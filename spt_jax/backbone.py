@@ -30,6 +30,7 @@ from spt_jax.convert.opening import (
 from spt_jax.device_config import MeshConfig
 from spt_jax.progress import say
 from spt_jax.pytree import count_params, fingerprint, named_leaves, nbytes
+from spt_jax.runlog import sync_tree
 from spt_jax.t5 import PRESETS, T5, Remat, T5Config
 from spt_jax.tokenizer import Tokenizer
 from spt_jax.typing import PyTree
@@ -170,7 +171,7 @@ def save_backbone(
     *,
     dtype: str = "bfloat16",
 ) -> None:
-    """Writes a backbone in `dtype`, with the fingerprint of what it wrote."""
+    """Writes a backbone in `dtype`, with the fingerprint of what it wrote, to the disk."""
     folder.mkdir(parents=True, exist_ok=True)
     stored = jax.tree.map(lambda x: np.asarray(jnp.asarray(x, jnp.dtype(dtype))), params)
     arrays: dict[str, Any] = dict(named_leaves(stored))
@@ -182,6 +183,7 @@ def save_backbone(
         "fingerprint": fingerprint(stored),
     }
     (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n")
+    sync_tree(folder)
 
 
 def describe(name: str, length: int) -> dict:

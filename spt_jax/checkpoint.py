@@ -1,8 +1,9 @@
 """Checkpoints of a run, with Orbax.
 
 A step is a folder `<step>/` with the items `state` (the leaves by name) and `metadata` (the run's
-own, and a sha256 over step, leaves and metadata). Invariant: a step counts once it has been
-written, read back and found whole, and only then is an older one deleted. Orbax alone reads it:
+own, and a sha256 over step, leaves and metadata). Invariant: a step counts once it is on the disk,
+where no power cut takes it, read back and found whole; only then is an older one deleted. Orbax
+alone reads it:
 
     import orbax.checkpoint as ocp
     state = ocp.StandardCheckpointer().restore("/absolute/path/runs/mine/checkpoints/3000/state")
@@ -29,7 +30,7 @@ import spt_jax.orbax_log  # noqa: F401
 from spt_jax.errors import RunError
 from spt_jax.prompt_file import load_prompt, save_prompt
 from spt_jax.pytree import fingerprint, leaf_name, named_leaves
-from spt_jax.runlog import lock_folder
+from spt_jax.runlog import lock_folder, sync_tree
 from spt_jax.typing import PyTree
 
 __all__ = ["Checkpoints", "Restored", "load_prompt", "save_prompt"]
@@ -200,6 +201,7 @@ class Checkpoints:
                 self._move(unusable, "unusable")
             try:
                 self._orbax.save(folder, args=args)
+                sync_tree(folder)  # Orbax leaves names and JSON to the system
                 self._read(step)
             except Exception:
                 for left in self._directory.glob(f"{step}.orbax-checkpoint-tmp*"):

@@ -35,11 +35,7 @@ def write_atomic(path: str | os.PathLike, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _sync(path.parent)
     except OSError as error:
         draft.unlink(missing_ok=True)
         raise _cannot_write(path, error) from error
@@ -55,6 +51,22 @@ def write_json_atomic(path: str | os.PathLike, obj: Any) -> None:
     write_atomic(path, (json.dumps(_plain(obj), indent=2, allow_nan=False) + "\n").encode())
 
 
+def sync_tree(folder: str | os.PathLike) -> None:
+    """Blocks until a folder, all that it holds and its own name are on the disk.
+
+    Args:
+        folder: Files may have been written there by any library, and it may have been renamed.
+
+    Raises:
+        OSError: The disk has failed.
+    """
+    for place, _, files in os.walk(folder, topdown=False):
+        for name in files:
+            _sync(Path(place) / name)
+        _sync(Path(place))
+    _sync(Path(folder).parent)
+
+
 def lock_folder(directory: str | os.PathLike) -> IO:
     """Makes a folder and takes its lock, which ends with the process however that dies.
 
@@ -66,8 +78,12 @@ def lock_folder(directory: str | os.PathLike) -> IO:
         ValueError: A file is where the folder should be.
     """
     directory = Path(directory)
+    whole = directory.absolute()
     try:
+        new = [place for place in (whole, *whole.parents) if not place.exists()]
         directory.mkdir(parents=True, exist_ok=True)
+        for place in new:
+            _sync(place.parent)
         file = open(directory / ".lock", "w")
     except (FileExistsError, NotADirectoryError) as error:
         raise ValueError(
@@ -187,6 +203,15 @@ class RunLog:
 
     def __exit__(self, *exc_info) -> None:
         self.close()
+
+
+def _sync(path: Path) -> None:
+    """Blocks until the bytes of a file, or the names in a folder, are on the disk."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def _lines(path: Path) -> list[tuple[bytes, dict]]:
