@@ -30,6 +30,7 @@ from spt_jax.distributed import on_main
 from spt_jax.errors import require, suggest
 from spt_jax.prompt_file import load_prompt, require_same_model
 from spt_jax.runfolder import RunFolder
+from spt_jax.storage import open_run
 from spt_jax.typing import Array, Bool, Float, Int, Params
 
 
@@ -227,7 +228,8 @@ def load_bank(
 
     Args:
         backbone: The frozen model.
-        paths: Of each prompt by its name: a prompt.safetensors, or the folder of a run.
+        paths: Of each prompt by its name: a prompt.safetensors or the folder of a run, each here or
+            in a bucket.
         capacity: Most prompts; as many as there are paths by default.
         length: Of the longest prompt; of the longest that is loaded by default.
 
@@ -242,18 +244,19 @@ def load_bank(
 
 
 def _load(backbone: Backbone, path: Path) -> np.ndarray:
-    prompt, metadata, file = on_main(lambda: _read(path))
-    require_same_model(metadata, backbone, file)
+    return on_main(lambda: _read(backbone, path))
+
+
+def _read(backbone: Backbone, path: Path) -> np.ndarray:
+    with open_run(path) as place:
+        if place.is_dir():
+            folder = RunFolder(place)
+            if folder.config_file.is_file() and folder.read_config()["tune"] == "model":
+                raise ValueError(
+                    f"run '{place}' tuned the model, so its prompt serves no other model; "
+                    "give runs that tuned a prompt alone"
+                )
+            place = folder.prompt_file
+        prompt, metadata = load_prompt(place)
+        require_same_model(metadata, backbone, place)
     return prompt
-
-
-def _read(path: Path) -> tuple[np.ndarray, dict[str, str], Path]:
-    if path.is_dir():
-        folder = RunFolder(path)
-        if folder.config_file.is_file() and folder.read_config()["tune"] == "model":
-            raise ValueError(
-                f"run '{path}' tuned the model, so its prompt serves no other model; "
-                "give runs that tuned a prompt alone"
-            )
-        path = folder.prompt_file
-    return (*load_prompt(path), path)

@@ -16,7 +16,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,17 +52,24 @@ class Checkpoints:
     Args:
         directory: The folder of the steps; made if missing, and locked until `close`.
         keep: The newest steps kept.
+        saved: Called in the thread when a step is on disk and older ones are deleted.
 
     Raises:
         ValueError: `keep` is below 1, or a file is where the folder should be.
         RunError: Another process has the folder open, or it cannot be written.
     """
 
-    def __init__(self, directory: str | os.PathLike, *, keep: int = 3):
+    def __init__(
+        self,
+        directory: str | os.PathLike,
+        *,
+        keep: int = 3,
+        saved: Callable[[], None] = lambda: None,
+    ):
         if keep < 1:
             raise ValueError(f"keep is {keep} checkpoints, expected 1 or more")
         self._directory = Path(directory).absolute()
-        self._keep = keep
+        self._keep, self._saved = keep, saved
         self._unusable: set[int] = set()
         self._pending: Future | None = None
         self._lock = lock_folder(self._directory)
@@ -157,7 +164,7 @@ class Checkpoints:
         return None
 
     def wait(self) -> None:
-        """Blocks until the last save is on disk.
+        """Blocks until the last save is on disk, and what `saved` does is done.
 
         Raises:
             RunError: It failed (disk full); older steps are untouched. Raised once.
@@ -218,6 +225,7 @@ class Checkpoints:
                 f"({', '.join(older) or 'there is no older one'}); free space or fix the folder, "
                 "and run the same command again"
             ) from error
+        self._saved()
 
     def _read(self, step: int) -> tuple[PyTree, dict]:
         """In the thread: the arrays and the metadata of a step; raises if it is not whole."""

@@ -34,6 +34,7 @@ from spt_jax.runfolder import RunFolder
 from spt_jax.runlog import RunLog, write_json_atomic
 from spt_jax.saving import Saver, was_evaluated
 from spt_jax.step import TrainState, init_state, require_finite, train_step
+from spt_jax.storage import open_workdir
 from spt_jax.t5 import T5, T5Config
 from spt_jax.tokenizer import train_tokenizer
 from spt_jax.typing import Array, Key
@@ -63,9 +64,15 @@ def pretrain(
         RunError: The loss is not finite, no checkpoint is whole, or the disk is full.
         Preempted: A signal came where signals are notices, see `preemption.py`; the run is saved.
     """
-    folder = RunFolder(Path(workdir))
-    folder.check_place()
     require_tensorboard(config.log.tensorboard)
+    with open_workdir(Path(workdir)) as folder:
+        return _pretrain(config, folder, overwrite=overwrite, command=command)
+
+
+def _pretrain(
+    config: PretrainConfig, folder: RunFolder, *, overwrite: bool, command: Sequence[str]
+) -> dict:
+    folder.check_place()
     if not overwrite:
         folder.check_config(to_dict(config))
         if (result := folder.read_result(to_dict(config))) is not None:
@@ -106,7 +113,7 @@ def pretrain(
 
     with (
         folder.claim(to_dict(config), identity, facts, command, overwrite=overwrite),
-        Checkpoints(folder.checkpoints, keep=config.log.keep) as checkpoints,
+        Checkpoints(folder.checkpoints, keep=config.log.keep, saved=folder.publish) as checkpoints,
     ):
         if (restored := checkpoints.restore_newest(state)) is not None:
             state = restored.state

@@ -25,10 +25,11 @@ class StepTrace:
         steps: How many steps are traced; 0 traces none.
         start: Steps done before the session.
         stop: Steps done after it. Where it is short, the warm-up is shorter.
+        place: Where the trace will be kept, if that is elsewhere.
     """
 
-    def __init__(self, folder: Path, steps: int, *, start: int, stop: int):
-        self._folder = folder
+    def __init__(self, folder: Path, steps: int, *, start: int, stop: int, place: str = ""):
+        self._folder, self._place = folder, place or str(folder)
         steps = min(steps, stop - start)
         self._first = start + 1 + min(WARM_UP, stop - start - steps)
         self._last = self._first + steps - 1
@@ -64,5 +65,5 @@ class StepTrace:
         self._running = False
         say(
             f"traced steps {self._first} to {self._last}; to see them: "
-            f"pip install xprof && xprof --logdir {self._folder}"
+            f"pip install xprof && xprof --logdir {self._place}"
         )

@@ -21,6 +21,7 @@ import numpy as np
 from spt_jax.config import PromptConfig
 from spt_jax.distributed import on_main
 from spt_jax.prompt_file import load_prompt
+from spt_jax.storage import open_run
 from spt_jax.tokenizer import Tokenizer
 from spt_jax.typing import Array, Float, Key
 
@@ -80,12 +81,18 @@ def from_text(key: Key, table: Table, length: int, tokens: Sequence[int]) -> Pro
 def from_file(path: str, length: int, d_model: int) -> Prompt:
     """A prompt that was trained before: `prompt.safetensors`, an `.npy` array, or a run's folder.
 
+    Each may be in a bucket.
+
     Raises:
         FileNotFoundError: No such file.
         ValueError: It is not a prompt of this length and width.
     """
-    array = on_main(lambda: _read_file(Path(path), length, d_model))
-    return jnp.asarray(array, jnp.float32)
+
+    def read() -> np.ndarray:
+        with open_run(Path(path)) as file:
+            return _read_file(file, length, d_model)
+
+    return jnp.asarray(on_main(read), jnp.float32)
 
 
 def _read_file(file: Path, length: int, d_model: int) -> np.ndarray:

@@ -9,6 +9,7 @@
     checkpoints/<step>/  see checkpoint.py
     prompt.safetensors   the best prompt      result.json    what `train --json` prints
 
+Where the run is kept in a bucket, this is the copy that a process works in; see `storage.py`.
 A folder belongs to one config, model and dataset: a run resumes in its own folder and in no other.
 """
 
@@ -16,10 +17,9 @@ import contextlib
 import importlib.metadata
 import json
 import platform
-import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,9 @@ from spt_jax.runlog import lock_folder, write_atomic, write_json_atomic
 RESUMABLE = ("eval.", "log.", "mesh", "remat")
 """Settings that may differ when a run is resumed, beside more `steps`."""
 
+FOLDERS = ("checkpoints", "model", "events", "profile")
+"""Folders in the folder of a run."""
+
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -42,9 +45,16 @@ class RunFolder:
 
     Args:
         path: The folder; it need not exist yet.
+        address: Where it is kept, if that is elsewhere; see `storage.py`.
+        publish: Brings that place to where the folder is; for a folder of this machine, nothing.
     """
 
     path: Path
+    address: str | None = None
+    publish: Callable[[], None] = lambda: None
+
+    def __str__(self) -> str:
+        return self.address or str(self.path)
 
     @property
     def config_file(self) -> Path:
@@ -108,12 +118,7 @@ class RunFolder:
         return json.loads(self.result_file.read_text())
 
     def check_place(self) -> None:
-        """Raises an error where the folder cannot be made: at an address, or below a file."""
-        if re.match(r"[a-z0-9]+:/", str(self.path)):
-            raise ValueError(
-                f"workdir '{self.path}' is an address, expected a local folder; train in one and "
-                "copy it to a bucket, as scripts/tpu_vm/launch.sh --copy-to does"
-            )
+        """Raises NotADirectoryError where the folder cannot be made, because it is below a file."""
         for place in (self.path, *self.path.parents):
             if place.exists():
                 if place.is_dir():
@@ -167,6 +172,7 @@ class RunFolder:
         with lock_folder(self.path):
             if overwrite:
                 self._clear()
+                self.publish()  # or a step of that run were taken for one of this
             self._check_identity(identity)
             self.result_file.unlink(missing_ok=True)  # of fewer steps; it is not the result now
             write_atomic(self.config_file, yaml.safe_dump(dict(config), sort_keys=False).encode())

@@ -40,6 +40,7 @@ from spt_jax.saving import Saver, was_evaluated
 from spt_jax.sharding import place_batch, replicated, require_rows, state_shardings
 from spt_jax.speed import Clock
 from spt_jax.step import Best, TrainState, init_state, require_finite, train_step
+from spt_jax.storage import open_workdir
 from spt_jax.typing import Array, Params, PyTree
 
 
@@ -55,7 +56,8 @@ def fit(
 
     Args:
         config: The run.
-        workdir: Its folder. A run that was stopped there goes on; a finished one is read back.
+        workdir: Its folder, here or as `gs://BUCKET/FOLDER`. A run that was stopped there goes on;
+            a finished one is read back.
         overwrite: Delete the run that is there first.
         command: The command line, for the manifest.
         profile: Steps to trace, in the folder `profile` of the run; see `profiling.py`.
@@ -68,15 +70,22 @@ def fit(
     Raises:
         FileNotFoundError: A file of the config does not exist.
         NotADirectoryError: `workdir` lies below a file.
+        PermissionError, ConnectionError: `workdir` is in a bucket that cannot be used.
         ValueError: The config does not fit the model, the data, or the run in the folder.
         RunError: The loss is not finite, no checkpoint is whole, the disk is full, another process
             has the folder, or a frozen weight has changed.
         Preempted: A signal came where signals are notices, see `preemption.py`; the run is saved.
     """
-    folder = RunFolder(Path(workdir))
     require_tensorboard(config.log.tensorboard)
+    with open_workdir(Path(workdir)) as folder:
+        return _fit(config, folder, overwrite=overwrite, command=command, profile=profile)
+
+
+def _fit(
+    config: TrainConfig, folder: RunFolder, *, overwrite: bool, command: Sequence[str], profile: int
+) -> dict:
     if (result := on_main(lambda: _finished(folder, config, overwrite))) is not None:
-        say(f"{folder.path} is finished; --overwrite trains it again")
+        say(f"{folder} is finished; --overwrite trains it again")
         return result
 
     backbone = load_backbone(
@@ -120,7 +129,7 @@ def fit(
         lambda: folder.claim(to_dict(config), identity, facts, command, overwrite=overwrite)
     ):
         with main_only(
-            lambda: Checkpoints(folder.checkpoints, keep=config.log.keep)
+            lambda: Checkpoints(folder.checkpoints, keep=config.log.keep, saved=folder.publish)
         ) as checkpoints:
             if (restored := _restore(checkpoints, state)) is not None:
                 state = restored.state
@@ -193,7 +202,13 @@ def _train(
         ) as log,
         main_only(lambda: RunLog(run.folder.timing_file, resume_at=start)) as timing,
         main_only(lambda: Bar(f"training {run.task.name}", config.steps, start)) as bar,
-        StepTrace(run.folder.profile_folder, steps, start=start, stop=config.steps) as trace,
+        StepTrace(
+            run.folder.profile_folder,
+            steps,
+            start=start,
+            stop=config.steps,
+            place=f"{run.folder}/profile",
+        ) as trace,
     ):
         clock = Clock(timing, run.flops, peak_flops(mesh.devices.flat))
         saver = Saver(

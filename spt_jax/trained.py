@@ -13,6 +13,7 @@ from spt_jax.distributed import on_main
 from spt_jax.exchange.stored import read_stored, require_model_of
 from spt_jax.prompt_file import load_prompt, require_same_model
 from spt_jax.runfolder import RunFolder
+from spt_jax.storage import open_run
 from spt_jax.typing import Params
 
 
@@ -20,24 +21,25 @@ def load_run(run: Path, *, mesh: MeshConfig | None = None) -> tuple[TrainConfig,
     """A trained run: its config, its backbone, and the params of its best step.
 
     Args:
-        run: Its folder.
+        run: Its folder, here or in a bucket.
         mesh: Of the devices here, which need not be those that it was trained on.
 
     Raises:
         FileNotFoundError: The folder holds no run, or one that has not been evaluated yet.
         ValueError: The backbone is not the one that the prompt was trained on.
     """
-    folder = RunFolder(run)
-    config = _read_config(run)
-    tuned = config.tune == "model"
-    model = str(folder.model_folder) if tuned else config.model
-    backbone = _load_backbone(model, config, mesh)
-    params = {"t5": backbone.params}
-    if config.prompt is not None:
-        prompt, metadata = on_main(lambda: load_prompt(folder.prompt_file))
-        require_same_model(metadata, backbone, folder.prompt_file, tuned=tuned)
-        params["prompt"] = jnp.asarray(prompt)
-    return config, backbone, params
+    with open_run(run) as place:
+        folder = RunFolder(place)
+        config = _read_config(place)
+        tuned = config.tune == "model"
+        model = str(folder.model_folder) if tuned else config.model
+        backbone = _load_backbone(model, config, mesh)
+        params = {"t5": backbone.params}
+        if config.prompt is not None:
+            prompt, metadata = on_main(lambda: load_prompt(folder.prompt_file))
+            require_same_model(metadata, backbone, folder.prompt_file, tuned=tuned)
+            params["prompt"] = jnp.asarray(prompt)
+        return config, backbone, params
 
 
 def load_stored(
@@ -78,7 +80,10 @@ def load_runs(
     """
     if not runs:
         raise ValueError("no run is given, expected the folders of one or more")
-    configs = [_read_config(run) for run in runs]
+    configs = []
+    for run in runs:
+        with open_run(run) as place:
+            configs.append(_read_config(place))
     for number, (run, config) in enumerate(zip(runs, configs)):
         if run in runs[:number]:
             raise ValueError(f"run '{run}' is given twice; give each run once")

@@ -290,15 +290,6 @@ class _State:
         return dataclasses.replace(self, **changes)
 
 
-def test_a_bucket_is_no_workdir_yet(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(
-        ValueError, match="^workdir 'gs:/bucket/run' is an address, expected a local"
-    ):
-        fit(tiny.train_config(tmp_path), Path("gs://bucket/run"))
-    assert not (tmp_path / "gs:").exists()
-
-
 def test_a_device_without_room_is_one_line_that_says_what_to_try(finished, tmp_path, monkeypatch):
     folder, _, _ = finished
 

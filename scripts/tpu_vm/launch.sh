@@ -4,14 +4,14 @@
 # command says that it wants to go on, starts it again; any other code ends it.
 #
 # usage: launch.sh --tpu=NAME --zone=ZONE --project=ID [OPTIONS] -- [VARIABLE=VALUE ...] COMMAND ...
-#    as: launch.sh --run=boolq -- train --config=paper/boolq --workdir=runs/boolq
+#    as: launch.sh --run=boolq -- train --config=paper/boolq --workdir=gs://BUCKET/runs/boolq
 #
 #   --tpu, --zone, --project   or the variables TPU_NAME, TPU_ZONE, TPU_PROJECT
 #   --run RUN                  what this run is called here; `main` by default
 #   --max-restarts N           20 by default
 #   --restart-delay SECONDS    before each, 30 by default
-#   --copy-to gs://BUCKET/RUN  copy the --workdir of COMMAND there every five minutes and at the end,
-#                              and back from there first where this VM is new
+#   --copy-to gs://BUCKET/RUN  where the --workdir of COMMAND is a folder: copy it there every five
+#                              minutes and at the end, and back first where this VM is new
 #   --dry-run                  print the gcloud command
 #   COMMAND                    as after `spt-jax`; the processes of a slice find each other
 

@@ -16,6 +16,7 @@ from spt_jax.exchange.npy import MAGIC, read_npy
 from spt_jax.exchange.peft import CONFIG, TENSORS, read_peft
 from spt_jax.prompt_file import load_prompt, require_same_model
 from spt_jax.runfolder import RunFolder
+from spt_jax.storage import open_run
 
 Format = Literal["safetensors", "npy", "peft"]
 
@@ -40,12 +41,17 @@ def read_stored(path: Path) -> Stored:
 
     Args:
         path: A run, a prompt.safetensors, a `.npy` file (by its first bytes or its name), or the
-            folder of a PEFT adapter.
+            folder of a PEFT adapter; each here or in a bucket.
 
     Raises:
         FileNotFoundError: It does not exist, or a file of it is missing.
         ValueError: It holds no prompt, or one with NaN or inf.
     """
+    with open_run(path) as place:
+        return _read(place)
+
+
+def _read(path: Path) -> Stored:
     if path.is_dir():
         stored = _read_folder(path)
     elif path.name in (CONFIG, TENSORS):
