@@ -83,22 +83,26 @@ class Decoder(_Stack):
     def _stacked(self) -> Any:
         return self.variables["params"]["layers"]
 
-    def _layer(self, number) -> Any:
-        return jax.tree.map(lambda leaf: leaf[number].astype(self.dtype), self._stacked())
+    def _transposed_layer(self, number) -> Any:
+        return jax.tree.map(lambda leaf: leaf[number].astype(self.dtype).T, self._stacked())
+
+    def _run_transposed(self, layer, *args, method) -> Any:
+        return self._run_layer(jax.tree.map(jnp.transpose, layer), *args, method=method)
 
     def start(self, encoded, targets, beams):
         c, batch = self.config, encoded.shape[0]
         ancestors = jnp.zeros((batch, beams, targets), jnp.int32)
         shape = (batch, c.num_heads, c.d_kv, targets * beams)
 
-        def cross_keys_values(layer):
-            return self._run_layer(layer, encoded, method="cross_keys_values")
+        def cross_keys_values(layer, run=self._run_layer):
+            return run(layer, encoded, method="cross_keys_values")
 
         if is_unrolled(c.num_decoder_layers, self.mesh, decoding=True):
-            layers = tuple(map(self._layer, range(c.num_decoder_layers)))
+            layers = tuple(map(self._transposed_layer, range(c.num_decoder_layers)))
+            cross = tuple(cross_keys_values(layer, self._run_transposed) for layer in layers)
             empty = constrain(jnp.zeros(shape, self.dtype), LAYOUT, self.mesh)
             own = ((empty, empty),) * len(layers)
-            return Cache(Past(own, ancestors), tuple(map(cross_keys_values, layers)), layers)
+            return Cache(Past(own, ancestors), cross, layers)
         empty = jnp.zeros((c.num_decoder_layers, *shape), self.dtype)
         empty = constrain(empty, f"L{LAYOUT}", self.mesh)
         cross = jax.lax.map(cross_keys_values, self._stacked())
@@ -121,7 +125,7 @@ class Decoder(_Stack):
                 own = tuple(append(old, one, position) for old, one in zip(own, new))
                 return own, own
 
-            x, own = self._run_layer(layer, x, write, cross, *arguments, method="step")
+            x, own = self._run_transposed(layer, x, write, cross, *arguments, method="step")
             grown.append(own)
         return x, tuple(grown)
 
