@@ -1,7 +1,7 @@
 """Writing an answer token by token with a KV cache, and the likelihood of given answers.
 
-The encoder runs once. What a row gives depends on no other row of its batch. All functions are pure
-and jit as they are.
+The encoder runs once, also for both where they share `encoded`. What a row gives depends on no
+other row of its batch. All functions are pure and jit as they are.
 """
 
 import dataclasses
@@ -21,6 +21,9 @@ from spt_jax.topk import top_k
 from spt_jax.typing import Array, Bool, Float, Int, Params
 
 EOS_ID = 1
+
+Encoded = tuple[Float[Array, "B S D"], Bool[Array, "B S"]]
+"""What `forward.encode` gives: the encoder's output and its mask."""
 
 
 @struct.dataclass
@@ -52,6 +55,7 @@ def write(
     *,
     length: int,
     prompt_mask: Bool[Array, "B P"] | None = None,
+    encoded: Encoded | None = None,
 ) -> tuple[Int[Array, "B U"], Float[Array, " B"]]:
     """Writes the token that `choose` takes, again and again, until every row has written EOS.
 
@@ -62,14 +66,15 @@ def write(
         choose: From the logits of each row and their position, counted from 0, to one id per row.
         length: Most tokens to write, U, EOS included.
         prompt_mask: See `forward.prepend`.
+        encoded: What `forward.encode` gives for these arguments, where it is there already.
 
     Returns:
         Ids, 0 after EOS, and the log-probability that the model gives them, whatever `choose` drew
         from. A row of padding alone has nothing to say: all 0, at -inf.
     """
-    encoded, mask = encode(model, params, inputs, prompt_mask=prompt_mask)
+    states, mask = encoded or encode(model, params, inputs, prompt_mask=prompt_mask)
     batch, empty = inputs.shape[0], ~jnp.any(inputs > 0, axis=1)
-    cache = apply_t5(model, params, encoded, length, method="start_cache")
+    cache = apply_t5(model, params, states, length, method="start_cache")
 
     def running(loop: _Loop):
         # Room is left, and some row has not ended.
@@ -129,6 +134,7 @@ def answer_log_probs(
     answers: Int[Array, "*b W U"],
     *,
     prompt_mask: Bool[Array, "B P"] | None = None,
+    encoded: Encoded | None = None,
 ) -> Float[Array, "B W"]:
     """log P(answer | inputs) of every answer, its EOS included, for every row.
 
@@ -139,12 +145,13 @@ def answer_log_probs(
         answers: Token ids with EOS, 0 where padded: the same for all rows, or those of each row
             [B, W, U].
         prompt_mask: See `forward.prepend`.
+        encoded: As in `write`.
     """
-    encoded, mask = encode(model, params, inputs, prompt_mask=prompt_mask)
+    states, mask = encoded or encode(model, params, inputs, prompt_mask=prompt_mask)
 
     def log_prob(answer: Int[Array, "*b U"]) -> Float[Array, " B"]:
         targets = jnp.broadcast_to(answer, (inputs.shape[0], answer.shape[-1]))
-        logits = decode(model, params, encoded, mask, targets, calls=answers.shape[-2])
+        logits = decode(model, params, states, mask, targets, calls=answers.shape[-2])
         loss, _ = token_losses(logits, targets, LossConfig())
         return -jnp.sum(jnp.where(targets > 0, loss, jnp.zeros((), loss.dtype)), axis=1)
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from spt_jax.axes import constrain
@@ -22,10 +23,9 @@ from spt_jax.backbone import Backbone
 from spt_jax.bank import BankArrays, PromptBank
 from spt_jax.config import DataConfig
 from spt_jax.data.pipeline import TokenizedSplit, eval_batches
-from spt_jax.decode import answer_log_probs
-from spt_jax.decode_config import DecodeConfig
+from spt_jax.decode import answer_log_probs, likeliest, write
+from spt_jax.forward import encode
 from spt_jax.metrics import compute, invalid, mean_score
-from spt_jax.predict import generate_mixed
 from spt_jax.preemption import poll
 from spt_jax.sharding import place_batch, spreadable_rows
 from spt_jax.t5 import T5
@@ -122,19 +122,26 @@ class Outputs(NamedTuple):
     log_probs: np.ndarray | None
 
 
-@functools.partial(jax.jit, static_argnames="model")
-def _rank(
+@functools.partial(jax.jit, static_argnames=("model", "length"))
+def _answer(
     model: T5,
     params: Params,
     bank: BankArrays,
     task_ids: Int[Array, " B"],
     inputs: Int[Array, "B T"],
     answers: Int[Array, "B W U"],
-) -> Float[Array, "B W"]:
-    """`answer_log_probs` with the prompt of each row's task, jitted once for the process."""
-    params, mask = bank.prompted(params, task_ids)
-    log_probs = answer_log_probs(model, params, inputs, answers, prompt_mask=mask)
-    return constrain(log_probs, "..", model.mesh)  # whole everywhere: every process reads it
+    *,
+    length: int,
+) -> tuple[Int[Array, "B U"], Float[Array, "B W"]]:
+    """What is written with the prompt of each row's task, and `answer_log_probs`, encoded once."""
+    params, prompt_mask = bank.prompted(params, task_ids)
+    encoded = encode(model, params, inputs, prompt_mask=prompt_mask)
+    ids, _ = write(model, params, inputs, likeliest, length=length, encoded=encoded)
+    log_probs = jnp.zeros(answers.shape[:2])
+    if answers.size:
+        log_probs = answer_log_probs(model, params, inputs, answers, encoded=encoded)
+    # Whole everywhere: every process reads them.
+    return constrain(ids, "..", model.mesh), constrain(log_probs, "..", model.mesh)
 
 
 def answer_tasks(
@@ -180,13 +187,11 @@ def answer_tasks(
         of = np.pad(of_row[indices], (0, batch_size - len(indices)))  # padding is of any task
         arrays = {"inputs": batch["inputs"], "task_ids": task_ids[of], "answers": answers[of]}
         placed = place_batch(arrays, model.mesh)
-        prompted = (model, params, bank.arrays, placed["task_ids"], placed["inputs"])
-        ids, _ = generate_mixed(*prompted, DecodeConfig(), length=data.targets_length)
-        for row, index in zip(np.asarray(ids[:, 0]), indices, strict=False):
+        ids, of_answers = _answer(model, params, bank.arrays, **placed, length=data.targets_length)
+        for row, index in zip(np.asarray(ids), indices, strict=False):
             written = row[: tasks[int(of_row[index])].targets_length]
             predictions[index] = tokenizer.decode(written.tolist())
-        if answers.size:
-            log_probs[indices] = _rank(*prompted, placed["answers"])[: len(indices)]
+        log_probs[indices] = of_answers[: len(indices)]
     return [
         Outputs(
             tuple(predictions[start : start + size]),

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from decoding import MODEL, make_params
 
+from spt_jax import decode, scores
 from spt_jax.bank import PromptBank
 from spt_jax.decode import answer_log_probs
 from spt_jax.decode_config import DecodeConfig
-from spt_jax.forward import forward
+from spt_jax.forward import encode, forward
 from spt_jax.generation import generate
 from spt_jax.predict import generate_mixed
 
@@ -94,3 +95,16 @@ def test_each_row_ranks_its_own_answers():
     for row in range(4):
         shared = ranked(PARAMS, inputs, answers[row])
         np.testing.assert_allclose(own[row], shared[row], rtol=1e-5)
+
+
+def test_evaluation_encodes_once(monkeypatch):
+    _, bank = draw_bank(np.random.default_rng(0), [3])
+    inputs, answers, task_ids = np.ones((2, 5), int), np.ones((2, 3, 2), int), np.ones(2, int)
+    calls = []
+    for module in (scores, decode):
+        monkeypatch.setattr(
+            module, "encode", lambda *args, **kw: calls.append(0) or encode(*args, **kw)
+        )
+    run = functools.partial(scores._answer, MODEL, length=4)
+    ids, log_probs = jax.eval_shape(run, PARAMS, bank.arrays, task_ids, inputs, answers)
+    assert (ids.shape, log_probs.shape, len(calls)) == ((2, 4), (2, 3), 1)
