@@ -56,17 +56,30 @@ class Bucket:
         Raises:
             PermissionError, ConnectionError: It cannot be read.
         """
-        found = self._call("reading", name, functools.partial(self._store.read, name))
-        return found.value if found.state == "value" else None
+        return self.read_version(name)[0]
 
-    def write(self, name: str, data: bytes) -> None:
+    def read_version(self, name: str) -> tuple[bytes | None, bytes]:
+        """As `read`, and which version of the object that is, or that there is none."""
+        found = self._call("reading", name, functools.partial(self._store.read, name))
+        return found.value if found.state == "value" else None, found.stamp.generation
+
+    def write(self, name: str, data: bytes, *, over: bytes | None = None) -> bytes | None:
         """Writes an object, whole or not at all.
+
+        Args:
+            name: Of the object.
+            data: All of its bytes.
+            over: The version that it replaces, from `read_version`; whichever there is by default.
+
+        Returns:
+            The new version; None where there is another one than `over`, and nothing was written.
 
         Raises:
             FileNotFoundError: There is no such bucket.
             PermissionError, ConnectionError: It cannot be written.
         """
-        self._call("writing", name, functools.partial(self._store.write, name, data))
+        call = functools.partial(self._store.write, name, data, if_equal=over)
+        return self._call("writing", name, call).generation or None
 
     def delete(self, name: str) -> None:
         """Deletes an object, if there is one.

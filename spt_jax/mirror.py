@@ -9,8 +9,8 @@ written, then the index, then what the index no longer names is deleted.
 Invariant: what the index names is whole at every moment. A log may be longer than the newest
 checkpoint in the index, as on a disk, and resuming cuts it; a checkpoint never changes.
 
-The index also says whose the address is: that of the copy that was opened last. An older one finds
-that out at its next push, and writes no more.
+An index is written over the one that this copy knows, or not at all. So the address belongs to the
+copy that was opened last: an older one finds that out at its next push, and writes no more.
 """
 
 import json
@@ -43,7 +43,7 @@ class Mirror:
     def __init__(self, address: str, folder: Path):
         self.folder = folder
         self._bucket, self._patient = Bucket(address), Bucket(address, patient=True)
-        self._session = uuid.uuid4().hex
+        self._session, self._version = uuid.uuid4().hex, b""
         self._pushed: dict[str, tuple[int, int]] = {}
 
     def pull(self, folders: Sequence[str], only: str = "") -> None:
@@ -55,20 +55,20 @@ class Mirror:
 
         Raises:
             PermissionError, ConnectionError: The bucket cannot be read.
-            RunError: It changes while it is read.
+            RunError: It changes meanwhile.
         """
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
-        index = None if only else self._read_index(self._bucket)
+        index, self._version = self._bucket.read_version(INDEX)
         if only:
             wanted = [only]
         else:
-            names = self._bucket.names() if index is None else index["files"]
+            names = self._bucket.names() if index is None else json.loads(index)["files"]
             wanted = [n for n in names if _is_kept(n) and _is_in(n, folders)]
 
         def fetch(name: str) -> None:
             data = self._bucket.read(name)
-            if data is None and index is None:
+            if data is None and (only or index is None):
                 return
             if data is None:
                 raise RunError(
@@ -91,6 +91,7 @@ class Mirror:
 
         Raises:
             FileNotFoundError, PermissionError, ConnectionError: It cannot be written or listed.
+            RunError: Another process has written there since.
         """
         self._write_index(self._bucket, sorted(self._pushed))
         names = self._bucket.names()
@@ -106,16 +107,12 @@ class Mirror:
         """Brings the bucket to where the copy is.
 
         Raises:
-            RunError: The bucket cannot be written, or the folder belongs to another copy now.
+            RunError: The bucket cannot be written, or the address belongs to another copy now.
         """
         try:
-            index = self._read_index(self._patient)
-            if index is None or index["session"] != self._session:
-                raise RunError(
-                    f"another process is using {self._bucket.address}, started after this one; "
-                    "this one ends here"
-                )
-            found = {name: _stamp(self.folder / name) for name in _files(self.folder)}
+            if self._patient.read_version(INDEX)[1] != self._version:
+                raise self._taken()
+            found = _stamps(self.folder)
             changed = [name for name, stamp in found.items() if self._pushed.get(name) != stamp]
             _all_at_once(
                 lambda name: self._patient.write(name, (self.folder / name).read_bytes()), changed
@@ -131,24 +128,34 @@ class Mirror:
                 "from it"
             ) from error
 
-    def _read_index(self, bucket: Bucket) -> dict | None:
-        data = bucket.read(INDEX)
-        return None if data is None else json.loads(data)
-
     def _write_index(self, bucket: Bucket, names: list[str]) -> None:
         index = {"session": self._session, "files": names}
-        bucket.write(INDEX, (json.dumps(index, indent=1) + "\n").encode())
+        data = (json.dumps(index, indent=1) + "\n").encode()
+        version = bucket.write(INDEX, data, over=self._version)
+        if version is None:
+            # Of a write that was repeated, the first may have been done.
+            found, version = bucket.read_version(INDEX)
+            if found != data:
+                raise self._taken()
+        self._version = version
+
+    def _taken(self) -> RunError:
+        return RunError(
+            f"another process is writing to {self._bucket.address}; this one ends here, so that "
+            "only one does"
+        )
 
 
-def _all_at_once(function: Callable[[str], None], names: Sequence[str]) -> None:
+def _all_at_once(function: Callable[[str], object], names: Sequence[str]) -> None:
     with ThreadPoolExecutor(_AT_ONCE) as threads:
         for _ in threads.map(function, names):
             pass
 
 
-def _files(folder: Path) -> list[str]:
+def _stamps(folder: Path) -> dict[str, tuple[int, int]]:
+    """The files of a copy by name, each with what changes when it changes."""
     names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return sorted(name for name in names if _is_kept(name))
+    return {name: _stamp(folder / name) for name in sorted(names) if _is_kept(name)}
 
 
 def _is_in(name: str, folders: Sequence[str]) -> bool:
@@ -161,6 +168,5 @@ def _is_kept(name: str) -> bool:
 
 
 def _stamp(path: Path) -> tuple[int, int]:
-    """What changes with the content of a file."""
     status = path.stat()
     return status.st_size, status.st_mtime_ns

@@ -17,6 +17,7 @@ class FakeGCS(ThreadingHTTPServer):
         requests: What was asked, `METHOD bucket/name`, in order.
         refuse: Called with each of those before it is answered; returns a status for an error, or
             None where it is answered.
+        lose: The same, called after a write is done.
     """
 
     daemon_threads = True
@@ -27,7 +28,7 @@ class FakeGCS(ThreadingHTTPServer):
         self.generations: dict[str, int] = {}
         self.buckets = {"bucket"}
         self.requests: list[str] = []
-        self.refuse = lambda request: None
+        self.refuse = self.lose = lambda request: None
 
     def put(self, key: str, data: bytes) -> None:
         self.objects[key] = data
@@ -70,7 +71,13 @@ class _Handler(BaseHTTPRequestHandler):
             said = "The specified bucket does not exist."
             return self._answer(404, {"error": {"code": 404, "message": said}})
         if self.command == "POST":
+            expected = options.get("ifGenerationMatch")
+            existing = str(server.generations[key]) if key in server.objects else "0"
+            if expected not in (None, existing):
+                return self._answer(412, {"error": {"code": 412, "message": "not that version"}})
             server.put(key, data)
+            if status := server.lose(request):
+                return self._answer(status, {"error": {"code": status, "message": "lost"}})
             return self._answer(200, self._describe(key))
         if self.command == "GET" and not name:
             prefix = f"{bucket}/{options.get('prefix', '')}"

@@ -199,10 +199,47 @@ def test_the_process_that_was_started_last_has_the_folder(bucket, tmp_path):
     second.pull(())
     second.claim(())
     (tmp_path / "first" / "log.jsonl").write_text("1")
-    with pytest.raises(RunError, match=f"another process is using {ADDRESS}, started after this"):
+    with pytest.raises(RunError, match=f"another process is writing to {ADDRESS}; this one ends"):
         first.push()
     second.push()
     assert bucket.objects.keys() == {f"{KEY}/{INDEX}"}
+
+
+def test_a_process_that_is_opened_while_another_writes_has_the_folder_or_none(bucket, tmp_path):
+    first = Mirror(ADDRESS, tmp_path / "first")
+    first.pull(())
+    first.claim(())
+    second = Mirror(ADDRESS, tmp_path / "second")
+    second.pull(())
+    (tmp_path / "first" / "log.jsonl").write_text("1")
+    first.push()
+    with pytest.raises(RunError, match="another process is writing to"):  # it lacks the log
+        second.claim(())
+    third = Mirror(ADDRESS, tmp_path / "third")
+    third.pull(())
+    (tmp_path / "first" / "result.json").write_text("2")
+
+    def meanwhile(request):
+        if request == f"POST {KEY}/result.json":
+            bucket.refuse = lambda request: None
+            third.claim(())
+
+    bucket.refuse = meanwhile
+    with pytest.raises(RunError, match="another process is writing to"):
+        first.push()
+    assert index(bucket.objects) == ["log.jsonl"]
+    third.push()
+
+
+def test_a_write_whose_answer_is_lost_is_not_taken_for_that_of_another(bucket, tmp_path):
+    lost = iter([503])
+    bucket.lose = lambda request: next(lost, None)
+    with open_workdir(Path(ADDRESS)) as folder:
+        (folder.path / "log.jsonl").write_text("1")
+    assert index(bucket.objects) == ["log.jsonl"]
+
+
+def test_two_processes_of_one_machine_do_not_share_a_copy(bucket):
     with open_workdir(Path(ADDRESS)), pytest.raises(RunError, match=f"process is using {ADDRESS};"):
         with open_workdir(Path(ADDRESS)):
             pass
