@@ -236,6 +236,11 @@ def test_variables_stand_for_the_options_that_are_always_the_same():
         ("launch", ["--max-restarts=x", "--", "train"], "is 'x', expected a whole number"),
         ("launch", ["--copy-to=b/r", "--", "train"], "is 'b/r', expected gs://BUCKET/FOLDER"),
         ("launch", ["--copy-to=gs://b/r", "--", "train"], "give COMMAND a --workdir=FOLDER"),
+        (
+            "launch",
+            ["--copy-to=gs://b/r", "--", "train", "--workdir=gs://b/r"],
+            "but --workdir=gs://b/r is in a bucket already; leave --copy-to out",
+        ),
         ("run", [], "no command is given; write it at the end, after --"),
     ],
 )

@@ -42,6 +42,8 @@ if [ -n "$copy_to" ]; then
     [[ $argument != --workdir=* ]] || workdir=${argument#*=}
   done
   [ -n "$workdir" ] || fail "--copy-to copies the folder of the run; give COMMAND a --workdir=FOLDER"
+  [[ $workdir != gs:* ]] ||
+    fail "--copy-to is given, but --workdir=$workdir is in a bucket already; leave --copy-to out"
 fi
 
 on_workers all "\$HOME/spt_jax/source/scripts/tpu_vm/supervise.sh start $run $max_restarts \
