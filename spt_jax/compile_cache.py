@@ -9,9 +9,12 @@ Invariant: only commands call this, before they import jax; the library leaves j
 """
 
 import contextlib
+import glob
 import logging
 import os
+import re
 import sys
+import warnings
 from pathlib import Path
 
 MOST_BYTES = 2 << 30
@@ -46,12 +49,33 @@ def keep_programs() -> None:
         return
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", LEAST_SECONDS)
+    _replace_damaged(folder)
 
 
 def keep_no_programs() -> None:
     """Has jax compile afresh: what is compiled for absent devices cannot be read back."""
     if "jax" not in sys.modules:
         os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+
+
+def _replace_damaged(folder: Path) -> None:
+    """Has jax write a program again that a process did not finish writing when it was killed.
+
+    jax compiles such a program, but warns of it and leaves the file as it is, for good. The warning
+    comes between the two, and names the program.
+    """
+    show = warnings.showwarning
+
+    def delete_or_show(message, *args, **kwargs):
+        found = re.match(
+            r"Error reading persistent compilation cache entry for '([^']*)'", str(message)
+        )
+        if found is None:
+            return show(message, *args, **kwargs)
+        for path in folder.glob(f"{glob.escape(found[1])}-*"):
+            path.unlink(missing_ok=True)
+
+    warnings.showwarning = delete_or_show
 
 
 def _make_room(folder: Path, most: int) -> None:

@@ -49,6 +49,16 @@ def test_the_second_command_finds_what_the_first_has_compiled(tmp_path):
     assert sorted((tmp_path / "jax").iterdir()) == made
 
 
+def test_a_program_that_a_killed_process_left_half_is_written_again(tmp_path):
+    command(tmp_path)
+    made = {path: path.stat().st_size for path in (tmp_path / "jax").iterdir()}
+    for path in made:
+        path.write_bytes(path.read_bytes()[:100])
+    found, printed = command(tmp_path)
+    assert (found["hits"], printed) == (0, "")
+    assert {path: path.stat().st_size for path in (tmp_path / "jax").iterdir()} == made
+
+
 @pytest.mark.parametrize(("option", "made"), [("--json", True), ("--help", False)])
 def test_commands_keep_programs_once_they_run(tmp_path, option, made):
     own = {name: value for name, value in os.environ.items() if "COMPILATION_CACHE" not in name}
