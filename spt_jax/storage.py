@@ -9,8 +9,8 @@
 Whoever has opened it sees a folder of this machine and knows of no bucket: an address has a copy,
 see `mirror.py`, and errors name the address instead. A folder of this machine is used as it is.
 
-The objects at the address are the files of the folder, with one index beside. gcloud copies them, and
-where gcsfs is installed, Orbax alone restores a checkpoint from its address.
+The objects at the address are the files of the folder, with one index beside. gcloud copies them,
+and where gcsfs is installed, Orbax alone restores a checkpoint from its address.
 """
 
 import contextlib
