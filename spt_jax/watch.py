@@ -6,10 +6,13 @@ that is gone by the kernel, which asks after it. Each then leaves at once, from 
 one may wait in a collective operation for the process that is gone, and would wait for good.
 
 jax has a heartbeat as well, which ends a process in C++ with a stack trace. It is set to twice the
-time, for what the connections do not show, such as a process that was halted.
+time, for what the connections do not show, such as a process that was halted. Where process 0 is
+gone, jax aborts the others at once, before Python could say why; so an abort waits a little.
 """
 
+import ctypes
 import os
+import signal
 import socket
 import sys
 import threading
@@ -23,6 +26,7 @@ from spt_jax.rendezvous import Place, receive, send
 
 _SAME_ERROR_SECONDS = 2.0
 _LEAVE_SECONDS = 5.0
+_C = ctypes.CDLL(None)
 
 
 class Watch:
@@ -37,6 +41,7 @@ class Watch:
     def __init__(self, place: Place, links: Mapping[int, socket.socket], heartbeat: int):
         self._place, self._links, self._heartbeat = place, links, heartbeat
         self._ending = threading.Lock()
+        self._old_abort = _set_abort(ctypes.cast(_C.sleep, ctypes.c_void_p).value)
         self._threads = []
         for index, link in links.items():
             _ask_after(link, heartbeat)
@@ -48,6 +53,7 @@ class Watch:
         """Tells the others that this process ends as it should."""
         for link in self._links.values():
             send(link, None)
+        _set_abort(self._old_abort)
 
     def fail(self, error: BaseException, argv: Sequence[str]) -> NoReturn:
         """Ends all processes by this error, unless another one came first.
@@ -108,6 +114,18 @@ class Watch:
         _print(line)
         sys.stdout.flush()
         os._exit(code)
+
+
+def _set_abort(handler: int | None) -> int | None:
+    """Makes a C function the handler of SIGABRT; returns the one before.
+
+    No Python runs in a thread that aborts, but C's `sleep` does: what it gets as a handler is the
+    number of the signal, and so it sleeps 6 seconds, while `_listen` says who is gone and leaves.
+    Where nobody is gone, the process aborts then.
+    """
+    set_handler = _C.signal
+    set_handler.argtypes, set_handler.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+    return set_handler(signal.SIGABRT, handler)
 
 
 def _print(line: str) -> None:

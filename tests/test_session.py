@@ -1,5 +1,10 @@
 """Which process of a run this one is: by flags, by SLURM, or alone."""
 
+import signal
+import subprocess
+import sys
+
+import hosts
 import jax
 import pytest
 
@@ -70,3 +75,36 @@ def test_in_one_process_everything_is_done_in_place():
     with main_only(lambda: open(__file__)) as file:
         assert file.readline().startswith('"""Which process')
     assert file.closed
+
+
+# jax aborts the others in C++ once it finds process 0 gone; here they abort before they can know.
+KILLED = """
+import ctypes, os, signal, sys
+from spt_jax.device_config import DistributedConfig
+from spt_jax.distributed import barrier
+from spt_jax.session import session
+index = int(sys.argv[2])
+config = DistributedConfig(
+    coordinator=sys.argv[1], num_processes=3, process_id=index, heartbeat=30, timeout=120
+)
+with session(config, ["train"]):
+    barrier("all are there")
+    if index == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    ctypes.CDLL(None).abort()
+"""
+
+
+def test_the_others_say_it_and_end_where_process_0_is_killed():
+    address = f"127.0.0.1:{hosts.free_port()}"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", KILLED, address, str(index)], stderr=subprocess.PIPE, text=True
+        )
+        for index in range(3)
+    ]
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [-signal.SIGKILL, 1, 1]
+    line = "spt-jax: error: process 0 of 3 is gone: it was killed, or its machine or network failed"
+    assert [error.count("spt-jax: ") for error in errors] == [0, 1, 0]  # one of them for all
+    assert line in errors[1]
