@@ -32,8 +32,8 @@ def to_markdown(plans: dict[str, dict[str, Any]]) -> str:
     """The table, a line for each plan."""
     lines = [
         "| model | slice | mesh | peak / limit, GiB a device | fits | GFLOP a device "
-        "| GB moved a device | collectives a device | roofline, ms | compiled in, s |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| GB moved a device | collectives a device | roofline, ms |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for model in MODELS:
         for topology in TOPOLOGIES:
@@ -48,14 +48,18 @@ def _line(model: str, row: dict[str, Any]) -> str:
     cells = [model, row["topology"], mesh or "one device", f"{peak:.2f} / {limit:.2f}"]
     if row["fits"]:
         collectives = ", ".join(
-            f"{found['count']} {kind} {found['bytes'] / 1e9:.2f} GB"
+            f"{found['count']} {kind} {_amount(found['bytes'])}"
             for kind, found in row["collectives"].items()
         )
         cells += ["yes", f"{row['flops'] / 1e9:,.0f}", f"{row['bytes_accessed'] / 1e9:,.1f}"]
         cells += [collectives or "none", f"{1000 * row['roofline_seconds']:,.0f}"]
     else:
         cells += [f"no, by {peak - limit:.2f} GiB", "", "", "", ""]
-    return f"| {' | '.join([*cells, format(row['compile_seconds'], '.0f')])} |"
+    return f"| {' | '.join(cells)} |"
+
+
+def _amount(size: float) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"
 
 
 def main(argv: list[str]) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from spt_jax.axes import CUTS, MESH_AXES, spec
@@ -71,9 +72,9 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
             f"mesh {_show(sizes)} needs {needed} devices but there are {kind}; "
             "change an axis, or set one to -1 for what is left"
         )
-    return jax.make_mesh(
-        sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:needed]
-    )
+    # jax.make_mesh refuses axes that are no product of a slice's own, such as fsdp=2 on v6e:4x4.
+    placed = create_device_mesh(sizes, devices[:needed], allow_split_physical_axes=True)
+    return Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def param_shardings(params: PyTree, mesh: Mesh) -> PyTree:

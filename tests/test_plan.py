@@ -12,6 +12,7 @@ import tiny
 from spt_jax import cli, hlo, plan
 from spt_jax.device_config import MeshConfig
 from spt_jax.plan_config import PlanConfig
+from spt_jax.sharding import make_mesh
 from spt_jax.t5 import PRESETS, stack
 from spt_jax.topologies import CHIPS, GIB, load_topology
 
@@ -60,6 +61,14 @@ def test_the_report_of_a_sharded_model(tiny_preset, capsys):
         assert part["collectives"]["all-gather"]["count"] >= 5
         assert part["collectives"]["all-reduce"]["count"] >= 5
         assert part["roofline_seconds"] >= part["flops_seconds"]
+
+
+@needs_libtpu
+def test_a_mesh_axis_may_be_a_part_of_a_slices_own():
+    _, devices = load_topology("v6e:4x4")
+    mesh = make_mesh(MeshConfig(data=8, fsdp=2), devices)
+    assert mesh.shape == {"data": 8, "fsdp": 2, "model": 1}
+    assert len(set(mesh.devices.flat)) == 16
 
 
 @needs_libtpu
