@@ -3,11 +3,11 @@
     python scripts/check_survival.py /tmp/survival --kills 50
 
 trains a prompt for the tests' tiny model, twice undisturbed, and then in runs whose processes get
-SIGKILL or SIGTERM at any moment of their life, from the first import to the last file, more often
-late in it, and are started again each time until the run is finished. Every run must leave what
-the undisturbed one left: the same log, with every step once, the same prompt and result, the same
-last checkpoint. No saved step may be lost, and SIGTERM must save the step that it names. Runs on
-the CPU.
+SIGKILL or SIGTERM at any moment of their life, from the first import to the last file, mostly in
+the middle of it, and are started again each time until the run is finished. Every run must leave
+what the undisturbed one left: the same log, with every step once, the same prompt and result, the
+same last checkpoint. No saved step may be lost, and SIGTERM must save the step that it names. Runs
+on the CPU.
 
 Progress goes to stderr. Prints one JSON object, with how many kills fell where; exit code 1 if
 anything differs, and then the folder says how.
@@ -152,9 +152,6 @@ def disturbed(
 ) -> tuple[list[Kill], list[str]]:
     """A run whose processes are ended up to `most` times, each within `life` seconds.
 
-    A moment is twice as likely at two thirds of that as at one: starting takes long, and saves
-    come late.
-
     Returns:
         The kills, and what was wrong, which ends it early.
     """
@@ -166,7 +163,7 @@ def disturbed(
         process = start(run, output)
         if len(kills) < most:
             try:
-                process.wait(rng.triangular(0, life, life))
+                process.wait(rng.triangular(0, life))
             except subprocess.TimeoutExpired:
                 moment = moment_of(run, log_before)
                 process.send_signal(number)
