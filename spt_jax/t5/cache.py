@@ -48,8 +48,8 @@ class Cache:
         cross: Keys and values of the encoder's output, computed once, likewise [B, N, H, S].
         layers: The parameters of each layer where layers are unrolled, in the dtype of the
             activations. They are slices of the stacked leaves, made once: the layers of the decoder
-            are in memory twice while it decodes. Kernels are [out, in], with which XLA's product of
-            few rows is faster on CPU. None where layers are scanned.
+            are in memory twice while it decodes. Kernels may be [out, in], see `model.TURNED_ROWS`.
+            None where layers are scanned.
     """
 
     past: Past
