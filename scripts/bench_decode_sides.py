@@ -103,12 +103,16 @@ class Ours:
         import jax
         from bench_products import encode_products, make_kernels, step_products
 
+        from spt_jax.t5.model import TURNED_ROWS
+
         @jax.jit
         def run(kernels: dict, x: Any, y: Any) -> Any:
             y = y + encode_products(x, kernels).max()
-            return jax.lax.fori_loop(0, self._length, lambda _, y: step_products(y, kernels), y)
+            step = functools.partial(step_products, kernels=kernels, turned=turned)
+            return jax.lax.fori_loop(0, self._length, lambda _, y: step(y), y)
 
-        kernels = make_kernels(self._config)
+        turned = batch_size * beams >= TURNED_ROWS
+        kernels = make_kernels(self._config, turned=turned)
         x, y = (
             np.ones((rows, self._config.d_model), np.float32)
             for rows in (batch_size * inputs_length, batch_size * beams)

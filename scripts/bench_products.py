@@ -4,6 +4,7 @@ Attention's own products, norms, caches and the choice of tokens are left out. W
 an answer takes at least with XLA's matrix product.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,36 +12,48 @@ import jax.numpy as jnp
 from spt_jax.t5 import T5Config
 from spt_jax.typing import Array, Float
 
+Product = Callable[[Array, Array], Array]
 
-def make_kernels(config: T5Config) -> dict[str, Any]:
-    """Every kernel that an answer is multiplied with; the values do not matter and are 0."""
 
-    def make(rows: int, columns: int) -> Array:
-        return jnp.zeros((rows, columns), jnp.float32)
+def make_kernels(config: T5Config, *, turned: bool) -> dict[str, Any]:
+    """Every kernel that an answer is multiplied with; the values do not matter and are 0.
+
+    Args:
+        config: The shape.
+        turned: Those of `step_products` are [out, in], but for the head's, as in decoding.
+    """
+
+    def make(rows: int, columns: int, turned: bool = False) -> Array:
+        return jnp.zeros((columns, rows) if turned else (rows, columns), jnp.float32)
 
     d, heads, f = config.d_model, config.num_heads * config.d_kv, config.d_ff
 
-    def attention() -> list:
-        return [make(d, heads), make(d, heads), make(d, heads), make(heads, d)]
+    def attention(turned: bool = False) -> list:
+        return [*(make(d, heads, turned) for _ in range(3)), make(heads, d, turned)]
 
-    def mlp() -> list:
-        return [make(d, f), make(d, f), make(f, d)]
+    def mlp(turned: bool = False) -> list:
+        return [make(d, f, turned), make(d, f, turned), make(f, d, turned)]
+
+    def cross() -> list:
+        return [make(d, heads, turned), make(d, heads), make(d, heads), make(heads, d, turned)]
 
     return {
         "encoder": [(attention(), mlp()) for _ in range(config.num_layers)],
-        "decoder": [(attention(), attention(), mlp()) for _ in range(config.num_decoder_layers)],
+        "decoder": [
+            (attention(turned), cross(), mlp(turned)) for _ in range(config.num_decoder_layers)
+        ],
         "head": make(d, config.vocab_size),
     }
 
 
-def _attend(x: Array, kernels: list) -> Array:
+def _attend(x: Array, kernels: list, times: Product = jnp.matmul) -> Array:
     query, key, value, out = kernels
-    return x + (x @ query + x @ key + x @ value) @ out
+    return x + times(times(x, query) + times(x, key) + times(x, value), out)
 
 
-def _transform(x: Array, kernels: list) -> Array:
+def _transform(x: Array, kernels: list, times: Product = jnp.matmul) -> Array:
     gate, up, down = kernels
-    return x + ((x @ gate) * (x @ up)) @ down
+    return x + times(times(x, gate) * times(x, up), down)
 
 
 def encode_products(x: Float[Array, "BT D"], kernels: dict[str, Any]) -> Float[Array, "BT D"]:
@@ -52,9 +65,15 @@ def encode_products(x: Float[Array, "BT D"], kernels: dict[str, Any]) -> Float[A
     return x
 
 
-def step_products(x: Float[Array, "BM D"], kernels: dict[str, Any]) -> Float[Array, "BM D"]:
+def step_products(
+    x: Float[Array, "BM D"], kernels: dict[str, Any], *, turned: bool
+) -> Float[Array, "BM D"]:
     """The products of one step of the decoder and of the head, for M beams."""
+
+    def times(x: Array, kernel: Array) -> Array:
+        return x @ (kernel.T if turned else kernel)
+
     for own, (query, _, _, out), mlp in kernels["decoder"]:
-        x = _attend(x, own)
-        x = _transform(x + (x @ query) @ out, mlp)
+        x = _attend(x, own, times)
+        x = _transform(x + times(times(x, query), out), mlp, times)
     return x + (x @ kernels["head"]).max()
