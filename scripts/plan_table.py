@@ -51,7 +51,8 @@ def _line(model: str, row: dict[str, Any]) -> str:
             f"{found['count']} {kind} {_amount(found['bytes'])}"
             for kind, found in row["collectives"].items()
         )
-        cells += ["yes", f"{row['flops'] / 1e9:,.0f}", f"{row['bytes_accessed'] / 1e9:,.1f}"]
+        about = "~" if row["bytes_estimated"] else ""
+        cells += ["yes", f"{row['flops'] / 1e9:,.0f}", f"{about}{row['bytes_accessed'] / 1e9:,.1f}"]
         cells += [collectives or "none", f"{1000 * row['roofline_seconds']:,.0f}"]
     else:
         cells += [f"no, by {peak - limit:.2f} GiB", "", "", "", ""]

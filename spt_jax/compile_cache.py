@@ -62,7 +62,7 @@ def _replace_damaged(folder: Path) -> None:
     """Has jax write a program again that a process did not finish writing when it was killed.
 
     jax compiles such a program, but warns of it and leaves the file as it is, for good. The warning
-    comes between the two, and names the program.
+    comes between the two, and names the function: all programs of that name are written again.
     """
     show = warnings.showwarning
 
@@ -84,12 +84,16 @@ def _make_room(folder: Path, most: int) -> None:
     jax could do that by itself, but where it is killed between two writes it never keeps anything
     in that folder again.
     """
+    files = []
     with os.scandir(folder) as entries:
-        files = [(e.stat().st_mtime, e.stat().st_size, e.path) for e in entries if e.is_file()]
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):  # another process makes room too
+                stat = entry.stat()
+                files.append((stat.st_mtime, stat.st_size, entry.path))
     total = sum(size for _, size, _ in files)
     for _, size, path in sorted(files):
         if total <= most:
             return
-        with contextlib.suppress(FileNotFoundError):  # another process makes room too
+        with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
         total -= size

@@ -46,11 +46,12 @@ class Collectives:
 
 @dataclass
 class Counts:
-    """Of one device, each loop's body once and as often as it runs."""
+    """Of one device, each loop's body once and as often as it runs; or an estimate of that."""
 
     bytes_once: float = 0
     bytes_run: float = 0
     collectives: dict[str, Collectives] = field(default_factory=lambda: defaultdict(Collectives))
+    estimated: bool = False
 
 
 Program = dict[str, list[Instruction]]

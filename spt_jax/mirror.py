@@ -10,9 +10,11 @@ Invariant: what the index names is whole at every moment. A log may be longer th
 checkpoint in the index, as on a disk, and resuming cuts it; a checkpoint never changes.
 
 An index is written over the one that this copy knows, or not at all. So the address belongs to the
-copy that was opened last: an older one finds that out at its next push, and writes no more.
+copy that was opened last: an older one finds that out at its next push, or, where that has begun
+already, at its end, and writes no more.
 """
 
+import contextlib
 import json
 import shutil
 import uuid
@@ -27,6 +29,10 @@ INDEX = ".index.json"
 
 _AT_ONCE = 8
 """Files on their way at the same time, each of them in memory."""
+
+
+class NotPushed(RunError):
+    """The bucket is not where the copy is."""
 
 
 class Mirror:
@@ -45,6 +51,7 @@ class Mirror:
         self._bucket, self._patient = Bucket(address), Bucket(address, patient=True)
         self._session, self._version = uuid.uuid4().hex, b""
         self._pushed: dict[str, tuple[int, int]] = {}
+        self._had_index = False
 
     def pull(self, folders: Sequence[str], only: str = "") -> None:
         """Makes the copy: the files at the address, and those in some folders there.
@@ -60,6 +67,7 @@ class Mirror:
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         index, self._version = self._bucket.read_version(INDEX)
+        self._had_index = index is not None
         if only:
             wanted = [only]
         else:
@@ -97,17 +105,22 @@ class Mirror:
         names = self._bucket.names()
         # A listing that is refused looks empty, and a run would start over where it should go on.
         if INDEX not in names:
-            raise self._bucket.refused(
+            refused = self._bucket.refused(
                 f"listing {self._bucket.address}/", "it lacks what was just written there"
             )
-        own = [name for name in names if "/" in name and _is_in(name, folders)]
-        _all_at_once(self._bucket.delete, sorted({*own} - self._pushed.keys()))
+            if not self._had_index:  # and the next `pull` looks at what is there again
+                with contextlib.suppress(OSError):
+                    self._bucket.delete(INDEX)
+            raise refused
+        if self._had_index:  # without one, what is there is from someone else, and no remainder
+            own = [name for name in names if "/" in name and _is_in(name, folders)]
+            _all_at_once(self._bucket.delete, sorted({*own} - self._pushed.keys()))
 
     def push(self) -> None:
         """Brings the bucket to where the copy is.
 
         Raises:
-            RunError: The bucket cannot be written, or the address belongs to another copy now.
+            NotPushed: The bucket cannot be written, or the address belongs to another copy now.
         """
         try:
             if self._patient.read_version(INDEX)[1] != self._version:
@@ -123,7 +136,7 @@ class Mirror:
             _all_at_once(self._patient.delete, gone)
             self._pushed = found
         except OSError as error:
-            raise RunError(
+            raise NotPushed(
                 f"{error}; what was saved there before is untouched, and the same command goes on "
                 "from it"
             ) from error
@@ -140,7 +153,7 @@ class Mirror:
         self._version = version
 
     def _taken(self) -> RunError:
-        return RunError(
+        return NotPushed(
             f"another process is writing to {self._bucket.address}; this one ends here, so that "
             "only one does"
         )

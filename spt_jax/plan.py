@@ -142,6 +142,7 @@ def _compile(
         "activations_bytes_per_device": memory.temp_size_in_bytes,
         "flops": flops,
         "bytes_accessed": moved,
+        "bytes_estimated": counts.estimated,
         "collectives": {
             kind: dataclasses.asdict(found) for kind, found in sorted(counts.collectives.items())
         },
@@ -163,7 +164,7 @@ def _count(compiled: Any, mesh: Mesh, growth: float) -> hlo.Counts:
     except jax.errors.JaxRuntimeError:
         if mesh.size > 1:
             raise
-        return hlo.Counts(bytes_once=1.0, bytes_run=growth)
+        return hlo.Counts(bytes_once=1.0, bytes_run=growth, estimated=True)
     return hlo.count(text)
 
 

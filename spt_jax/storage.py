@@ -15,16 +15,17 @@ and where gcsfs is installed, Orbax alone restores a checkpoint from its address
 
 import contextlib
 import hashlib
+import logging
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from spt_jax.compile_cache import cache_folder
 from spt_jax.distributed import on_main
-from spt_jax.errors import RunError
-from spt_jax.mirror import Mirror
+from spt_jax.mirror import Mirror, NotPushed
 from spt_jax.runfolder import FOLDERS, RunFolder
 from spt_jax.runlog import lock_folder
 
@@ -77,11 +78,14 @@ def open_workdir(workdir: Path) -> Iterator[RunFolder]:
         push = mirrors[0].push if mirrors else _nothing
         try:
             yield RunFolder(copy, address, push)
-        except BaseException:
-            with contextlib.suppress(RunError):  # what has ended the run is the error to show
-                push()
+        except NotPushed:
+            _keep(copy)
             raise
-        on_main(push)
+        except BaseException:
+            with contextlib.suppress(NotPushed):  # what has ended the run is the error to show
+                _push_or_keep(push, copy)
+            raise
+        on_main(lambda: _push_or_keep(push, copy))
 
 
 @contextlib.contextmanager
@@ -118,6 +122,23 @@ def _open_mirror(address: str, root: Path, copy: Path, stack: contextlib.ExitSta
     return mirror
 
 
+def _push_or_keep(push: Callable[[], None], copy: Path) -> None:
+    try:
+        push()
+    except NotPushed:
+        _keep(copy)
+        raise
+
+
+def _keep(copy: Path) -> None:
+    """Moves a copy that could not be pushed to where no later run deletes it, and says where."""
+    if copy.exists():
+        kept = copy.parents[1] / "kept" / f"{time.strftime('%Y%m%d-%H%M%S')}-{copy.parent.name}"
+        kept.parent.mkdir(exist_ok=True)
+        copy.rename(kept)
+        logging.getLogger("spt_jax").warning("what the bucket lacks of this run is in %s", kept)
+
+
 @contextlib.contextmanager
 def _naming(copy: Path, address: str) -> Iterator[None]:
     """Errors that name the copy name the address instead."""
@@ -128,6 +149,8 @@ def _naming(copy: Path, address: str) -> Iterator[None]:
             part.replace(str(copy), address) if isinstance(part, str) else part
             for part in error.args
         )
+        if isinstance(error, OSError) and isinstance(error.filename, str | Path):
+            error.filename = str(error.filename).replace(str(copy), address)
         raise
 
 

@@ -247,5 +247,6 @@ def test_a_program_that_cannot_be_written_as_text_is_planned_on_one_device_only(
     one, two = (jax.make_mesh((n,), ("data",), devices=jax.devices()[:n]) for n in (1, 2))
     counts = plan._count(_Unreadable(), one, growth=7.0)
     assert (counts.bytes_run / counts.bytes_once, counts.collectives) == (7.0, {})
+    assert counts.estimated
     with pytest.raises(jax.errors.JaxRuntimeError):
         plan._count(_Unreadable(), two, growth=7.0)

@@ -280,6 +280,29 @@ def test_the_account_of_a_file_is_named(bucket, monkeypatch):
         pass
 
 
+def test_a_refused_listing_deletes_nothing_now_or_at_the_next_start(bucket):
+    bucket.put(f"{KEY}/checkpoints/3/state/d/x", b"from a copy by hand, without an index")
+    bucket.refuse = lambda request: 403 if request == "GET bucket/" else None
+    with pytest.raises(PermissionError, match="listing"), open_workdir(Path(ADDRESS)):
+        pass
+    bucket.refuse = lambda request: None
+    with open_workdir(Path(ADDRESS)) as folder:
+        assert (folder.path / "checkpoints/3/state/d/x").exists()
+    assert f"{KEY}/checkpoints/3/state/d/x" in bucket.objects
+
+
+def test_what_cannot_be_written_at_the_end_is_kept_here(bucket, tmp_path, caplog):
+    with pytest.raises(RunError, match="no permission"), open_workdir(Path(ADDRESS)) as folder:
+        (folder.path / "prompt.safetensors").write_text("hours of work")
+        bucket.refuse = lambda request: 403 if "POST" in request else None
+    [kept] = (tmp_path / "cache/runs/kept").iterdir()
+    assert (kept / "prompt.safetensors").read_text() == "hours of work"
+    assert f"what the bucket lacks of this run is in {kept}" in caplog.text
+    bucket.refuse = lambda request: None
+    with open_workdir(Path(ADDRESS)):
+        assert (kept / "prompt.safetensors").exists()
+
+
 def test_a_permission_that_is_lost_ends_the_run_and_leaves_what_was_saved(bucket):
     with pytest.raises(
         RunError, match="no permission .*; what was saved there before is untouched"
