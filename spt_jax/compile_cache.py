@@ -88,8 +88,9 @@ def _make_room(folder: Path, most: int) -> None:
     with os.scandir(folder) as entries:
         for entry in entries:
             with contextlib.suppress(FileNotFoundError):  # another process makes room too
-                stat = entry.stat()
-                files.append((stat.st_mtime, stat.st_size, entry.path))
+                if entry.is_file():
+                    stat = entry.stat()
+                    files.append((stat.st_mtime, stat.st_size, entry.path))
     total = sum(size for _, size, _ in files)
     for _, size, path in sorted(files):
         if total <= most:

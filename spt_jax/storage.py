@@ -89,11 +89,12 @@ def open_workdir(workdir: Path) -> Iterator[RunFolder]:
 
 
 @contextlib.contextmanager
-def open_run(path: Path) -> Iterator[Path]:
+def open_run(path: Path, *, model: bool = False) -> Iterator[Path]:
     """A run or a prompt to read; each process has its own copy of what is in a bucket.
 
     Args:
         path: A folder or a file, or an address of one.
+        model: Whether the model is wanted, of a run that has tuned it; it may be large.
 
     Raises:
         ValueError: It is an address of another kind.
@@ -108,7 +109,7 @@ def open_run(path: Path) -> Iterator[Path]:
         is_file = address.endswith(_FILES)
         place, _, name = address.rpartition("/") if is_file else (address, "", "")
         with _naming(copy, place):
-            Mirror(place, copy).pull(("model",), only=name)
+            Mirror(place, copy).pull(("model",) if model else (), only=name)
             yield copy / name
 
 

@@ -28,7 +28,7 @@ def load_run(run: Path, *, mesh: MeshConfig | None = None) -> tuple[TrainConfig,
         FileNotFoundError: The folder holds no run, or one that has not been evaluated yet.
         ValueError: The backbone is not the one that the prompt was trained on.
     """
-    with open_run(run) as place:
+    with open_run(run, model=True) as place:
         folder = RunFolder(place)
         config = _read_config(place)
         tuned = config.tune == "model"

@@ -74,6 +74,14 @@ def index(objects) -> list[str]:
     return json.loads(objects[f"{KEY}/{INDEX}"])["files"]
 
 
+def opened(folder: Path) -> Mirror:
+    """A copy of the address, which is then this one's."""
+    mirror = Mirror(ADDRESS, folder)
+    mirror.pull(())
+    mirror.claim(())
+    return mirror
+
+
 def remember(bucket) -> list[dict]:
     """The objects before each change from now on, as a kill would leave them."""
     moments = []
@@ -192,12 +200,7 @@ def test_failures_on_the_way_are_repeated_by_tensorstore(bucket):
 
 
 def test_the_process_that_was_started_last_has_the_folder(bucket, tmp_path):
-    first = Mirror(ADDRESS, tmp_path / "first")
-    first.pull(())
-    first.claim(())
-    second = Mirror(ADDRESS, tmp_path / "second")
-    second.pull(())
-    second.claim(())
+    first, second = opened(tmp_path / "first"), opened(tmp_path / "second")
     (tmp_path / "first" / "log.jsonl").write_text("1")
     with pytest.raises(RunError, match=f"another process is writing to {ADDRESS}; this one ends"):
         first.push()
@@ -206,9 +209,7 @@ def test_the_process_that_was_started_last_has_the_folder(bucket, tmp_path):
 
 
 def test_a_process_that_is_opened_while_another_writes_has_the_folder_or_none(bucket, tmp_path):
-    first = Mirror(ADDRESS, tmp_path / "first")
-    first.pull(())
-    first.claim(())
+    first = opened(tmp_path / "first")
     second = Mirror(ADDRESS, tmp_path / "second")
     second.pull(())
     (tmp_path / "first" / "log.jsonl").write_text("1")
