@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from bench_command import say
 
 DEVICES = 8
 LIMIT = 1.3
@@ -66,10 +67,6 @@ def run(shape: str, kind: str, folder: Path) -> dict:
         source = base
     say(f"loading {source}")
     return {"shape": shape, "format": kind, **child(load, str(source))}
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def child(function, *args: str) -> dict:

@@ -33,6 +33,7 @@ import jax
 import yaml
 
 from spt_jax.config import EvalConfig, LogConfig, OptimizerConfig, TrainConfig, to_dict
+from spt_jax.progress import say
 from spt_jax.prompt_file import load_prompt
 from spt_jax.runfolder import RunFolder
 from spt_jax.runlog import read_log
@@ -89,10 +90,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     print(json.dumps(result))
     return 1 if problems else 0
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def write_config(folder: Path) -> None:
