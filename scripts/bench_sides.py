@@ -142,6 +142,7 @@ class Ours:
         import jax.numpy as jnp
         from safetensors.numpy import load_file
 
+        from spt_jax.compiler import step_options
         from spt_jax.config import LossConfig, OptimizerConfig
         from spt_jax.optim import make_tx
         from spt_jax.pytree import label_params, split
@@ -161,7 +162,7 @@ class Ours:
         # The mean cross-entropy alone, which is what transformers' T5 minimizes.
         loss = LossConfig(z_loss=0.0, reduction="mean")
         step = functools.partial(train_step, model=T5(_t5_config(job)), tx=self._tx, loss=loss)
-        self._update = jax.jit(step, donate_argnums=0)
+        self._update = jax.jit(step, donate_argnums=0, compiler_options=step_options(None))
         jax.block_until_ready((self._state, self._frozen))
 
     def step(self, batch: Batch) -> dict:

@@ -131,15 +131,14 @@ def natural_lengths(sides: Sides, job: dict, *, group_by_length: bool) -> dict:
 
     Where `group_by_length` is off, both have the same rows in the same batches.
     """
-    ours = sides["spt_jax"].ask("batches", group_by_length)
+    batches = {"spt_jax": sides["spt_jax"].ask("batches", group_by_length)}
     if group_by_length:
-        theirs = sides["peft"].ask("batches")
+        batches["peft"] = sides["peft"].ask("batches")
     else:
-        theirs = [
+        batches["peft"] = [
             collate([(x[x > 0].tolist(), y[y > 0].tolist()) for x, y in zip(*batch.values())])
-            for batch in ours
+            for batch in batches["spt_jax"]
         ]
-    batches = {"spt_jax": ours, "peft": theirs}
     by_width = {name: {b["inputs"].shape[1]: b for b in batches[name]} for name in SIDES}
     for batch in by_width["spt_jax"].values():  # one compilation each
         sides["spt_jax"].ask("step", batch)
@@ -150,10 +149,10 @@ def natural_lengths(sides: Sides, job: dict, *, group_by_length: bool) -> dict:
         for step in range(NATURAL_BATCHES):
             for name in SIDES:
                 seconds[name][number] += sides[name].ask("step", batches[name][step])["seconds"]
+        ours, theirs = (seconds[name][number] for name in SIDES)
         say(
             f"natural lengths, group_by_length {'on' if group_by_length else 'off'} "
-            f"{number + 1}/{passes}: {seconds['spt_jax'][-1]:.2f} s for {NATURAL_BATCHES} steps, "
-            f"PEFT {seconds['peft'][-1]:.2f} s"
+            f"{number + 1}/{passes}: {ours:.2f} s for {NATURAL_BATCHES} steps, PEFT {theirs:.2f} s"
         )
     examples = NATURAL_BATCHES * job["batch_size"]
     widths = {name: [b["inputs"].shape[1] for b in batches[name]] for name in SIDES}

@@ -18,6 +18,7 @@ import numpy as np
 
 from spt_jax.backbone import Backbone, load_backbone, save_backbone
 from spt_jax.checkpoint import Checkpoints
+from spt_jax.compiler import step_options
 from spt_jax.config import to_dict
 from spt_jax.data.corpus import Corpus, read_corpus
 from spt_jax.data.objectives import Mixture, make_batches
@@ -105,7 +106,9 @@ def _pretrain(
     say(f"{config.name}: {count_params(params):,} parameters")
 
     update = jax.jit(
-        functools.partial(train_step, model=model, tx=tx, loss=config.loss), donate_argnums=0
+        functools.partial(train_step, model=model, tx=tx, loss=config.loss),
+        donate_argnums=0,
+        compiler_options=step_options(None),
     )
     probes = Probes(model, make_batches(held_out, tokenizer, config.mixture, config.seed + 1))
     gaps: dict[str, float] = {}

@@ -17,6 +17,7 @@ import optax
 
 from spt_jax.backbone import Backbone, load_backbone
 from spt_jax.checkpoint import Checkpoints, Restored
+from spt_jax.compiler import step_options
 from spt_jax.config import TrainConfig, to_dict
 from spt_jax.data.pipeline import (
     data_fingerprint,
@@ -189,6 +190,7 @@ def _train(
         ),
         donate_argnums=0,
         out_shardings=(state_shardings(state, mesh), replicated(mesh)),
+        compiler_options=step_options(mesh),
     )
     batches = train_batches(
         train, config.data, seed=config.seed, targets_width=max(map(len, train.targets))
