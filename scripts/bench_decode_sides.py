@@ -31,7 +31,7 @@ def prepare(job: dict) -> dict:
     import jax
     from safetensors.numpy import save_file
 
-    from spt_jax.decode import EOS_ID
+    from spt_jax.decoding.decode import EOS_ID
     from spt_jax.pytree import count_params, named_leaves
     from spt_jax.t5 import T5
 
@@ -72,14 +72,14 @@ def load_theirs(job: dict) -> Any:
 
 
 class Ours:
-    """`spt_jax.generation.generate`, jitted."""
+    """`spt_jax.decoding.generation.generate`, jitted."""
 
     facts: dict = {}
 
     def __init__(self, job: dict):
         import jax
 
-        from spt_jax.generation import generate
+        from spt_jax.decoding.generation import generate
         from spt_jax.t5 import T5
 
         self._params = {"t5": load_ours(job)}
@@ -89,7 +89,7 @@ class Ours:
 
     def generate(self, inputs: np.ndarray, beams: int) -> dict:
         """The best answer to each row, from ids in memory to ids in memory."""
-        from spt_jax.decode_config import DecodeConfig
+        from spt_jax.decoding.config import DecodeConfig
 
         config = DecodeConfig(num_beams=beams)
         started, used = time.perf_counter(), time.process_time()

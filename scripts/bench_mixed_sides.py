@@ -35,8 +35,8 @@ class Ours:
     def __init__(self, job: dict):
         import jax
 
-        from spt_jax.generation import generate
-        from spt_jax.predict import generate_mixed
+        from spt_jax.decoding.generation import generate
+        from spt_jax.prediction.predict import generate_mixed
         from spt_jax.t5 import T5
 
         self._job, self._params = job, {"t5": load_ours(job)}
@@ -63,7 +63,7 @@ class Ours:
         Each batch is answered for one number of tasks after the other, so that a slow moment of the
         machine hits all numbers alike.
         """
-        from spt_jax.decode_config import DecodeConfig
+        from spt_jax.decoding.config import DecodeConfig
 
         size, order = self._job["batch_size"], list(arrivals)
         banks = {tasks: self._bank(tasks) for tasks in order}
@@ -90,7 +90,7 @@ class Ours:
 
     def one_task(self, inputs: np.ndarray, task_ids: np.ndarray, tasks: int) -> dict:
         """Answers in batches of the rows of one task, each padded to a power of 2 of rows."""
-        from spt_jax.decode_config import DecodeConfig
+        from spt_jax.decoding.config import DecodeConfig
 
         prompts, size = self._bank(tasks).arrays.vectors, self._job["batch_size"]
         params = {task: {**self._params, "prompt": prompts[task + 1]} for task in range(tasks)}

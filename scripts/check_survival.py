@@ -35,8 +35,8 @@ import yaml
 from spt_jax.config import EvalConfig, LogConfig, OptimizerConfig, TrainConfig, to_dict
 from spt_jax.progress import say
 from spt_jax.prompt_file import load_prompt
-from spt_jax.runfolder import RunFolder
-from spt_jax.runlog import read_log
+from spt_jax.runs.folder import RunFolder
+from spt_jax.runs.log import read_log
 from spt_jax.train import fit
 
 TESTS = Path(__file__).parents[1] / "tests"

@@ -11,8 +11,8 @@ import argparse
 import json
 import sys
 
-from spt_jax.plan import plan
-from spt_jax.plan_config import PlanConfig
+from spt_jax.planning.config import PlanConfig
+from spt_jax.planning.plan import plan
 from spt_jax.t5 import stack
 
 

@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from spt_jax.plan import plan
-from spt_jax.plan_config import PlanConfig
+from spt_jax.planning.config import PlanConfig
+from spt_jax.planning.plan import plan
 
 MODELS = ("small", "base", "large", "xl", "xxl")
 TOPOLOGIES = ("v5e:1x1", "v5e:2x4", "v5e:4x4", "v4:2x2x4", "v6e:1x1", "v6e:4x4", "v3:4x4")

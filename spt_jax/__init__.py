@@ -27,15 +27,15 @@ if TYPE_CHECKING:
     )
     from spt_jax.data.example import Example, Task
     from spt_jax.data.tasks import load_task, task_names
-    from spt_jax.decode_config import DecodeConfig
+    from spt_jax.decoding.config import DecodeConfig
+    from spt_jax.decoding.generation import generate
     from spt_jax.ensemble import evaluate_ensemble
     from spt_jax.errors import RunError
     from spt_jax.evaluate import evaluate_run, evaluate_runs, predict_run
-    from spt_jax.generation import generate
     from spt_jax.interpret import nearest_words
     from spt_jax.metrics import superglue_score
-    from spt_jax.predict import Answers, Predictor
-    from spt_jax.predict_jsonl import predict_file
+    from spt_jax.prediction.jsonl import predict_file
+    from spt_jax.prediction.predict import Answers, Predictor
     from spt_jax.pretrain_config import ArchitectureConfig, MixtureConfig, PretrainConfig
     from spt_jax.prompt_file import load_prompt, save_prompt
     from spt_jax.tokenizer import Tokenizer, train_tokenizer
@@ -58,15 +58,15 @@ _NAMES = {  # the imports above, by module
     ),
     "data.example": ("Example", "Task"),
     "data.tasks": ("load_task", "task_names"),
-    "decode_config": ("DecodeConfig",),
+    "decoding.config": ("DecodeConfig",),
     "ensemble": ("evaluate_ensemble",),
     "errors": ("RunError",),
     "evaluate": ("evaluate_run", "evaluate_runs", "predict_run"),
-    "generation": ("generate",),
+    "decoding.generation": ("generate",),
     "interpret": ("nearest_words",),
     "metrics": ("superglue_score",),
-    "predict": ("Answers", "Predictor"),
-    "predict_jsonl": ("predict_file",),
+    "prediction.predict": ("Answers", "Predictor"),
+    "prediction.jsonl": ("predict_file",),
     "pretrain_config": ("ArchitectureConfig", "MixtureConfig", "PretrainConfig"),
     "prompt_file": ("load_prompt", "save_prompt"),
     "tokenizer": ("Tokenizer", "train_tokenizer"),

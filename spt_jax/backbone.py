@@ -30,7 +30,7 @@ from spt_jax.convert.opening import (
 from spt_jax.device_config import MeshConfig
 from spt_jax.progress import say
 from spt_jax.pytree import count_params, fingerprint, named_leaves, nbytes
-from spt_jax.runlog import sync_tree
+from spt_jax.runs.log import sync_tree
 from spt_jax.t5 import PRESETS, T5, Remat, T5Config
 from spt_jax.tokenizer import Tokenizer
 from spt_jax.typing import PyTree

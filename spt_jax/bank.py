@@ -26,11 +26,11 @@ import numpy as np
 from flax import struct
 
 from spt_jax.backbone import Backbone
-from spt_jax.distributed import on_main
 from spt_jax.errors import require, suggest
+from spt_jax.processes.distributed import on_main
 from spt_jax.prompt_file import load_prompt, require_same_model
-from spt_jax.runfolder import RunFolder
-from spt_jax.storage import open_run
+from spt_jax.runs.folder import RunFolder
+from spt_jax.storage.workdir import open_run
 from spt_jax.typing import Array, Bool, Float, Int, Params
 
 

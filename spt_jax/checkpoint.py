@@ -30,7 +30,7 @@ import spt_jax.orbax_log  # noqa: F401
 from spt_jax.errors import RunError
 from spt_jax.prompt_file import load_prompt, save_prompt
 from spt_jax.pytree import fingerprint, leaf_name, named_leaves
-from spt_jax.runlog import lock_folder, sync_tree
+from spt_jax.runs.log import lock_folder, sync_tree
 from spt_jax.typing import PyTree
 
 __all__ = ["Checkpoints", "Restored", "load_prompt", "save_prompt"]

@@ -17,7 +17,7 @@ from spt_jax.data.pipeline import TokenizedSplit, tokenize_split
 from spt_jax.data.tasks import load_task, load_test
 from spt_jax.device_config import MeshConfig
 from spt_jax.errors import suggest
-from spt_jax.predict import Predictor
+from spt_jax.prediction.predict import Predictor
 from spt_jax.scores import Outputs, Scores, TaskRows, answer_tasks, score
 from spt_jax.trained import load_run, load_runs, load_stored
 from spt_jax.typing import Params

@@ -24,18 +24,18 @@ from spt_jax.data.corpus import Corpus, read_corpus
 from spt_jax.data.objectives import Mixture, make_batches
 from spt_jax.device_config import MeshConfig
 from spt_jax.errors import Preempted
-from spt_jax.eventlog import require_tensorboard
 from spt_jax.optim import make_tx
-from spt_jax.preemption import poll
 from spt_jax.pretrain_config import PretrainConfig
 from spt_jax.probes import Probes
+from spt_jax.processes.preemption import poll
 from spt_jax.progress import Bar, say
 from spt_jax.pytree import count_params
-from spt_jax.runfolder import RunFolder
-from spt_jax.runlog import RunLog, write_json_atomic
+from spt_jax.runs.eventlog import require_tensorboard
+from spt_jax.runs.folder import RunFolder
+from spt_jax.runs.log import RunLog, write_json_atomic
 from spt_jax.saving import Saver, was_evaluated
 from spt_jax.step import TrainState, init_state, require_finite, train_step
-from spt_jax.storage import open_workdir
+from spt_jax.storage.workdir import open_workdir
 from spt_jax.t5 import T5, T5Config
 from spt_jax.tokenizer import train_tokenizer
 from spt_jax.typing import Array, Key
@@ -63,7 +63,8 @@ def pretrain(
     Raises:
         ValueError: The folder holds another run, or a text file cannot be read.
         RunError: The loss is not finite, no checkpoint is whole, or the disk is full.
-        Preempted: A signal came where signals are notices, see `preemption.py`; the run is saved.
+        Preempted: A signal came where signals are notices, see `processes/preemption.py`; the run
+            is saved.
     """
     require_tensorboard(config.log.tensorboard)
     with open_workdir(Path(workdir)) as folder:

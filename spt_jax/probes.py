@@ -14,10 +14,10 @@ import numpy as np
 
 from spt_jax.config import LossConfig
 from spt_jax.data.objectives import TASKS, Mixture
-from spt_jax.decode import greedy
+from spt_jax.decoding.decode import greedy
 from spt_jax.forward import forward
 from spt_jax.losses import cross_entropy
-from spt_jax.preemption import poll
+from spt_jax.processes.preemption import poll
 from spt_jax.t5 import T5
 from spt_jax.typing import Array, Batch, Params
 

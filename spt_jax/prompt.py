@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from spt_jax.config import PromptConfig
-from spt_jax.distributed import on_main
+from spt_jax.processes.distributed import on_main
 from spt_jax.prompt_file import load_prompt
-from spt_jax.storage import open_run
+from spt_jax.storage.workdir import open_run
 from spt_jax.tokenizer import Tokenizer
 from spt_jax.typing import Array, Float, Key
 

@@ -14,7 +14,7 @@ import safetensors
 import safetensors.numpy
 
 from spt_jax.backbone import Backbone
-from spt_jax.runlog import write_atomic
+from spt_jax.runs.log import write_atomic
 
 
 def save_prompt(path: str | os.PathLike, prompt: Any, metadata: Mapping[str, Any]) -> None:

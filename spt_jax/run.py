@@ -10,16 +10,16 @@ from spt_jax.backbone import Backbone, save_backbone
 from spt_jax.config import TrainConfig
 from spt_jax.data.pipeline import TokenizedSplit, tokenize_split
 from spt_jax.data.tasks import Task, load_task, majority_score
-from spt_jax.distributed import on_main
 from spt_jax.evaluate import evaluate
 from spt_jax.flops import step_flops
+from spt_jax.processes.distributed import on_main
 from spt_jax.progress import say
 from spt_jax.prompt_file import save_prompt
 from spt_jax.pytree import count_params, merge, nbytes
-from spt_jax.runfolder import RunFolder
-from spt_jax.runlog import read_log
+from spt_jax.runs.folder import RunFolder
+from spt_jax.runs.log import read_log
+from spt_jax.runs.speed import summarize
 from spt_jax.scores import Scores, encode_answers
-from spt_jax.speed import summarize
 from spt_jax.step import TrainState
 from spt_jax.typing import Key, Params, PyTree
 

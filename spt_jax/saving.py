@@ -11,9 +11,9 @@ from typing import Any, NoReturn
 
 from spt_jax.checkpoint import Checkpoints, Restored
 from spt_jax.config import LogConfig
-from spt_jax.distributed import broadcast, on_main, to_host
 from spt_jax.errors import Preempted
-from spt_jax.runlog import RunLog
+from spt_jax.processes.distributed import broadcast, on_main, to_host
+from spt_jax.runs.log import RunLog
 from spt_jax.typing import PyTree
 
 

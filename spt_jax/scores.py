@@ -23,10 +23,10 @@ from spt_jax.backbone import Backbone
 from spt_jax.bank import BankArrays, PromptBank
 from spt_jax.config import DataConfig
 from spt_jax.data.pipeline import TokenizedSplit, eval_batches
-from spt_jax.decode import answer_log_probs, likeliest, write
+from spt_jax.decoding.decode import answer_log_probs, likeliest, write
 from spt_jax.forward import encode
 from spt_jax.metrics import compute, invalid, mean_score
-from spt_jax.preemption import poll
+from spt_jax.processes.preemption import poll
 from spt_jax.sharding import place_batch, spreadable_rows
 from spt_jax.t5 import T5
 from spt_jax.tokenizer import Tokenizer
@@ -166,7 +166,7 @@ def answer_tasks(
         batch_size: Rows at a time; rounded up so that devices share them evenly.
 
     Raises:
-        Preempted: A signal came where signals are notices, see `preemption.py`.
+        Preempted: A signal came where signals are notices, see `processes/preemption.py`.
     """
     model, tokenizer = backbone.model, backbone.tokenizer
     batch_size = spreadable_rows(model.mesh, batch_size)

@@ -24,24 +24,31 @@ from spt_jax.data.pipeline import (
     prefetch,
     train_batches,
 )
-from spt_jax.distributed import is_main, main_only, on_main, process_count, require_same, to_host
 from spt_jax.errors import Preempted, RunError, explain_out_of_memory
-from spt_jax.eventlog import require_tensorboard
 from spt_jax.flops import peak_flops
 from spt_jax.optim import make_tx
-from spt_jax.preemption import poll
+from spt_jax.processes.distributed import (
+    is_main,
+    main_only,
+    on_main,
+    process_count,
+    require_same,
+    to_host,
+)
+from spt_jax.processes.preemption import poll
 from spt_jax.profiling import StepTrace
 from spt_jax.progress import Bar, print_split, say
 from spt_jax.prompt import init_prompt
 from spt_jax.pytree import count_params, device_digest, label_params, merge, split
 from spt_jax.run import Run, data_facts, load_rows, make_result, write_artifacts
-from spt_jax.runfolder import RunFolder
-from spt_jax.runlog import RunLog, write_json_atomic
+from spt_jax.runs.eventlog import require_tensorboard
+from spt_jax.runs.folder import RunFolder
+from spt_jax.runs.log import RunLog, write_json_atomic
+from spt_jax.runs.speed import Clock
 from spt_jax.saving import Saver, was_evaluated
 from spt_jax.sharding import place_batch, replicated, require_rows, state_shardings
-from spt_jax.speed import Clock
 from spt_jax.step import Best, TrainState, init_state, require_finite, train_step
-from spt_jax.storage import open_workdir
+from spt_jax.storage.workdir import open_workdir
 from spt_jax.typing import Array, Params, PyTree
 
 
@@ -75,7 +82,8 @@ def fit(
         ValueError: The config does not fit the model, the data, or the run in the folder.
         RunError: The loss is not finite, no checkpoint is whole, the disk is full, another process
             has the folder, or a frozen weight has changed.
-        Preempted: A signal came where signals are notices, see `preemption.py`; the run is saved.
+        Preempted: A signal came where signals are notices, see `processes/preemption.py`; the run
+            is saved.
     """
     require_tensorboard(config.log.tensorboard)
     with open_workdir(Path(workdir)) as folder:

@@ -9,11 +9,11 @@ from spt_jax.backbone import Backbone, load_backbone
 from spt_jax.bank import PromptBank, load_bank
 from spt_jax.config import TrainConfig, from_dict
 from spt_jax.device_config import MeshConfig
-from spt_jax.distributed import on_main
 from spt_jax.exchange.stored import read_stored, require_model_of
+from spt_jax.processes.distributed import on_main
 from spt_jax.prompt_file import load_prompt, require_same_model
-from spt_jax.runfolder import RunFolder
-from spt_jax.storage import open_run
+from spt_jax.runs.folder import RunFolder
+from spt_jax.storage.workdir import open_run
 from spt_jax.typing import Params
 
 

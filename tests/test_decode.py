@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from decoding import INPUTS, MODEL, SHAPE, forward, make_params
 
-from spt_jax import decode
+from spt_jax.decoding import decode
 
 greedy = jax.jit(decode.greedy, static_argnums=0, static_argnames="length")
 write = jax.jit(decode.write, static_argnums=(0, 3), static_argnames="length")

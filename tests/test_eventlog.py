@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from spt_jax.config import LogConfig
-from spt_jax.runlog import RunLog
+from spt_jax.runs.log import RunLog
 from spt_jax.train import fit
 
 

@@ -8,9 +8,9 @@ import pytest
 from decoding import INPUTS, MODEL, make_params
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from spt_jax.decode import EOS_ID, answer_log_probs, greedy
-from spt_jax.decode_config import DecodeConfig
-from spt_jax.generation import generate
+from spt_jax.decoding.config import DecodeConfig
+from spt_jax.decoding.decode import EOS_ID, answer_log_probs, greedy
+from spt_jax.decoding.generation import generate
 
 run = jax.jit(generate, static_argnames=("model", "config", "length"))
 

@@ -15,8 +15,8 @@ import yaml
 from spt_jax.backbone import convert_backbone
 from spt_jax.config import DataConfig, EvalConfig, LogConfig, OptimizerConfig, to_dict
 from spt_jax.evaluate import evaluate_run
-from spt_jax.predict_jsonl import predict_file
-from spt_jax.runlog import read_log
+from spt_jax.prediction.jsonl import predict_file
+from spt_jax.runs.log import read_log
 from spt_jax.train import fit
 
 STEPS = 40

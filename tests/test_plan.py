@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import pytest
 import tiny
 
-from spt_jax import cli, hlo, plan
+from spt_jax import cli
 from spt_jax.device_config import MeshConfig
-from spt_jax.plan_config import PlanConfig
+from spt_jax.planning import hlo, plan
+from spt_jax.planning.config import PlanConfig
+from spt_jax.planning.topologies import CHIPS, GIB, load_topology
 from spt_jax.sharding import make_mesh
 from spt_jax.t5 import PRESETS, stack
-from spt_jax.topologies import CHIPS, GIB, load_topology
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,

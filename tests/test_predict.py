@@ -9,8 +9,8 @@ from fakes import FakeTokenizer
 
 from spt_jax.backbone import Backbone
 from spt_jax.bank import PromptBank
-from spt_jax.decode_config import DecodeConfig
-from spt_jax.predict import Predictor
+from spt_jax.decoding.config import DecodeConfig
+from spt_jax.prediction.predict import Predictor
 from spt_jax.t5 import T5
 
 traces: list[tuple[int, ...]] = []

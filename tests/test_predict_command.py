@@ -14,8 +14,8 @@ import tiny
 from spt_jax import cli
 from spt_jax.backbone import load_backbone
 from spt_jax.bank import load_bank
-from spt_jax.decode_config import DecodeConfig
-from spt_jax.predict import Predictor
+from spt_jax.decoding.config import DecodeConfig
+from spt_jax.prediction.predict import Predictor
 from spt_jax.prompt_file import save_prompt
 
 SHAPE = ["--inputs_length=16", "--targets_length=4", "--batch_size=8"]
@@ -125,7 +125,7 @@ def test_text_and_rows_of_a_pipe_are_answered_on_stdout(folder, capfdbinary, mon
 KILLING = """
 import json, os, random, signal, sys, time
 from pathlib import Path
-import spt_jax.predict_jsonl
+import spt_jax.prediction.jsonl
 from spt_jax.cli import main
 
 random.seed(0)

@@ -12,11 +12,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from spt_jax import predict_output
 from spt_jax.errors import RunError
-from spt_jax.predict_jsonl import answer_rows
-from spt_jax.predict_output import check_output
-from spt_jax.predict_rows import answer_lines, parse_row
+from spt_jax.prediction import output as predict_output
+from spt_jax.prediction.jsonl import answer_rows
+from spt_jax.prediction.output import check_output
+from spt_jax.prediction.rows import answer_lines, parse_row
 
 PROMPTS = ("a", "b")
 

@@ -10,12 +10,13 @@ import pytest
 import tiny
 from test_train import outcome
 
-from spt_jax import cli, preemption
+from spt_jax import cli
 from spt_jax.checkpoint import Checkpoints
 from spt_jax.config import EvalConfig, LogConfig
 from spt_jax.errors import Preempted
-from spt_jax.preemption import listening, poll, shared
-from spt_jax.runlog import read_log
+from spt_jax.processes import preemption
+from spt_jax.processes.preemption import listening, poll, shared
+from spt_jax.runs.log import read_log
 from spt_jax.train import fit
 
 
@@ -154,7 +155,7 @@ def test_processes_leave_where_all_agree():
 
 SECOND = """
 import os, signal, time
-from spt_jax import preemption
+from spt_jax.processes import preemption
 with preemption.listening():
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(2 * preemption.SAME_NOTICE)

@@ -13,7 +13,7 @@ from spt_jax.data.objectives import make_batches
 from spt_jax.pretrain import pretrain
 from spt_jax.pretrain_config import ArchitectureConfig, MixtureConfig, PretrainConfig
 from spt_jax.probes import PROBE_ROWS, Probes
-from spt_jax.runlog import read_log
+from spt_jax.runs.log import read_log
 from spt_jax.t5 import T5
 from spt_jax.tokenizer import train_tokenizer
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from spt_jax.errors import RunError
-from spt_jax.rendezvous import Place, meet, receive, send
+from spt_jax.processes.rendezvous import Place, meet, receive, send
 
 
 def free_address() -> str:

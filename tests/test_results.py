@@ -14,8 +14,8 @@ import tiny
 from spt_jax.config import TaskConfig, to_dict
 from spt_jax.data.sources import read_rows
 from spt_jax.data.tasks import Example, Task, load_task
-from spt_jax.runfolder import RunFolder
-from spt_jax.runlog import write_json_atomic
+from spt_jax.runs.folder import RunFolder
+from spt_jax.runs.log import write_json_atomic
 from spt_jax.train import fit
 
 SCRIPTS = str(Path(__file__).parents[1] / "scripts")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from spt_jax.errors import RunError
-from spt_jax.runlog import RunLog, lock_folder, read_log, write_atomic, write_json_atomic
+from spt_jax.runs.log import RunLog, lock_folder, read_log, write_atomic, write_json_atomic
 
 
 def record(step):
@@ -65,7 +65,7 @@ def test_numbers_that_are_not_finite_are_strings(tmp_path):
 def test_a_line_survives_sigkill(tmp_path):
     path = tmp_path / "log.jsonl"
     code = (
-        "import os, signal\nfrom spt_jax.runlog import RunLog\n"
+        "import os, signal\nfrom spt_jax.runs.log import RunLog\n"
         f"log = RunLog({str(path)!r})\nlog.write({{'step': 3}})\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
@@ -74,7 +74,7 @@ def test_a_line_survives_sigkill(tmp_path):
 
 
 def test_logs_need_no_jax():
-    code = "import sys, spt_jax.runlog; assert not {'jax', 'numpy'} & set(sys.modules)"
+    code = "import sys, spt_jax.runs.log; assert not {'jax', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -115,7 +115,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_old_file(tmp_path):
     code = f"""
 import resource
 from spt_jax.errors import RunError
-from spt_jax.runlog import RunLog, write_atomic
+from spt_jax.runs.log import RunLog, write_atomic
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
 for call in (
     lambda: write_atomic({str(path)!r}, b"x" * 5000),

@@ -9,10 +9,10 @@ import pytest
 from decoding import INPUTS, MODEL, SHAPE, make_params
 from scipy.stats import chi2
 
-from spt_jax.decode import EOS_ID
-from spt_jax.decode_config import DecodeConfig
-from spt_jax.generation import generate
-from spt_jax.sampling import candidates
+from spt_jax.decoding.config import DecodeConfig
+from spt_jax.decoding.decode import EOS_ID
+from spt_jax.decoding.generation import generate
+from spt_jax.decoding.sampling import candidates
 from spt_jax.t5 import T5
 
 sample = jax.jit(generate, static_argnames=("model", "config", "length"))

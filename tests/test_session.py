@@ -9,9 +9,9 @@ import jax
 import pytest
 
 from spt_jax.device_config import DistributedConfig
-from spt_jax.distributed import broadcast, gather, main_only, on_main, require_same
-from spt_jax.rendezvous import Place
-from spt_jax.session import find_place, session
+from spt_jax.processes.distributed import broadcast, gather, main_only, on_main, require_same
+from spt_jax.processes.rendezvous import Place
+from spt_jax.processes.session import find_place, session
 
 SLURM = {
     "SLURM_JOB_ID": "4096",
@@ -81,8 +81,8 @@ def test_in_one_process_everything_is_done_in_place():
 KILLED = """
 import ctypes, os, signal, sys
 from spt_jax.device_config import DistributedConfig
-from spt_jax.distributed import barrier
-from spt_jax.session import session
+from spt_jax.processes.distributed import barrier
+from spt_jax.processes.session import session
 index = int(sys.argv[2])
 config = DistributedConfig(
     coordinator=sys.argv[1], num_processes=3, process_id=index, heartbeat=30, timeout=120

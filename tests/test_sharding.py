@@ -21,7 +21,7 @@ from spt_jax.convert.names import leaf_shapes
 from spt_jax.device_config import MeshConfig
 from spt_jax.optim import make_tx
 from spt_jax.pytree import label_params, named_leaves, split
-from spt_jax.runlog import read_log
+from spt_jax.runs.log import read_log
 from spt_jax.sharding import (
     RULES,
     make_mesh,

@@ -23,10 +23,10 @@ from spt_jax.config import LogConfig, to_dict
 from spt_jax.errors import RunError
 from spt_jax.evaluate import evaluate_run, predict_run
 from spt_jax.exchange.stored import read_stored
-from spt_jax.mirror import INDEX, Mirror
 from spt_jax.prompt import from_file
 from spt_jax.prompt_file import load_prompt
-from spt_jax.storage import find_address, open_run, open_workdir
+from spt_jax.storage.mirror import INDEX, Mirror
+from spt_jax.storage.workdir import find_address, open_run, open_workdir
 from spt_jax.train import fit
 
 ADDRESS = "gs://bucket/runs/mine"

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spt_jax.topk import GROUP, top_k
+from spt_jax.decoding.topk import GROUP, top_k
 
 find = jax.jit(top_k, static_argnums=1)
 expect = jax.jit(jax.lax.top_k, static_argnums=1)

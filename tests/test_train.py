@@ -23,8 +23,8 @@ from spt_jax.checkpoint import Checkpoints
 from spt_jax.config import EvalConfig, LogConfig, OptimizerConfig, PromptConfig, to_dict
 from spt_jax.errors import RunError
 from spt_jax.prompt_file import load_prompt
-from spt_jax.runfolder import RunFolder
-from spt_jax.runlog import read_log
+from spt_jax.runs.folder import RunFolder
+from spt_jax.runs.log import read_log
 from spt_jax.train import _keep_best, fit
 
 

@@ -9,8 +9,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from spt_jax.runfolder import RunFolder
-from spt_jax.runlog import read_log, write_atomic
+from spt_jax.runs.folder import RunFolder
+from spt_jax.runs.log import read_log, write_atomic
 from study import ensembles
 from study.runs import Record
 

@@ -13,7 +13,7 @@ import warnings
 from pathlib import Path
 
 from spt_jax.data.tasks import SPLITS, Task, majority_score
-from spt_jax.runlog import write_json_atomic
+from spt_jax.runs.log import write_json_atomic
 
 STRENGTHS = (0.1, 1.0, 10.0)  # inverse regularisation, of which dev chooses
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from spt_jax.config import TaskConfig
-from spt_jax.runlog import write_atomic
+from spt_jax.runs.log import write_atomic
 
 
 class Dataset(NamedTuple):

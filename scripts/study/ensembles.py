@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 
 from spt_jax.ensemble import evaluate_ensemble
 from spt_jax.progress import say
-from spt_jax.runfolder import RunFolder
-from spt_jax.runlog import write_json_atomic
+from spt_jax.runs.folder import RunFolder
+from spt_jax.runs.log import write_json_atomic
 from study.grid import MEMBER, PROMPT
 from study.runs import Record
 

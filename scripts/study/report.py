@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from spt_jax.runlog import write_atomic
+from spt_jax.runs.log import write_atomic
 from study.figures import draw_curves, draw_inits, draw_lengths
 from study.grid import DEV_ROWS, MODEL, PROMPT, Run, Sweep, init_method, length_method
 from study.runs import Record

@@ -19,8 +19,8 @@ import jax
 
 from spt_jax.config import to_dict
 from spt_jax.progress import say
-from spt_jax.runfolder import RunFolder
-from spt_jax.runlog import read_log, write_json_atomic
+from spt_jax.runs.folder import RunFolder
+from spt_jax.runs.log import read_log, write_json_atomic
 from spt_jax.train import fit
 from study.grid import Run, expected_minutes
 

@@ -14,7 +14,7 @@ from typing import Any, get_type_hints
 from spt_jax.argparsing import Parser, option_helps
 from spt_jax.compile_cache import keep_programs
 from spt_jax.config import to_dict
-from spt_jax.decode_config import DecodeConfig
+from spt_jax.decoding.config import DecodeConfig
 from spt_jax.device_config import DistributedConfig, MeshConfig
 from spt_jax.errors import suggest
 
@@ -108,9 +108,9 @@ def add_distributed_flags(parser: Parser) -> None:
 
 @contextlib.contextmanager
 def connected(flags: Any, command: str, argv: Sequence[str]) -> Iterator[None]:
-    """Connects the processes of a command, as its flags or the machine say; see `session.py`.
+    """Connects the processes of a command, as its flags or the machine say.
 
-    What they compile is kept, see `compile_cache.py`.
+    See `processes/session.py`. What they compile is kept, see `compile_cache.py`.
 
     Raises:
         ValueError: The flags contradict each other.
@@ -119,7 +119,7 @@ def connected(flags: Any, command: str, argv: Sequence[str]) -> Iterator[None]:
     fields = dataclasses.fields(DistributedConfig)
     config = DistributedConfig(**{f.name: flags[f"distributed.{f.name}"] for f in fields})
     keep_programs()
-    from spt_jax.session import session
+    from spt_jax.processes.session import session
 
     with session(config, [command, *argv]):
         yield

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from spt_jax.commands.options import make_parser, print_config, stdout_to_stderr_if
 from spt_jax.compile_cache import keep_no_programs
-from spt_jax.plan_config import PlanConfig
+from spt_jax.planning.config import PlanConfig
 from spt_jax.printing import print_result
 
 
@@ -16,7 +16,7 @@ def plan(argv: Sequence[str]) -> None:
         return print_config(config)
     keep_no_programs()
     with stdout_to_stderr_if(flags.json):
-        from spt_jax.plan import plan as compile_plan
+        from spt_jax.planning.plan import plan as compile_plan
 
         result = compile_plan(config)
     print_result(result, flags.json)

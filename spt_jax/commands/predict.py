@@ -19,9 +19,9 @@ from spt_jax.commands.options import (
     stdout_to_stderr_if,
 )
 from spt_jax.config import DataConfig
-from spt_jax.decode_config import DecodeConfig
+from spt_jax.decoding.config import DecodeConfig
 from spt_jax.errors import FailedRows, require
-from spt_jax.predict_rows import WINDOW
+from spt_jax.prediction.rows import WINDOW
 from spt_jax.printing import print_json, print_result
 
 _RUN_FLAGS = ("run", "text", "inputs_length", "mesh", "distributed", "json", "debug")
@@ -132,8 +132,8 @@ def _read_texts(flags: Any) -> list[str]:
 
 def _answer_texts(flags: Any) -> None:
     with stdout_to_stderr_if(flags.json):
-        from spt_jax.distributed import on_main
         from spt_jax.evaluate import predict_run
+        from spt_jax.processes.distributed import on_main
 
         texts = on_main(lambda: _read_texts(flags))
         predictions = predict_run(
@@ -184,7 +184,7 @@ def _answer_file(
         source = Path(flags.input)
     output = Path(flags.output) if to_file else sys.stdout.buffer
     with stdout_to_stderr_if(flags.json or not to_file):
-        from spt_jax.predict_jsonl import predict_file
+        from spt_jax.prediction.jsonl import predict_file
 
         result = predict_file(
             flags.model,

@@ -10,9 +10,9 @@ from spt_jax.commands.options import (
     workdir,
 )
 from spt_jax.compile_cache import keep_programs
-from spt_jax.preemption import listening
 from spt_jax.pretrain_config import PretrainConfig
 from spt_jax.printing import print_result
+from spt_jax.processes.preemption import listening
 
 
 def pretrain(argv: Sequence[str]) -> None:

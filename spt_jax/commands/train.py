@@ -17,8 +17,8 @@ from spt_jax.commands.options import (
     workdir,
 )
 from spt_jax.config import TrainConfig
-from spt_jax.preemption import listening
 from spt_jax.printing import print_result
+from spt_jax.processes.preemption import listening
 
 
 def train(argv: Sequence[str]) -> None:

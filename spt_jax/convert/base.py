@@ -33,7 +33,7 @@ from spt_jax.convert.loading import Reader
 from spt_jax.convert.names import leaf_shapes
 from spt_jax.convert.source import Source
 from spt_jax.convert.vocabulary import load_tokenizer, read_json, require_fitting
-from spt_jax.distributed import gather, process_count, process_index
+from spt_jax.processes.distributed import gather, process_count, process_index
 from spt_jax.pytree import named_leaves
 from spt_jax.sharding import param_sharding
 from spt_jax.t5 import T5Config

@@ -15,8 +15,8 @@ from spt_jax.backbone import Backbone
 from spt_jax.exchange.npy import MAGIC, read_npy
 from spt_jax.exchange.peft import CONFIG, TENSORS, read_peft
 from spt_jax.prompt_file import load_prompt, require_same_model
-from spt_jax.runfolder import RunFolder
-from spt_jax.storage import open_run
+from spt_jax.runs.folder import RunFolder
+from spt_jax.storage.workdir import open_run
 
 Format = Literal["safetensors", "npy", "peft"]
 

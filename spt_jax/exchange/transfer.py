@@ -15,7 +15,7 @@ from spt_jax.exchange.npy import npy_bytes
 from spt_jax.exchange.peft import peft_files
 from spt_jax.exchange.stored import Format, Stored, describe_stored, read_stored
 from spt_jax.prompt_file import save_prompt
-from spt_jax.runlog import write_atomic
+from spt_jax.runs.log import write_atomic
 
 
 def import_prompt(

@@ -13,10 +13,10 @@ from parity.cases import our_params, quick_jit, random_case, random_ids
 from parity.torch_t5 import torch_logits, torch_model
 from transformers import LogitsProcessor, TopKLogitsWarper, TopPLogitsWarper
 
-from spt_jax.decode import EOS_ID, answer_log_probs
-from spt_jax.decode_config import DecodeConfig
-from spt_jax.generation import generate
-from spt_jax.sampling import candidates
+from spt_jax.decoding.config import DecodeConfig
+from spt_jax.decoding.decode import EOS_ID, answer_log_probs
+from spt_jax.decoding.generation import generate
+from spt_jax.decoding.sampling import candidates
 from spt_jax.t5 import T5
 
 LENGTH = 24  # beyond the last position bucket

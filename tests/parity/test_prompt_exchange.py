@@ -25,7 +25,7 @@ from parity.torch_t5 import torch_model
 from peft import PeftModel, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
 from peft import get_peft_model as wrap
 
-from spt_jax.decode import greedy
+from spt_jax.decoding.decode import greedy
 from spt_jax.exchange.transfer import export_prompt, import_prompt
 from spt_jax.forward import forward
 from spt_jax.prompt_file import load_prompt, save_prompt

@@ -24,10 +24,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from spt_jax.compile_cache import cache_folder
-from spt_jax.distributed import on_main
-from spt_jax.mirror import Mirror, NotPushed
-from spt_jax.runfolder import FOLDERS, RunFolder
-from spt_jax.runlog import lock_folder
+from spt_jax.processes.distributed import on_main
+from spt_jax.runs.folder import FOLDERS, RunFolder
+from spt_jax.runs.log import lock_folder
+from spt_jax.storage.mirror import Mirror, NotPushed
 
 _FILES = (".safetensors", ".npy")
 """Where an address ends so, it is that of one file, a prompt."""

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from spt_jax.runlog import RunLog
+from spt_jax.runs.log import RunLog
 
 Batch = TypeVar("Batch", bound=Mapping[str, np.ndarray])
 

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 from flax import struct
 
 from spt_jax.config import LossConfig
+from spt_jax.decoding.topk import top_k
 from spt_jax.forward import START_ID, apply_t5, decode, encode
 from spt_jax.losses import token_losses
 from spt_jax.t5 import T5
 from spt_jax.t5.cache import Past
 from spt_jax.t5.layers import wide
-from spt_jax.topk import top_k
 from spt_jax.typing import Array, Bool, Float, Int, Params
 
 EOS_ID = 1

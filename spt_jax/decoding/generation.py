@@ -6,10 +6,10 @@ divided by the answer's tokens to the power `length_penalty`.
 
 import jax.numpy as jnp
 
-from spt_jax.beam import beam_search
-from spt_jax.decode import EOS_ID, likeliest, write
-from spt_jax.decode_config import DecodeConfig
-from spt_jax.sampling import make_sampler
+from spt_jax.decoding.beam import beam_search
+from spt_jax.decoding.config import DecodeConfig
+from spt_jax.decoding.decode import EOS_ID, likeliest, write
+from spt_jax.decoding.sampling import make_sampler
 from spt_jax.t5 import T5
 from spt_jax.typing import Array, Bool, Float, Int, Key, Params
 

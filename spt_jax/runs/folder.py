@@ -9,7 +9,7 @@
     checkpoints/<step>/  see checkpoint.py
     prompt.safetensors   the best prompt      result.json    what `train --json` prints
 
-Where the run is kept in a bucket, this is the copy that a process works in; see `storage.py`.
+Where the run is kept in a bucket, this is the copy that a process works in (`storage/workdir.py`).
 A folder belongs to one config, model and dataset: a run resumes in its own folder and in no other.
 """
 
@@ -28,7 +28,7 @@ import jax
 import yaml
 
 from spt_jax import __version__
-from spt_jax.runlog import lock_folder, write_atomic, write_json_atomic
+from spt_jax.runs.log import lock_folder, write_atomic, write_json_atomic
 
 RESUMABLE = ("eval.", "log.", "mesh", "remat")
 """Settings that may differ when a run is resumed, beside more `steps`."""
@@ -45,7 +45,7 @@ class RunFolder:
 
     Args:
         path: The folder; it need not exist yet.
-        address: Where it is kept, if that is elsewhere; see `storage.py`.
+        address: Where it is kept, if that is elsewhere; see `storage/workdir.py`.
         publish: Brings that place to where the folder is; for a folder of this machine, nothing.
     """
 

@@ -1,8 +1,9 @@
 """Rows of JSONL answered by one frozen model and its prompts: from a file or stream to another.
 
 It holds one window of rows at a time. From file to file a run that was killed goes on where it was,
-and the output is byte for byte that of a run that was not (`spt_jax.predict_output`): each window
-begins at the same line and has the same batches, and a row that samples draws by its line number.
+and the output is byte for byte that of a run that was not (`spt_jax.prediction.output`): each
+window begins at the same line and has the same batches, and a row that samples draws by its line
+number.
 """
 
 import contextlib
@@ -18,13 +19,13 @@ import jax
 from spt_jax.backbone import load_backbone
 from spt_jax.bank import PromptBank, load_bank
 from spt_jax.config import DataConfig
-from spt_jax.decode_config import DecodeConfig
+from spt_jax.decoding.config import DecodeConfig
 from spt_jax.device_config import MeshConfig
-from spt_jax.distributed import main_only, on_main
 from spt_jax.errors import require
-from spt_jax.predict import Predictor
-from spt_jax.predict_output import Identity, OutputFile, OutputStream, check_output
-from spt_jax.predict_rows import WINDOW, RowPredictor, Window, answer_lines
+from spt_jax.prediction.output import Identity, OutputFile, OutputStream, check_output
+from spt_jax.prediction.predict import Predictor
+from spt_jax.prediction.rows import WINDOW, RowPredictor, Window, answer_lines
+from spt_jax.processes.distributed import main_only, on_main
 from spt_jax.progress import Bar, say
 from spt_jax.pytree import fingerprint
 

@@ -19,13 +19,13 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from spt_jax.decode import EOS_ID
-from spt_jax.decode_config import DecodeConfig
+from spt_jax.decoding.config import DecodeConfig
+from spt_jax.decoding.decode import EOS_ID
+from spt_jax.decoding.topk import top_k
 from spt_jax.forward import START_ID, apply_t5, encode
 from spt_jax.t5 import T5
 from spt_jax.t5.cache import Past
 from spt_jax.t5.layers import wide
-from spt_jax.topk import top_k
 from spt_jax.typing import Array, Bool, Float, Int, Params
 
 

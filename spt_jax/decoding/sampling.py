@@ -9,8 +9,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from spt_jax.decode_config import DecodeConfig
-from spt_jax.topk import top_k
+from spt_jax.decoding.config import DecodeConfig
+from spt_jax.decoding.topk import top_k
 from spt_jax.typing import Array, Float, Int, Key
 
 

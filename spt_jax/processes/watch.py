@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from spt_jax.errors import describe
-from spt_jax.rendezvous import Place, receive, send
+from spt_jax.processes.rendezvous import Place, receive, send
 
 _SAME_ERROR_SECONDS = 2.0
 _LEAVE_SECONDS = 5.0

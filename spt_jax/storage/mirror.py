@@ -22,8 +22,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from spt_jax.bucket import Bucket
 from spt_jax.errors import RunError
+from spt_jax.storage.bucket import Bucket
 
 INDEX = ".index.json"
 

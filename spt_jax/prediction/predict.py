@@ -15,9 +15,9 @@ from spt_jax.backbone import Backbone
 from spt_jax.bank import BankArrays, PromptBank
 from spt_jax.config import DataConfig
 from spt_jax.data.pipeline import TokenizedSplit, eval_batches
-from spt_jax.decode_config import DecodeConfig
-from spt_jax.generation import generate
-from spt_jax.preemption import poll
+from spt_jax.decoding.config import DecodeConfig
+from spt_jax.decoding.generation import generate
+from spt_jax.processes.preemption import poll
 from spt_jax.sharding import place_batch, spreadable_rows
 from spt_jax.t5 import T5
 from spt_jax.typing import Array, Float, Int, Key, Params
@@ -104,7 +104,7 @@ class Predictor:
 
         Raises:
             ValueError: The bank has no prompt of a row's name, or a text is too long.
-            Preempted: A signal came where signals are notices, see `preemption.py`.
+            Preempted: A signal came where signals are notices, see `processes/preemption.py`.
         """
         numbers = np.arange(len(rows)) if row_numbers is None else np.asarray(row_numbers)
         tokenizer = self.backbone.tokenizer

@@ -17,10 +17,10 @@ import jax
 from jax.experimental import multihost_utils
 
 from spt_jax.device_config import DistributedConfig
-from spt_jax.distributed import barrier
-from spt_jax.preemption import shared
-from spt_jax.rendezvous import Place, meet
-from spt_jax.watch import Watch
+from spt_jax.processes.distributed import barrier
+from spt_jax.processes.preemption import shared
+from spt_jax.processes.rendezvous import Place, meet
+from spt_jax.processes.watch import Watch
 
 CLUSTERS = ("gcetpu", "gketpu", "slurm", "ompi")
 """Those of jax's that tell a process its place without a question to another service."""

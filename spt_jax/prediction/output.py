@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import IO
 
 from spt_jax.errors import RunError
-from spt_jax.predict_rows import Window
-from spt_jax.runlog import write_json_atomic
+from spt_jax.prediction.rows import Window
+from spt_jax.runs.log import write_json_atomic
 
 Identity = Mapping[str, str | int | float | bool | None]
 """What rows are made by. `input_bytes` is the size of the input, None for a stream."""

@@ -1,0 +1,1 @@
+"""How answers are written: greedily, by sampling or by beam search."""

@@ -1,0 +1,1 @@
+"""How `spt-jax plan` asks the TPU compiler what a model needs, with no TPU."""

@@ -1,0 +1,1 @@
+"""Rows of text answered by one frozen model, each with its own prompt."""
