@@ -22,9 +22,9 @@ def _program(options):
 def test_products_of_a_step_are_not_ynnpack_s_on_x86(monkeypatch):
     monkeypatch.setattr(compiler.machine, "machine", lambda: "x86_64")
     options = compiler.step_options(None)
-    if "ynn" not in _program({}):
+    if "__ynn_fusion" not in _program({}):
         pytest.skip("this jaxlib, or this processor, multiplies without YNNPACK")
-    assert "ynn" not in _program(options)
+    assert "__ynn_fusion" not in _program(options)
 
 
 def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch):

@@ -141,22 +141,18 @@ def test_scanned_decoding_equals_unrolled_decoding(setup, beams, monkeypatch):
         return jnp.stack(logits), cache.layers
 
     unrolled, layers = decode()
-    monkeypatch.setattr(stack, "UNROLLED", 1)
-    monkeypatch.setattr(stack, "UNROLLED_DECODING_ON_CPU", 1)
+    monkeypatch.setattr(stack, "UNROLLED_ON_CPU", 1)
     scanned, no_layers = decode()
     assert layers is not None and no_layers is None
     np.testing.assert_allclose(scanned, unrolled, atol=1e-5)
 
 
-def test_decoding_is_unrolled_on_cpu_alone():
+def test_more_layers_are_unrolled_on_cpu():
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
-    assert stack.is_unrolled(12, mesh, decoding=True)
-    assert not stack.is_unrolled(24, mesh, decoding=True)
-    assert not stack.is_unrolled(12, mesh)
+    assert stack.is_unrolled(12, mesh) and not stack.is_unrolled(24, mesh)
     device = types.SimpleNamespace(platform="tpu")
     mesh = types.SimpleNamespace(devices=np.array([device]))
-    assert not stack.is_unrolled(12, mesh, decoding=True)
-    assert stack.is_unrolled(4, mesh, decoding=True)
+    assert stack.is_unrolled(4, mesh) and not stack.is_unrolled(12, mesh)
 
 
 @pytest.mark.parametrize("fsdp", [1, 2])

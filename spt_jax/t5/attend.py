@@ -7,7 +7,8 @@
 Scores and weights are the largest arrays of a T5. On TPU memory is what time is lost on, and XLA
 fuses what follows a product into it: there scores are never written but computed three times, and
 nothing of their size outlives the pass that it is made in. Elsewhere the weights are kept for the
-backward pass, as autodiff does.
+backward pass, before they are divided by their sums: what is divided instead is smaller, as is what
+the gradient of a softmax needs beside the weights.
 """
 
 import functools
@@ -41,22 +42,11 @@ def attend(
         bias: Added to the scores.
         keep: Multiplied with the weights: 0 where dropout drops a key for all queries of a head.
         layout: The axes B, S, N and H in any order, or B, S and H where all heads share keys.
-        keep_weights: For the backward pass.
-
-    Raises:
-        ValueError: Heads that share keys drop different ones, and weights are not kept.
+        keep_weights: For the backward pass, and do not compute them again.
     """
     if keep is not None and "N" in layout:  # values are smaller than weights
         values, keep = values * jnp.einsum(f"BNHS->{layout}", keep), None
-    if not keep_weights:
-        if keep is not None:
-            raise ValueError(f"attention of layout {layout} drops weights, so it must keep them")
-        return _attend(layout, queries, keys, values, mask, bias)
-    weights = jax.nn.softmax(_scores(layout, queries, keys, mask, bias), axis=-1)
-    weights = weights.astype(values.dtype)
-    if keep is not None:
-        weights = weights * keep
-    return jnp.einsum(f"BNTS,{layout}->BTNH", weights, values)
+    return _attend(layout, keep_weights, queries, keys, values, mask, bias, keep)
 
 
 def _scores(layout: str, queries: Any, keys: Any, mask: Any, bias: Any) -> Any:
@@ -69,38 +59,54 @@ def _scores(layout: str, queries: Any, keys: Any, mask: Any, bias: Any) -> Any:
     return jnp.where(mask, scores, jnp.asarray(-1e9, scores.dtype))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(layout, queries, keys, values, mask, bias):
-    return _forward(layout, queries, keys, values, mask, bias)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attend(layout, keep_weights, queries, keys, values, mask, bias, keep):
+    return _forward(layout, keep_weights, queries, keys, values, mask, bias, keep)[0]
 
 
-def _forward(layout, queries, keys, values, mask, bias):
-    highest = jnp.max(_scores(layout, queries, keys, mask, bias), axis=-1, keepdims=True)
-    # Computed again, so that scores are never written: the products fuse with the maximum here and
-    # with exp and the sum below. Behind a barrier, or the compiler would find the first ones.
-    queries_, keys_, highest_ = jax.lax.optimization_barrier((queries, keys, highest))
-    weights = jnp.exp(_scores(layout, queries_, keys_, mask, bias) - highest_)
+def _forward(layout, keep_weights, queries, keys, values, mask, bias, keep):
+    scores = _scores(layout, queries, keys, mask, bias)
+    highest = jnp.max(scores, axis=-1, keepdims=True)
+    if keep_weights:
+        weights = jnp.exp(scores - highest)
+    else:
+        # Computed again, so that scores are never written: the products fuse with the maximum
+        # above, and with exp and the sum below. Behind a barrier, or the first would be found.
+        queries_, keys_, highest_ = jax.lax.optimization_barrier((queries, keys, highest))
+        weights = jnp.exp(_scores(layout, queries_, keys_, mask, bias) - highest_)
     sums = jnp.sum(weights, axis=-1, keepdims=True)
+    weights = weights.astype(values.dtype)
     # The result is divided by the sums, since it is smaller than the weights.
     result = jnp.einsum(
         f"BNTS,{layout}->BTNH",
-        weights.astype(values.dtype),
+        weights if keep is None else weights * keep,
         values,
-        preferred_element_type=weights.dtype,
+        preferred_element_type=values.dtype if keep_weights else sums.dtype,
     )
     result = (result / jnp.swapaxes(sums, 1, 2)).astype(queries.dtype)
-    return result, (queries, keys, values, mask, bias, highest, sums, result)
+    kept = weights if keep_weights else highest
+    return result, (queries, keys, values, mask, bias, keep, kept, sums, result)
 
 
-def _backward(layout, kept, grads):
-    (queries, keys, values, mask, bias, highest, sums, result), grads = (
+def _backward(layout, keep_weights, kept, grads):
+    (queries, keys, values, mask, bias, keep, kept, sums, result), grads = (
         jax.lax.optimization_barrier((kept, grads))
     )
-    dtype, wider = queries.dtype, highest.dtype
-    scores = _scores(layout, queries, keys, mask, bias)
-    weights = (jnp.exp(scores - highest) / sums).astype(dtype)
-    of_weights = jnp.einsum(f"BTNH,{layout}->BNTS", grads, values, preferred_element_type=wider)
-    mean = jnp.einsum("BTNH,BTNH->BNT", grads, result, preferred_element_type=wider)[..., None]
+    dtype, wider = queries.dtype, sums.dtype
+    if keep_weights:  # not yet divided by their sums: the gradients are, which are smaller
+        weights, grads = kept, (grads / jnp.swapaxes(sums, 1, 2)).astype(dtype)
+    else:
+        scores = _scores(layout, queries, keys, mask, bias)
+        weights = (jnp.exp(scores - kept) / sums).astype(dtype)
+    of_weights = jnp.einsum(
+        f"BTNH,{layout}->BNTS",
+        grads,
+        values,
+        preferred_element_type=dtype if keep_weights else wider,
+    )
+    if keep is not None:
+        of_weights = of_weights * keep
+    mean = jnp.sum(grads.astype(wider) * result, axis=-1).swapaxes(1, 2)[..., None]
     of_scores = (weights.astype(wider) * (of_weights - mean)).astype(dtype)
     of_scores = jnp.where(mask, of_scores, jnp.zeros((), dtype))
     # Written here, or each of the products below would compute it from two arrays of its size.
@@ -112,9 +118,10 @@ def _backward(layout, kept, grads):
     return (
         jnp.einsum(f"BNTS,{layout}->BTNH", of_scores, keys),
         jnp.einsum(f"BNTS,BTNH->{layout}", of_scores, queries),
-        jnp.einsum(f"BNTS,BTNH->{layout}", weights, grads),
+        jnp.einsum(f"BNTS,BTNH->{layout}", weights if keep is None else weights * keep, grads),
         None,
         of_bias,
+        None,
     )
 
 

@@ -109,9 +109,8 @@ class RMSNorm(nn.Module):
             x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
             return x.astype(self.dtype) * scale[None, None, :].astype(self.dtype)
 
-        if wide(self.dtype) != self.dtype:  # keep no wide copy of the input
-            normalize = jax.checkpoint(normalize, prevent_cse=False)
-        return normalize(x, scale)
+        # Kept are the input, which is there anyway, and nothing of its size beside it.
+        return jax.checkpoint(normalize, prevent_cse=False)(x, scale)
 
 
 class Embedder(nn.Module):
@@ -182,6 +181,8 @@ def gated_gelu(gate: Array, x: Array) -> Array:
 
 
 def _gated_backward(kept: tuple[Array, Array], grads: Array) -> tuple[Array, Array]:
+    # Behind a barrier, or the compiler would find the tanh of the forward pass and keep that too.
+    kept, grads = jax.lax.optimization_barrier((kept, grads))
     # Written once, or the product that each of them goes into would compute it for itself.
     return jax.lax.optimization_barrier(jax.vjp(_gated, *kept)[1](grads))
 

@@ -36,7 +36,7 @@ class _Stack(nn.Module):
     mesh: Mesh | None
 
     def _layers(self, layer: type[nn.Module], layers: int, arguments: int, static: int) -> Any:
-        stack: Any = scan_layers(layer, layers, arguments, static, self.remat)
+        stack: Any = scan_layers(layer, layers, arguments, static, self.remat, self.mesh)
         return stack(self.config, self.dtype, self.dropout_rate, self.mesh)
 
     def _bias(self, bidirectional: bool) -> RelativePositionBias:
@@ -103,7 +103,7 @@ class Decoder(_Stack):
         def cross_keys_values(layer):
             return self._run_layer(layer, encoded, method="cross_keys_values")
 
-        if is_unrolled(c.num_decoder_layers, self.mesh, decoding=True):
+        if is_unrolled(c.num_decoder_layers, self.mesh):
             layers = tuple(map(self._layer, range(c.num_decoder_layers)))
             cross = tuple(map(cross_keys_values, layers))
             # Behind a barrier, or the compiler would turn them back before the first step.

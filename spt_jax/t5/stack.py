@@ -28,27 +28,31 @@ Remat = Literal["none", "minimal", "full"]
 UNROLLED = 4
 """Layers up to which a stack is unrolled: the copies that a scan makes cost more than it saves."""
 
-UNROLLED_DECODING_ON_CPU = 12
-"""The same for decoding on CPU, where a scan would copy all weights out of the stack at each step.
+UNROLLED_ON_CPU = 12
+"""The same on CPU, where a scan copies what the backward pass needs into a stack and out of it and,
+for each target that is decoded, all weights out of theirs.
 
-The price is a second copy of the decoder's layers while it decodes, and compile time by depth.
+The price is compile time by depth and, where answers are written, a second copy of the decoder.
 """
 
 
-def is_unrolled(layers: int, mesh: Mesh | None, *, decoding: bool = False) -> bool:
+def is_unrolled(layers: int, mesh: Mesh | None) -> bool:
     """Whether a stack runs as its layers one by one, and not as a scan of one layer.
 
     Args:
         layers: Of the stack.
         mesh: The devices; those of jax where None.
-        decoding: A target at a time, with a cache.
     """
-    on_cpu = decoding and platform(mesh) == "cpu"
-    return layers <= (UNROLLED_DECODING_ON_CPU if on_cpu else UNROLLED)
+    return layers <= (UNROLLED_ON_CPU if platform(mesh) == "cpu" else UNROLLED)
 
 
 def scan_layers(
-    layer: type[nn.Module], layers: int, arguments: int, static: int, remat: Remat
+    layer: type[nn.Module],
+    layers: int,
+    arguments: int,
+    static: int,
+    remat: Remat,
+    mesh: Mesh | None,
 ) -> type[nn.Module]:
     """`layers` copies of `layer` in a row.
 
@@ -58,13 +62,14 @@ def scan_layers(
         arguments: How many arguments are the same for all layers.
         static: How many of them, the last ones, are bools and no arrays.
         remat: What is computed again.
+        mesh: The devices; those of jax where None.
 
     Raises:
         ValueError: There is no such policy.
     """
     if remat not in get_args(Remat):
         raise ValueError(f"remat is {remat!r}, expected 'none', 'minimal' or 'full'")
-    unrolled = is_unrolled(layers, None)
+    unrolled = is_unrolled(layers, mesh)
     if remat != "none":
         products = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
         last = arguments + 1  # counted from the layer's own input, which is 1
