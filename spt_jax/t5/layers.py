@@ -182,7 +182,7 @@ def gated_gelu(gate: Array, x: Array) -> Array:
 
 def _gated_backward(kept: tuple[Array, Array], grads: Array) -> tuple[Array, Array]:
     # Behind a barrier, or the compiler would find the tanh of the forward pass and keep that too.
-    kept, grads = jax.lax.optimization_barrier((kept, grads))
+    kept = jax.lax.optimization_barrier(kept)
     # Written once, or the product that each of them goes into would compute it for itself.
     return jax.lax.optimization_barrier(jax.vjp(_gated, *kept)[1](grads))
 
