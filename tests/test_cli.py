@@ -487,7 +487,7 @@ def test_predict_reads_rows_and_says_how_many_failed(run, library, monkeypatch):
         calls.append((model, prompts, source, output, options))
         return {"answered": 8, "failed": len(prompts), "output": output, "errors": None}
 
-    library("predict_jsonl", predict_file=predict_file)
+    library("prediction.jsonl", predict_file=predict_file)
     argv = ["--model=m", "--input=in", "--num_beams=2", "--dtype=bfloat16", "--batch_size=3"]
     code, out, err = run("predict", *argv, "--output=out", "--json")
     assert (code, json.loads(out), err) == (
