@@ -85,7 +85,7 @@ def test_what_a_row_draws_depends_on_seed_and_number_and_on_nothing_else():
 
 def test_one_compilation_a_bucket_however_many_rows_and_prompts():
     traces.clear()
-    answering = predictor(inputs_length=80, batch_size=4)
+    answering = predictor(inputs_length=80, batch_size=4, buckets=(32, 64))
     texts = ["x" * size for size in (0, 5, 31, 32, 40, 63, 70, 79)]
     for bank in (BANK, BANK.add("c", PROMPTS["a"]), BANK.remove("b")):
         answering.bank = bank
