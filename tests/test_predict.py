@@ -85,14 +85,14 @@ def test_what_a_row_draws_depends_on_seed_and_number_and_on_nothing_else():
 
 def test_one_compilation_a_bucket_however_many_rows_and_prompts():
     traces.clear()
-    answering = predictor(inputs_length=80, batch_size=4, buckets=(32, 64))
+    answering = predictor(inputs_length=80, batch_size=4)
     texts = ["x" * size for size in (0, 5, 31, 32, 40, 63, 70, 79)]
     for bank in (BANK, BANK.add("c", PROMPTS["a"]), BANK.remove("b")):
         answering.bank = bank
         answering.predict([("a", text) for text in texts * 3])
         answering.predict([(None, text) for text in texts[:1]])
         answering.predict([("a", text) for text in texts[5:]])
-    assert traces == [(4, 7 + width, 16) for width in (80, 64, 32)]
+    assert traces == [(4, 7 + width, 16) for width in (80, 64, 48, 32, 16)]
 
 
 def test_no_rows_give_no_answers():
