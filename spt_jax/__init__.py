@@ -25,13 +25,13 @@ if TYPE_CHECKING:
         TaskConfig,
         TrainConfig,
     )
-    from spt_jax.data.example import Example, Task
     from spt_jax.data.tasks import load_task, task_names
     from spt_jax.decoding.config import DecodeConfig
     from spt_jax.decoding.generation import generate
     from spt_jax.ensemble import evaluate_ensemble
     from spt_jax.errors import RunError
     from spt_jax.evaluate import evaluate_run, evaluate_runs, predict_run
+    from spt_jax.example import Example, Task
     from spt_jax.interpret import nearest_words
     from spt_jax.metrics import superglue_score
     from spt_jax.prediction.jsonl import predict_file
@@ -56,7 +56,7 @@ _NAMES = {  # the imports above, by module
         "TaskConfig",
         "TrainConfig",
     ),
-    "data.example": ("Example", "Task"),
+    "example": ("Example", "Task"),
     "data.tasks": ("load_task", "task_names"),
     "decoding.config": ("DecodeConfig",),
     "ensemble": ("evaluate_ensemble",),

@@ -11,12 +11,12 @@ from pathlib import Path
 from spt_jax.backbone import Backbone
 from spt_jax.bank import PromptBank
 from spt_jax.config import DataConfig, TaskConfig, TrainConfig
-from spt_jax.data.example import Example, Task
 from spt_jax.data.paper_splits import paper_task_names
 from spt_jax.data.pipeline import TokenizedSplit, tokenize_split
 from spt_jax.data.tasks import load_task, load_test
 from spt_jax.device_config import MeshConfig
 from spt_jax.errors import suggest
+from spt_jax.example import Example, Task
 from spt_jax.prediction.predict import Predictor
 from spt_jax.scores import Outputs, Scores, TaskRows, answer_tasks, score
 from spt_jax.trained import load_run, load_runs, load_stored

@@ -10,8 +10,8 @@ from fakes import FakeTokenizer
 from spt_jax import cli
 from spt_jax.config import DataConfig
 from spt_jax.data import tfds_source
-from spt_jax.data.example import Example, Task
 from spt_jax.data.preview import preview
+from spt_jax.example import Example, Task
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ import pyarrow.parquet
 import pytest
 
 from spt_jax.config import TaskConfig
-from spt_jax.data.example import Example
 from spt_jax.data.paper_tasks import PAPER_TASKS, TRANSFERS
 from spt_jax.data.tasks import load_task, load_test, majority_score
+from spt_jax.example import Example
 
 
 def write_jsonl(path, rows):

@@ -14,10 +14,10 @@ from safetensors.numpy import load_file, save_file
 from spt_jax import cli
 from spt_jax.errors import RunError
 from spt_jax.exchange import transfer
-from spt_jax.exchange.show import show_prompt
 from spt_jax.exchange.stored import read_stored
 from spt_jax.exchange.transfer import export_prompt, import_prompt
 from spt_jax.prompt_file import load_prompt, save_prompt
+from spt_jax.show import show_prompt
 
 PROMPT = runs.random_prompt(4, seed=0)
 ADAPTER = {

@@ -37,3 +37,18 @@ def test_commands_exist(command):
 @pytest.mark.parametrize("config", sorted(set(re.findall(r"configs/(\w+)\.yaml", README))))
 def test_configs_exist(config):
     assert (ROOT / "configs" / f"{config}.yaml").is_file()
+
+
+def test_the_tree_has_every_module_and_imports_go_down_only():
+    tree = README.split("spt_jax/\n", 1)[1].split("configs/", 1)[0]
+    rows = [re.split(r"  +", line.strip())[0].split() for line in tree.splitlines() if line]
+    row_of = {name.rstrip("/"): number for number, row in enumerate(rows) for name in row}
+    package = ROOT / "spt_jax"
+    files = [
+        path for path in package.rglob("*.py") if path.parent != package or path.stem[0] != "_"
+    ]
+    homes = {path: path.relative_to(package).with_suffix("").parts[0] for path in files}
+    assert set(row_of) == set(homes.values())
+    for path, home in homes.items():
+        for imported in re.findall(r"^ *from spt_jax\.(\w+)", path.read_text(), re.M):
+            assert row_of[home] <= row_of[imported], f"{path} imports {imported}, which is above it"

@@ -10,10 +10,10 @@ import pytest
 from spt_jax.config import TaskConfig
 from spt_jax.data import tasks
 from spt_jax.data.arguments import KINDS
-from spt_jax.data.example import Example, Task
 from spt_jax.data.library import LIBRARIES
 from spt_jax.data.rows import LabeledText
 from spt_jax.data.tasks import load_task, load_test, majority_score, task_names
+from spt_jax.example import Example, Task
 
 
 @pytest.fixture

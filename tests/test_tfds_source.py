@@ -14,10 +14,10 @@ import tiny
 from spt_jax.backbone import save_backbone
 from spt_jax.config import DataConfig, TaskConfig
 from spt_jax.data import tfds_source
-from spt_jax.data.example import Example
 from spt_jax.data.paper_tasks import PAPER_TASKS
 from spt_jax.data.tasks import load_task, load_test
 from spt_jax.data.tfds_source import prepare_tfds, tfds_records
+from spt_jax.example import Example
 from spt_jax.tokenizer import train_tokenizer
 from spt_jax.train import fit
 

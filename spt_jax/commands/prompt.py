@@ -82,7 +82,7 @@ def _show(argv: Sequence[str]) -> None:
     parser.add_flag("k", int, 3, "Words for each vector; 0 for none, which needs no model.")
     flags, _ = parser.read(argv)
     with stdout_to_stderr_if(flags.json):
-        from spt_jax.exchange.show import show_prompt
+        from spt_jax.show import show_prompt
 
         result: dict[str, Any] = show_prompt(Path(flags.source), model=flags.model, k=flags.k)
     if flags.json:

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from spt_jax.data.example import HIDDEN, Example
 from spt_jax.data.records import Record
+from spt_jax.example import HIDDEN, Example
 
 Format = Callable[[Record], list[Example]]
 UNKNOWN = "<unk>"

@@ -3,10 +3,10 @@
 import dataclasses
 from collections.abc import Mapping
 
-from spt_jax.data.example import HIDDEN, SPLITS, Example, Task, describe, split_by_hash
 from spt_jax.data.formats import remove_prefix
 from spt_jax.data.origins import read_split
 from spt_jax.data.paper_tasks import PAPER_TASKS, TRANSFERS, PaperTask
+from spt_jax.example import HIDDEN, SPLITS, Example, Task, describe, split_by_hash
 
 
 def paper_task_names() -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from spt_jax.config import DataConfig
-from spt_jax.data.example import Example, Task
+from spt_jax.example import Example, Task
 from spt_jax.tokenizer import Tokenizer
 
 PERCENTILES = (50, 90, 95, 99, 100)

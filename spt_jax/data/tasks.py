@@ -17,7 +17,6 @@ from typing import NamedTuple
 from spt_jax.config import TaskConfig
 from spt_jax.data.argument_tasks import ANSWERS, argument_rows
 from spt_jax.data.arguments import KINDS
-from spt_jax.data.example import SPLITS, Example, Task, describe, split_by_hash
 from spt_jax.data.library import LIBRARIES, library_rows
 from spt_jax.data.paper_splits import (
     load_paper_task,
@@ -28,6 +27,7 @@ from spt_jax.data.paper_splits import (
 from spt_jax.data.rows import LabeledText
 from spt_jax.data.sources import Row, read_rows
 from spt_jax.errors import shorten, suggest
+from spt_jax.example import SPLITS, Example, Task, describe, split_by_hash
 from spt_jax.metrics import compute, mean_score
 
 # Name -> (rows by split, label words; None where targets are free text).

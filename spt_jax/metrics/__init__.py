@@ -7,8 +7,8 @@ SuperGLUE score (Lester et al. 2021, section 3).
 
 from collections.abc import Mapping, Sequence
 
-from spt_jax.data.example import Example
 from spt_jax.errors import suggest
+from spt_jax.example import Example
 from spt_jax.metrics.classes import accuracy, f1, group_exact_match, macro_f1, matthews
 from spt_jax.metrics.numbers import pearson, spearman, unreadable_share
 from spt_jax.metrics.texts import (

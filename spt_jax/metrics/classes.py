@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from spt_jax.data.example import Example
+from spt_jax.example import Example
 from spt_jax.metrics.texts import exact_match, normalize
 
 INVALID = -1

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from spt_jax.data.example import Example
+from spt_jax.example import Example
 
 UNREADABLE = -1.0  # what a text that is no number counts as, as in T5's own evaluation
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from spt_jax.data.example import Example
+from spt_jax.example import Example
 
 Metric = Callable[
     [Sequence[str], Sequence[Example], Sequence[str] | None],

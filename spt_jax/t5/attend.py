@@ -42,7 +42,7 @@ def attend(
         bias: Added to the scores.
         keep: Multiplied with the weights: 0 where dropout drops a key for all queries of a head.
         layout: The axes B, S, N and H in any order, or B, S and H where all heads share keys.
-        keep_weights: For the backward pass, and do not compute them again.
+        keep_weights: For the backward pass, which computes them again where they are not kept.
     """
     if keep is not None and "N" in layout:  # values are smaller than weights
         values, keep = values * jnp.einsum(f"BNHS->{layout}", keep), None
@@ -57,6 +57,10 @@ def _scores(layout: str, queries: Any, keys: Any, mask: Any, bias: Any) -> Any:
         scores = scores + bias
     # Not -inf: a row of padding alone must give finite weights, which nothing reads.
     return jnp.where(mask, scores, jnp.asarray(-1e9, scores.dtype))
+
+
+def _drop(weights: Any, keep: Any) -> Any:
+    return weights if keep is None else weights * keep
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -79,7 +83,7 @@ def _forward(layout, keep_weights, queries, keys, values, mask, bias, keep):
     # The result is divided by the sums, since it is smaller than the weights.
     result = jnp.einsum(
         f"BNTS,{layout}->BTNH",
-        weights if keep is None else weights * keep,
+        _drop(weights, keep),
         values,
         preferred_element_type=values.dtype if keep_weights else sums.dtype,
     )
@@ -104,8 +108,7 @@ def _backward(layout, keep_weights, kept, grads):
         values,
         preferred_element_type=dtype if keep_weights else wider,
     )
-    if keep is not None:
-        of_weights = of_weights * keep
+    of_weights = _drop(of_weights, keep)
     mean = jnp.sum(grads.astype(wider) * result, axis=-1).swapaxes(1, 2)[..., None]
     of_scores = (weights.astype(wider) * (of_weights - mean)).astype(dtype)
     of_scores = jnp.where(mask, of_scores, jnp.zeros((), dtype))
@@ -118,7 +121,7 @@ def _backward(layout, keep_weights, kept, grads):
     return (
         jnp.einsum(f"BNTS,{layout}->BTNH", of_scores, keys),
         jnp.einsum(f"BNTS,BTNH->{layout}", of_scores, queries),
-        jnp.einsum(f"BNTS,BTNH->{layout}", weights if keep is None else weights * keep, grads),
+        jnp.einsum(f"BNTS,BTNH->{layout}", _drop(weights, keep), grads),
         None,
         of_bias,
         None,
