@@ -56,8 +56,9 @@ def time_setting(sides: Sides, inputs: np.ndarray, beams: int, job: dict, title:
             seconds[name].append(found["seconds"])
             if "processor_seconds" in found:
                 used.append(found["processor_seconds"])
-    ratio = spread([theirs / ours for ours, theirs in zip(*seconds.values())])
-    ours, theirs = (statistics.median(seconds[name]) for name in SIDES)
+    all_ours, all_theirs = (seconds[name] for name in SIDES)
+    ratio = spread(all_theirs, all_ours)
+    ours, theirs = statistics.median(all_ours), statistics.median(all_theirs)
     products = sides["spt_jax"].ask("products", *inputs.shape, beams)
     say(f"{title}: {ours:.2f} s, torch {theirs:.2f} s, ratio {ratio['median']:.2f}")
     return {

@@ -79,11 +79,9 @@ def measure_ways(sides: Sides, job: dict, vocab_size: int) -> list[dict]:
             way: job["rows"] / statistics.median(seconds[way]) for way in WAYS
         }
         result["ratio"] = {
-            way: spread([theirs / ours for ours, theirs in zip(seconds["mixed"], seconds[way])])
-            for way in WAYS
-            if way != "mixed"
+            way: spread(seconds[way], seconds["mixed"]) for way in WAYS if way != "mixed"
         }
-        result["of_fewest"] = spread([a / b for a, b in zip(fewest, seconds["mixed"])])
+        result["of_fewest"] = spread(fewest, seconds["mixed"])
     return list(results.values())
 
 

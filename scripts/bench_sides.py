@@ -1,7 +1,8 @@
 """The children of `bench_step.py`: one that makes weights and rows, and the two sides.
 
-A side loads the weights as its users do and answers `step`, `batches`, `optimizer_seconds` and
-`memory`, one at a time. No side ever imports the other's framework, so memory is its own.
+A side loads the weights as its users do and answers `step`, `batches`, `product_seconds`,
+`optimizer_seconds` and `memory`, one at a time. No side ever imports the other's framework, so
+memory is its own.
 """
 
 import functools
@@ -162,7 +163,13 @@ class Ours:
         # The mean cross-entropy alone, which is what transformers' T5 minimizes.
         loss = LossConfig(z_loss=0.0, reduction="mean")
         step = functools.partial(train_step, model=T5(_t5_config(job)), tx=self._tx, loss=loss)
-        self._update = jax.jit(step, donate_argnums=0, compiler_options=step_options(None))
+        options = step_options(None)
+        self._update = jax.jit(step, donate_argnums=0, compiler_options=options)
+
+        def products(inputs, kernels):
+            return [x @ kernel @ kernel.T for x, kernel in zip(inputs, kernels, strict=True)]
+
+        self._products = jax.jit(products, compiler_options=options)
         jax.block_until_ready((self._state, self._frozen))
 
     def step(self, batch: Batch) -> dict:
@@ -186,6 +193,17 @@ class Ours:
         args = self._state.trained, self._state.opt_state, self._state.trained
         self._jax.block_until_ready(update(*args))
         return _median_seconds(lambda: self._jax.block_until_ready(update(*args)))
+
+    def product_seconds(self, rows: int) -> float:
+        """`rows` positions times each kernel of an encoder layer, and times its transpose."""
+        jnp = self._jax.numpy
+        layers = self._jax.tree.leaves(self._frozen["t5"]["encoder"]["layers"])
+        kernels = [leaf[0] for leaf in layers if leaf.ndim == 3]
+        inputs = [jnp.ones((rows, len(kernel))) for kernel in kernels]
+        self._jax.block_until_ready((kernels, inputs))
+        started = time.perf_counter()
+        self._jax.block_until_ready(self._products(inputs, kernels))
+        return time.perf_counter() - started
 
     def batches(self, group_by_length: bool) -> list[Batch]:
         """The first batches of a run: as `spt-jax train` draws and pads them."""
@@ -256,6 +274,18 @@ class Peft:
     def optimizer_seconds(self) -> float:
         """The median time of an update alone, with the gradient of the last step."""
         return _median_seconds(self._optimizer.step)
+
+    def product_seconds(self, rows: int) -> float:
+        """As `Ours.product_seconds`."""
+        block = self._model.get_base_model().encoder.block[0]
+        kernels = [x.weight for x in block.modules() if isinstance(x, self._torch.nn.Linear)]
+        inputs = [self._torch.ones(rows, kernel.shape[1]) for kernel in kernels]
+        with self._torch.no_grad():
+            started = time.perf_counter()
+            results = [x @ kernel.T @ kernel for x, kernel in zip(inputs, kernels, strict=True)]
+            seconds = time.perf_counter() - started
+        del results
+        return seconds
 
     def batches(self) -> list[Batch]:
         """Batches grouped by length as the Trainer groups them, each padded to its longest row.

@@ -72,8 +72,9 @@ class Child:
 Sides = dict[str, Child]
 
 
-def spread(ratios: list[float]) -> dict[str, float]:
-    """Median, least and largest."""
+def spread(above: list[float], below: list[float]) -> dict[str, float]:
+    """`above` divided by `below`, pair by pair: median, least and largest."""
+    ratios = [x / y for x, y in zip(above, below, strict=True)]
     return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
 
 
@@ -105,19 +106,26 @@ def equal_shapes(sides: Sides, job: dict, vocab_size: int) -> dict:
     }
     agreement = check_agreement(sides, batch)
     say(f"the losses agree to {agreement['loss']['relative_difference']:.0e}")
+    positions = job["batch_size"] * (job["length"] + job["inputs_length"])
     for name in SIDES:  # a second step without a clock, the first one compiled
         sides[name].ask("step", batch)
+        sides[name].ask("product_seconds", positions)
     seconds: dict[str, list[float]] = {name: [] for name in SIDES}
+    products: dict[str, list[float]] = {name: [] for name in SIDES}
     for pair in range(1, job["pairs"] + 1):
         for name in SIDES:
             seconds[name].append(sides[name].ask("step", batch)["seconds"])
+        for name in SIDES:
+            products[name].append(sides[name].ask("product_seconds", positions))
         ours, theirs = (seconds[name][-1] for name in SIDES)
         say(f"equal shapes {pair}/{job['pairs']}: {ours:.3f} s, PEFT {theirs:.3f} s")
     memory = {name: sides[name].ask("memory") for name in SIDES}
     return {
         "agreement": agreement,
         "seconds": seconds,
-        "ratio": spread([theirs / ours for ours, theirs in zip(*seconds.values())]),
+        "ratio": spread(seconds["peft"], seconds["spt_jax"]),
+        "product_seconds": products,
+        "product_ratio": spread(products["peft"], products["spt_jax"]),
         "peak_mib": {name: memory[name]["peak"] for name in SIDES},
         "optimizer_share": {
             name: sides[name].ask("optimizer_seconds") / statistics.median(seconds[name])
@@ -158,7 +166,7 @@ def natural_lengths(sides: Sides, job: dict, *, group_by_length: bool) -> dict:
     widths = {name: [b["inputs"].shape[1] for b in batches[name]] for name in SIDES}
     return {
         "seconds": seconds,
-        "ratio": spread([theirs / ours for ours, theirs in zip(*seconds.values())]),
+        "ratio": spread(seconds["peft"], seconds["spt_jax"]),
         "examples_per_second": {n: examples / statistics.median(seconds[n]) for n in SIDES},
         "mean_padded_length": {name: statistics.fmean(widths[name]) for name in SIDES},
         "shapes": {name: len(by_width[name]) for name in SIDES},
@@ -277,6 +285,12 @@ def to_markdown(result: dict) -> str:
                 {name: statistics.median(equal["seconds"][name]) for name in SIDES},
                 "{:.3f}",
                 equal["ratio"],
+            ),
+            line(
+                "the products of one encoder layer alone, ms",
+                {n: 1e3 * statistics.median(equal["product_seconds"][n]) for n in SIDES},
+                "{:.0f}",
+                equal["product_ratio"],
             ),
             *natural_line("natural lengths", "plain"),
             *natural_line("natural lengths, group_by_length", "grouped"),
