@@ -21,7 +21,17 @@ from study.archive import pack, unpack
 from study.baselines import score_baselines
 from study.datasets import DATASETS, convert, task_config
 from study.ensembles import score_ensembles
-from study.grid import MODEL, PROMPT, Ensembles, Run, Settings, Sweep, expected_minutes, plan
+from study.grid import (
+    MODEL,
+    PROMPT,
+    Ensembles,
+    Longer,
+    Run,
+    Settings,
+    Sweep,
+    expected_minutes,
+    plan,
+)
 from study.report import Study, write_report
 from study.runs import Origin, collect, minutes, speed_scale, state_of, train_all
 from study.tables import by_task
@@ -47,6 +57,9 @@ SWEEP = Sweep(
     tasks=("library", "trec"),
     lengths=(1, 5, 20, 50, 100),
     inits=("class_labels", "sampled_vocab", "uniform_paper", "uniform_official"),
+)
+LONGER = Longer(
+    tasks=("library", "type", "sst2", "trec", "subj", "agnews"), steps=(900, 3600), seeds=(0,)
 )
 ENSEMBLES = Ensembles(tasks=("library", "sst2"), seeds=(0, 1, 2, 3, 4))
 EXTRA = {"matplotlib": "matplotlib", "sklearn": "scikit-learn"}  # module -> what installs it
@@ -77,6 +90,7 @@ def _main(argv: Sequence[str]) -> int:
         SWEEP,
         seeds,
         workdir,
+        longer=LONGER,
         ensembles=ENSEMBLES,
         model=flags.model,
         steps=flags.steps,
@@ -122,6 +136,7 @@ def _main(argv: Sequence[str]) -> int:
         records=records,
         missing=[run for run in runs if run.folder not in finished],
         sweep=SWEEP,
+        longer=LONGER,
         ensembles=ensembles,
         seeds=seeds,
         model=model,

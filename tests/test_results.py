@@ -47,6 +47,8 @@ TABLE = {
     ("b", "prompt_tuning"): grid.Settings(30, 0.2, 5, 4, 32, 4, 10),
 }
 SWEEP = grid.Sweep(("a", "absent"), (1, 5), ("class_labels", "uniform_paper"))
+LONGER = grid.Longer(("a", "absent"), (20, 80), (0, 7))
+NO_LONGER = grid.Longer((), (), ())
 NO_ENSEMBLES = grid.Ensembles((), ())
 FINGERPRINT = "f" * 64
 ROWS = {"train": 80, "dev": 10, "test": 10}
@@ -156,7 +158,7 @@ def test_a_converted_dataset_loses_no_row(data_dir, tmp_path, name, rows):
 
 def make_plan(workdir, seeds=(0, 1), **options):
     tasks = {"a": TaskConfig(name="library"), "b": TaskConfig(name="library")}
-    options = {"ensembles": NO_ENSEMBLES, "model": "spt-nano"} | options
+    options = {"longer": NO_LONGER, "ensembles": NO_ENSEMBLES, "model": "spt-nano"} | options
     return grid.plan(tasks, TABLE, SWEEP, seeds, workdir, **options)
 
 
@@ -185,6 +187,15 @@ def test_runs_of_a_method_differ_in_nothing_but_the_seed_and_methods_in_what_the
     assert of["b", "prompt_tuning"].optimizer.learning_rate == 0.2  # its own row of the table
     model = of["b", "model_tuning"]
     assert (model.tune, model.prompt, model.steps) == ("model", None, 10)
+
+
+def test_longer_runs_are_of_their_own_seeds_and_scored_as_often(tmp_path):
+    planned = make_plan(tmp_path, longer=LONGER)
+    [longer] = [run for run in planned if run.method == "steps_80"]  # 20 is the first row's
+    assert (longer.task, longer.seed) == ("a", 0)
+    assert (longer.config.steps, longer.config.eval.every) == (80, 40)
+    trial = [run.method for run in make_plan(tmp_path, longer=LONGER, steps=3)]
+    assert not any(method.startswith("steps") for method in trial)
 
 
 def test_steps_for_a_trial_replace_those_of_the_table(tmp_path):
@@ -393,7 +404,8 @@ def make_results(tmp_path, monkeypatch, seeds=(0, 1), name="a", asked=None, **sc
     """The results of task `name`, with these scores at seed 0 and one point more a seed."""
     tasks = {name: TaskConfig(name="library")}
     sweep = SWEEP._replace(tasks=(name,))
-    options = {"ensembles": NO_ENSEMBLES, "model": "spt-nano"}
+    longer = LONGER._replace(tasks=(name,))
+    options = {"longer": longer, "ensembles": NO_ENSEMBLES, "model": "spt-nano"}
     planned = grid.plan(tasks, TABLE, sweep, seeds, tmp_path / name, **options)
     planned = [run for run in planned if run.method in scores]
     monkeypatch.setattr(runs, "fit", fake_fit([], scores=scores))
@@ -477,6 +489,12 @@ def test_lengths_and_inits_stand_beside_the_run_that_they_vary(tmp_path, monkeyp
     assert tables.swept([task], ["init_class_labels", "init_uniform_paper"]) == []
 
 
+def test_more_steps_stand_beside_the_run_that_they_prolong(tmp_path, monkeypatch):
+    task = make_results(tmp_path, monkeypatch, (0, 1), prompt_tuning=40.0, steps_80=50.0)
+    row = tables.method_table([task], "steps", {"20": "steps_20", "80": "steps_80"}).splitlines()
+    assert row[-1] == "| a | 40.5 ± 0.7 | 50.0 (1 of 2) |"
+
+
 # The bag of words, the figures and the document
 
 
@@ -514,7 +532,8 @@ def test_baselines_are_kept_until_the_rows_change(tmp_path, monkeypatch):
 
 
 def write_study(tmp_path, monkeypatch, **changes):
-    scores = dict(prompt_tuning=40.0, model_tuning=60.0, length_1=20.0, init_uniform_paper=30.0)
+    scores = {"prompt_tuning": 40.0, "model_tuning": 60.0, "length_1": 20.0}
+    scores |= {"init_uniform_paper": 30.0, "steps_80": 50.0}
     task = make_results(tmp_path, monkeypatch, (0, 1), **scores)
     records = [record for method in scores for record in task.records[method]]
     study = report.Study(
@@ -522,6 +541,7 @@ def write_study(tmp_path, monkeypatch, **changes):
         records=records,
         missing=[],
         sweep=SWEEP,
+        longer=LONGER,
         ensembles={},
         seeds=(0, 1),
         model={"model": "spt-nano", "frozen_params": 5_377_792, "fingerprint": FINGERPRINT},
@@ -541,9 +561,10 @@ def test_the_document_has_its_tables_figures_origin_and_the_notes_of_people(tmp_
     assert f"## What to make of it\n\n{notes}\n## Tasks\n" in text
     assert "| vectors | 1 | 5 |\n| --- | ---: | ---: |\n| a | 20.5 ± 0.7 | 40.5 ± 0.7 |\n" in text
     assert "| init | class_labels | uniform_paper |" in text
+    assert "## More steps\n\n| steps | 20 | 80 |\n" in text
     assert "`spt-nano` (5,377,792 parameters, fingerprint `ffffffffffff`)" in text
     assert "```\npython results.py\n```\n\n- Machine: " in text
-    assert f"- Machine: {runs.machine()} (8 runs)\n" in text and "jax " in text
+    assert f"- Machine: {runs.machine()} (9 runs)\n" in text and "jax " in text
     assert "Left out" not in text and "Not finished" not in text
     for name in ("curves", "lengths", "inits"):
         assert f"(figures/{name}.svg)" in text
@@ -582,6 +603,7 @@ def two_tasks(monkeypatch):
     monkeypatch.setattr(results, "task_names", lambda: ["library", "other"])
     monkeypatch.setattr(results, "load_task", lambda config: task)
     monkeypatch.setattr(results, "describe", describe_tiny)
+    monkeypatch.setattr(results, "LONGER", NO_LONGER)
     monkeypatch.setattr(results, "ENSEMBLES", NO_ENSEMBLES)
     for split in ROWS:
         monkeypatch.setitem(ROWS, split, 3)

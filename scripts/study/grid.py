@@ -1,8 +1,8 @@
 """Which runs the results are made of: a task, a method and a seed, each with its whole config.
 
 The methods are prompt tuning, the paper's model tuning, prompt tuning with one thing changed (its
-length, or where it starts), and more prompts for ensembles. Invariant: runs that share a method
-differ in task and seed alone.
+length, where it starts, or how long it is trained), and more prompts for ensembles. Invariant: runs
+that share a method differ in task and seed alone.
 """
 
 import dataclasses
@@ -52,6 +52,14 @@ class Sweep(NamedTuple):
     inits: tuple[str, ...]
 
 
+class Longer(NamedTuple):
+    """Prompt tuning with more steps, of some tasks and with some of the seeds."""
+
+    tasks: tuple[str, ...]
+    steps: tuple[int, ...]
+    seeds: tuple[int, ...]
+
+
 class Ensembles(NamedTuple):
     """Tasks whose prompts are combined, and the seeds of these prompts."""
 
@@ -83,6 +91,11 @@ def init_method(init: str) -> str:
     return f"init_{init}"
 
 
+def steps_method(steps: int) -> str:
+    """The method that trains a prompt for another number of steps than its task's own."""
+    return f"steps_{steps}"
+
+
 def settings_of(
     table: Mapping[tuple[str, str], Settings], task: str, method: str, steps: int | None = None
 ) -> Settings:
@@ -100,6 +113,7 @@ def plan(
     seeds: Sequence[int],
     workdir: Path,
     *,
+    longer: Longer,
     ensembles: Ensembles,
     model: str,
     steps: int | None = None,
@@ -112,6 +126,7 @@ def plan(
         sweep: The runs of the figures.
         seeds: The unprompted model is scored in the run of the first one.
         workdir: Folder of all runs.
+        longer: Runs of more steps, unless `steps` is given.
         ensembles: Prompts that are trained beside those of `seeds`.
         model: The backbone.
         steps: Of every run; those of the table by default.
@@ -145,6 +160,14 @@ def plan(
             for init in sweep.inits:
                 if init != first:
                     add(name, init_method(init), settings, init)
+    for name in longer.tasks:
+        settings = settings_of(table, name, PROMPT)
+        for number in longer.steps:
+            if name in tasks and steps is None and number != settings.steps:
+                every = settings.every * number // settings.steps  # as often in a run
+                changed = settings._replace(steps=number, every=every)
+                chosen = [seed for seed in seeds if seed in longer.seeds]
+                add(name, steps_method(number), changed, first, chosen)
     return runs
 
 

@@ -12,7 +12,17 @@ from pathlib import Path
 
 from spt_jax.runs.log import write_atomic
 from study.figures import draw_curves, draw_inits, draw_lengths
-from study.grid import DEV_ROWS, MODEL, PROMPT, Run, Sweep, init_method, length_method
+from study.grid import (
+    DEV_ROWS,
+    MODEL,
+    PROMPT,
+    Longer,
+    Run,
+    Sweep,
+    init_method,
+    length_method,
+    steps_method,
+)
 from study.runs import Record
 from study.tables import (
     GAIN_GOAL,
@@ -68,6 +78,7 @@ class Study:
         records: All finished runs.
         missing: The runs that are not finished.
         sweep: The lengths and inits of the figures.
+        longer: The runs of more steps.
         ensembles: Task -> what `score_ensembles` gives.
         seeds: Those asked for.
         model: What `describe` says of the backbone.
@@ -78,6 +89,7 @@ class Study:
     records: Sequence[Record]
     missing: Sequence[Run]
     sweep: Sweep
+    longer: Longer
     ensembles: Mapping[str, Mapping]
     seeds: Sequence[int]
     model: Mapping
@@ -141,6 +153,9 @@ def _sweeps(study: Study, folder: Path) -> list[str]:
         draw_inits(results, inits, folder / "inits.svg")
         parts += ["## Where the prompt starts\n", method_table(results, "init", inits)]
         parts += ["![Test score by where the prompt starts](figures/inits.svg)\n"]
+    longer = {f"{steps:,}": steps_method(steps) for steps in study.longer.steps}
+    if results := swept(study.results, longer.values()):
+        parts += ["## More steps\n", method_table(results, "steps", longer)]
     return parts
 
 

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from study.grid import MODEL, PROMPT, init_method, length_method
+from study.grid import MODEL, PROMPT, init_method, length_method, steps_method
 from study.runs import Record
 
 DASH = "–"
@@ -26,7 +26,7 @@ class TaskResults:
         title: For people.
         baselines: What `score_baselines` returned.
         records: Method -> its finished runs, by seed. Those of prompt tuning stand under the
-            methods of their length and init too.
+            methods of their length, init and steps too.
         seeds: How many were asked for.
     """
 
@@ -80,6 +80,7 @@ def by_task(
                 names = [run.method]
                 if run.method == PROMPT and prompt is not None:
                     names += [length_method(prompt.length), init_method(prompt.init)]
+                    names.append(steps_method(run.config.steps))
                 for method in names:
                     methods.setdefault(method, []).append(record)
         results.append(TaskResults(name, titles.get(name, name), facts, methods, seeds))
