@@ -10,10 +10,11 @@ traffic is an estimate. It compiles for minutes.
 import argparse
 import json
 import sys
+from typing import get_args
 
 from spt_jax.planning.config import PlanConfig
 from spt_jax.planning.plan import plan
-from spt_jax.t5 import stack
+from spt_jax.t5 import Remat, stack
 
 
 def main(argv: list[str]) -> int:
@@ -22,6 +23,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--model", default="t5-v1_1-base", help="a published T5")
     parser.add_argument("--topology", default="v5e:1x1", help="a TPU slice")
     parser.add_argument("--accumulate", type=int, default=1, help="micro-batches of the step")
+    parser.add_argument("--remat", default="none", choices=get_args(Remat), help="as in training")
     args = parser.parse_args(argv)
     stack.UNROLLED = sys.maxsize
     config = PlanConfig(
@@ -30,6 +32,7 @@ def main(argv: list[str]) -> int:
         targets_length=8,
         dropout_rate=0.0,
         program="train",
+        remat=args.remat,
         accumulate=args.accumulate,
     )
     found = plan(config, suggest=False)

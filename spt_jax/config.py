@@ -305,7 +305,7 @@ class TrainConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     param_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     dropout_rate: float = 0.1
-    remat: Literal["none", "minimal", "full"] = "none"
+    remat: Literal["none", "light", "minimal", "full"] = "none"
 
     def __post_init__(self):
         require(self.steps >= 1, f"steps is {self.steps}, expected 1 or more")

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import Partial
 
-from spt_jax.t5.attend import attend
+from spt_jax.t5.attend import attend, given
 
 
 def arrays(layout, dtype=jnp.float64):
@@ -41,7 +42,7 @@ def test_values_and_gradients_are_those_of_autodiff(keep_weights, layout, with_b
 
         def ours(queries, keys, values, bias=None):
             options = dict(layout=layout, keep_weights=keep_weights)
-            return attend(queries, keys, values, mask, bias, keep, **options)
+            return attend(Partial(given), (queries, keys, values), mask, bias, keep, **options)
 
         def theirs(queries, keys, values, bias=None):
             return autodiff(layout, queries, keys, values, mask, bias, keep)
@@ -57,7 +58,8 @@ def test_nothing_of_the_size_of_the_weights_is_kept():
 
     def kept(keep_weights):
         def run(*inputs):
-            return attend(*inputs, mask, bias, None, layout="BSNH", keep_weights=keep_weights)
+            options = dict(layout="BSNH", keep_weights=keep_weights)
+            return attend(Partial(given), inputs, mask, bias, None, **options)
 
         return [
             x.shape for x in jax.tree.leaves(jax.eval_shape(lambda x: jax.vjp(run, *x)[1], inputs))

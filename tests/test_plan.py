@@ -75,7 +75,7 @@ def test_a_mesh_axis_may_be_a_part_of_a_slices_own():
 @needs_libtpu
 def test_what_does_not_fit_says_what_would(tiny_preset, monkeypatch, capsys):
     def compiled(name, config, shape, mesh, chip):
-        needed = {"none": 20, "minimal": 16, "full": 12}[config.remat] * GIB
+        needed = {"none": 20, "light": 18, "minimal": 16, "full": 12}[config.remat] * GIB
         sizes = {"peak_bytes_per_device": needed, "limit_bytes_per_device": chip.memory}
         return {"fits": needed <= chip.memory, **sizes}
 

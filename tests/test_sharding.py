@@ -102,11 +102,13 @@ def ten_steps(version, mesh, remat, accumulate):
 
 on_one_device = functools.cache(functools.partial(ten_steps, mesh=None, remat="none", accumulate=1))
 
-REMATS, ACCUMULATES = ("none", "minimal", "full"), (1, 2)
+REMATS, ACCUMULATES = ("none", "light", "minimal", "full"), (1, 2)
 if os.environ.get("SPT_JAX_ALL_MESHES"):
     CASES = list(itertools.product(VERSIONS, MESHES, REMATS, ACCUMULATES))
 else:  # every mesh; the rest takes turns, so that each meets each axis
-    versions, remats, accumulates = map(itertools.cycle, (VERSIONS, REMATS, (1, 1, 2, 2)))
+    versions, remats, accumulates = map(
+        itertools.cycle, (VERSIONS, (*REMATS, "light"), (1, 1, 2, 2))
+    )
     CASES = list(zip(versions, MESHES, remats, accumulates))
 
 

@@ -184,7 +184,7 @@ def test_scanned_layers_equal_layers_one_by_one(setup):
     bias = model.apply(
         {"params": params}, lambda m: m.encoder.relpos_bias(9, 9), method=lambda m, f: f(m)
     )
-    layer = EncoderLayer(config, jnp.float32, 0.0, None)
+    layer = EncoderLayer(config, jnp.float32, 0.0, "none", None)
 
     @jax.jit
     def one(own, x):
@@ -199,7 +199,7 @@ def test_scanned_layers_equal_layers_one_by_one(setup):
     np.testing.assert_allclose(scanned[0], x[0], atol=2e-5)
 
 
-@pytest.mark.parametrize("policy", ["minimal", "full"])
+@pytest.mark.parametrize("policy", ["light", "minimal", "full"])
 def test_remat_changes_neither_loss_nor_gradient(setup, policy):
     model, params, embedded, mask, ids = setup
 
@@ -216,6 +216,23 @@ def test_remat_changes_neither_loss_nor_gradient(setup, policy):
         plain_grads,
         remat_grads,
     )
+
+
+def test_light_remat_keeps_neither_keys_nor_values_of_the_encoder(setup):
+    model, params, embedded, mask, _ = setup
+
+    def kept(remat):
+        def encode(embedded):
+            return model.clone(remat=remat).apply(
+                {"params": params}, embedded, mask, method="encode"
+            )
+
+        found = jax.tree.leaves(jax.eval_shape(lambda x: jax.vjp(encode, x)[1], embedded))
+        return sum(leaf.size for leaf in found if jnp.issubdtype(leaf.dtype, jnp.floating))
+
+    c = model.config
+    both = 2 * c.num_layers * embedded.shape[0] * embedded.shape[1] * c.num_heads * c.d_kv
+    assert kept("none") - kept("light") >= 0.9 * both  # the norm's statistics are kept instead
 
 
 def test_bfloat16_activations_give_float32_logits_near_the_exact_ones(setup):
@@ -258,5 +275,5 @@ def test_bad_shapes_are_refused():
         dataclasses.replace(SHAPE, num_heads=0)
     with pytest.raises(ValueError, match=r"T5Config.mlp is 'swish', expected 'gated_gelu' or"):
         dataclasses.replace(SHAPE, mlp="swish")
-    with pytest.raises(ValueError, match=r"remat is True, expected 'none', 'minimal' or 'full'"):
+    with pytest.raises(ValueError, match=r"remat is True, expected 'none', 'light', 'minimal' or"):
         jax.eval_shape(T5(SHAPE, remat=True).init_params, jax.random.key(0))

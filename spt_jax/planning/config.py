@@ -36,7 +36,7 @@ class PlanConfig:
     targets_length: int = 32
     prompt_length: int = 100
     mesh: MeshConfig | None = None
-    remat: Literal["none", "minimal", "full"] = "none"
+    remat: Literal["none", "light", "minimal", "full"] = "none"
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     param_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     tune: Literal["prompt", "model"] = "prompt"

@@ -1,5 +1,6 @@
 """Softmax attention, between the products with kernels.
 
+    queries, keys, values = project(*operands)
     scores  = queries keys + bias, where the mask is True     [B, N, T, S], float32 or wider
     weights = softmax(scores)
     result  = weights values                                  [B, T, N, H]
@@ -9,6 +10,9 @@ fuses what follows a product into it: there scores are never written but compute
 nothing of their size outlives the pass that it is made in. Elsewhere the weights are kept for the
 backward pass, before they are divided by their sums: what is divided instead is smaller, as is what
 the gradient of a softmax needs beside the weights.
+
+The backward pass finds operands and queries, and projects keys and values again. Where that is too
+dear, they are operands themselves.
 """
 
 import functools
@@ -16,15 +20,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 
 from spt_jax.t5.layers import wide
 from spt_jax.typing import Array, Bool, Float
 
 
 def attend(
-    queries: Float[Array, "B T N H"],
-    keys: Float[Array, "..."],
-    values: Float[Array, "..."],
+    project: Partial,
+    operands: tuple[Array, ...],
     mask: Bool[Array, "b 1 t S"],
     bias: Float[Array, "1 N t S"] | None,
     keep: Float[Array, "B N 1 S"] | None,
@@ -35,18 +39,29 @@ def attend(
     """The values that each query attends to, weighted.
 
     Args:
-        queries: They are not scaled.
-        keys: With axes in the order of `layout`.
-        values: Likewise.
+        project: Takes the operands to queries [B, T, N, H], which are not scaled, keys and values,
+            both with axes in the order of `layout`. Arrays that it needs beside, such as kernels,
+            are its own arguments.
+        operands: Activations.
         mask: What each query sees; it broadcasts over batch, heads and queries.
         bias: Added to the scores.
         keep: Multiplied with the weights: 0 where dropout drops a key for all queries of a head.
         layout: The axes B, S, N and H in any order, or B, S and H where all heads share keys.
         keep_weights: For the backward pass, which computes them again where they are not kept.
     """
+    return _attend(layout, keep_weights, project, operands, mask, bias, keep)
+
+
+def given(*queries_keys_values: Array) -> tuple[Array, ...]:
+    """Operands that need no projection."""
+    return queries_keys_values
+
+
+def _project(layout: str, keep: Any, project: Any, operands: Any) -> Any:
+    queries, keys, values = project(*operands)
     if keep is not None and "N" in layout:  # values are smaller than weights
-        values, keep = values * jnp.einsum(f"BNHS->{layout}", keep), None
-    return _attend(layout, keep_weights, queries, keys, values, mask, bias, keep)
+        values = values * jnp.einsum(f"BNHS->{layout}", keep)
+    return queries, keys, values
 
 
 def _scores(layout: str, queries: Any, keys: Any, mask: Any, bias: Any) -> Any:
@@ -59,16 +74,17 @@ def _scores(layout: str, queries: Any, keys: Any, mask: Any, bias: Any) -> Any:
     return jnp.where(mask, scores, jnp.asarray(-1e9, scores.dtype))
 
 
-def _drop(weights: Any, keep: Any) -> Any:
-    return weights if keep is None else weights * keep
+def _drop(layout: str, weights: Any, keep: Any) -> Any:
+    return weights if keep is None or "N" in layout else weights * keep
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attend(layout, keep_weights, queries, keys, values, mask, bias, keep):
-    return _forward(layout, keep_weights, queries, keys, values, mask, bias, keep)[0]
+def _attend(layout, keep_weights, project, operands, mask, bias, keep):
+    return _forward(layout, keep_weights, project, operands, mask, bias, keep)[0]
 
 
-def _forward(layout, keep_weights, queries, keys, values, mask, bias, keep):
+def _forward(layout, keep_weights, project, operands, mask, bias, keep):
+    queries, keys, values = _project(layout, keep, project, operands)
     scores = _scores(layout, queries, keys, mask, bias)
     highest = jnp.max(scores, axis=-1, keepdims=True)
     if keep_weights:
@@ -83,19 +99,23 @@ def _forward(layout, keep_weights, queries, keys, values, mask, bias, keep):
     # The result is divided by the sums, since it is smaller than the weights.
     result = jnp.einsum(
         f"BNTS,{layout}->BTNH",
-        _drop(weights, keep),
+        _drop(layout, weights, keep),
         values,
         preferred_element_type=values.dtype if keep_weights else sums.dtype,
     )
     result = (result / jnp.swapaxes(sums, 1, 2)).astype(queries.dtype)
     kept = weights if keep_weights else highest
-    return result, (queries, keys, values, mask, bias, keep, kept, sums, result)
+    return result, ((project, mask, bias, keep), (operands, queries, kept, sums, result))
 
 
 def _backward(layout, keep_weights, kept, grads):
-    (queries, keys, values, mask, bias, keep, kept, sums, result), grads = (
-        jax.lax.optimization_barrier((kept, grads))
+    (project, mask, bias, keep), activations = kept
+    # Behind a barrier, or what is computed again would be found. Weights and the bias stay before
+    # it: each layer would have a copy of them.
+    (operands, queries, kept, sums, result), grads = jax.lax.optimization_barrier(
+        (activations, grads)
     )
+    (_, keys, values), pull = jax.vjp(functools.partial(_project, layout, keep), project, operands)
     dtype, wider = queries.dtype, sums.dtype
     if keep_weights:  # not yet divided by their sums: the gradients are, which are smaller
         weights, grads = kept, (grads / jnp.swapaxes(sums, 1, 2)).astype(dtype)
@@ -108,7 +128,7 @@ def _backward(layout, keep_weights, kept, grads):
         values,
         preferred_element_type=dtype if keep_weights else wider,
     )
-    of_weights = _drop(of_weights, keep)
+    of_weights = _drop(layout, of_weights, keep)
     mean = jnp.sum(grads.astype(wider) * result, axis=-1).swapaxes(1, 2)[..., None]
     of_scores = (weights.astype(wider) * (of_weights - mean)).astype(dtype)
     of_scores = jnp.where(mask, of_scores, jnp.zeros((), dtype))
@@ -118,14 +138,10 @@ def _backward(layout, keep_weights, kept, grads):
     if bias is not None:
         rows = [axis for axis, size in enumerate(bias.shape) if size == 1]
         of_bias = jnp.sum(of_scores, axis=rows, keepdims=True, dtype=bias.dtype)
-    return (
-        jnp.einsum(f"BNTS,{layout}->BTNH", of_scores, keys),
-        jnp.einsum(f"BNTS,BTNH->{layout}", of_scores, queries),
-        jnp.einsum(f"BNTS,BTNH->{layout}", _drop(weights, keep), grads),
-        None,
-        of_bias,
-        None,
-    )
+    of_queries = jnp.einsum(f"BNTS,{layout}->BTNH", of_scores, keys)
+    of_keys = jnp.einsum(f"BNTS,BTNH->{layout}", of_scores, queries)
+    of_values = jnp.einsum(f"BNTS,BTNH->{layout}", _drop(layout, weights, keep), grads)
+    return *pull((of_queries, of_keys, of_values)), None, of_bias, None
 
 
 _attend.defvjp(_forward, _backward)

@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jax.tree_util import Partial
 
 from spt_jax.axes import constrain, platform
-from spt_jax.t5.attend import attend
+from spt_jax.t5.attend import attend, given
 from spt_jax.t5.config import T5Config
-from spt_jax.t5.layers import Dense, DType, dropout
+from spt_jax.t5.layers import Dense, DType, RMSNorm, dropout
 from spt_jax.typing import Array, Bool, Float, Int
 
 
@@ -110,6 +111,33 @@ class Attention(nn.Module):
         """What a sequence offers to be attended to."""
         return self._split_heads(self.key(x)), self._split_heads(self.value(x))
 
+    def within(
+        self,
+        x: Float[Array, "B T D"],
+        norm: RMSNorm,
+        *,
+        mask: Bool[Array, "b 1 t T"],
+        bias: Float[Array, "1 N t T"],
+        train: bool,
+        again: bool,
+    ) -> Float[Array, "B T D"]:
+        """Attends from `x`, after its norm, to itself; arguments as for `__call__`.
+
+        `again` keeps neither keys nor values for the backward pass, which computes them again.
+        """
+        if not again:
+            y = norm(x)
+            return self(y, self.keys_values(y), mask=mask, bias=bias, train=train)
+
+        dense = self.query, self.key, self.value
+
+        def project(scale, kernels, x, inverse):
+            y = norm.multiply(x, inverse, scale)
+            return tuple(self._split_heads(d.product(y, k)) for d, k in zip(dense, kernels))
+
+        project = Partial(project, norm.scale, [d.kernel for d in dense])
+        return self._out(self._weigh(project, (x, norm.inverse(x)), mask, bias, train))
+
     def __call__(
         self,
         x: Float[Array, "B T D"],
@@ -135,22 +163,32 @@ class Attention(nn.Module):
         """
         c, queries = self.config, self._split_heads(self.query(x))
         if isinstance(others, tuple):
-            x = self._weigh(queries, *others, mask, bias, train, layout)
+            x = self._weigh(Partial(given), (queries, *others), mask, bias, train, layout)
         else:
             queries = self.key.by_head(queries, "BTNH,DNH->BTND", c.d_kv)
-            x = self._weigh(queries, others, others, mask, bias, train, "BSH")
+            # Adds up the gradient of keys and that of values, or both would be kept until those of
+            # all layers are there.
+            others = jax.lax.optimization_barrier(others)
+            operands = queries, others, others
+            x = self._weigh(Partial(given), operands, mask, bias, train, "BSH")
             x = constrain(self.value.by_head(x, "BTND,DNH->BTNH", c.d_kv), "BTNH", self.mesh)
+        return self._out(x)
+
+    def _out(self, x: Float[Array, "B T N H"]) -> Float[Array, "B T D"]:
         return self.out(x.reshape(*x.shape[:-2], -1))
 
-    def _weigh(self, queries, keys, values, mask, bias, train, layout) -> Float[Array, "B T N H"]:
-        batch, _, heads, _ = queries.shape
+    def _weigh(
+        self, project, operands, mask, bias, train, layout="BSNH"
+    ) -> Float[Array, "B T N H"]:
+        batch, queries, *_ = operands[0].shape
         keep = None
         if train and self.dropout_rate:
-            keep = jnp.ones((batch, heads, 1, mask.shape[-1]), self.dtype)
+            shape = batch, self.config.num_heads, 1, mask.shape[-1]
+            keep = jnp.ones(shape, self.dtype)
             keep = dropout(self.dropout_rate, keep, broadcast=-2, module=self, train=train)
-        on_tpu, few = platform(self.mesh) == "tpu", queries.shape[1] < self.config.d_kv
+        on_tpu, few = platform(self.mesh) == "tpu", queries < self.config.d_kv
         weigh = functools.partial(attend, layout=layout, keep_weights=few or not on_tpu)
         if few and on_tpu:  # small enough to be written, not to be kept for every layer
             weigh = jax.checkpoint(weigh, prevent_cse=False)
-        x = weigh(queries, keys, values, mask, bias, keep)
+        x = weigh(project, operands, mask, bias, keep)
         return constrain(x, "BTNH", self.mesh)

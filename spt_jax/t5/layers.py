@@ -79,7 +79,11 @@ class Dense(nn.Module):
         self.kernel = self.param("kernel", nn.initializers.normal(self.stddev), self.shape)
 
     def __call__(self, x: Float[Array, "B T i"]) -> Float[Array, "B T o"]:
-        y = self._multiply(jnp.matmul, x.reshape(-1, x.shape[-1]))
+        return self.product(x, self.kernel)
+
+    def product(self, x: Float[Array, "B T i"], kernel: Array) -> Float[Array, "B T o"]:
+        """What `__call__` returns, were `kernel` that of the module."""
+        y = self._multiply(jnp.matmul, x.reshape(-1, x.shape[-1]), kernel)
         return constrain(y.reshape(*x.shape[:-1], -1), f"BT{self.axes[-1]}", self.mesh)
 
     def by_head(self, x: Array, product: str, features: int) -> Array:
@@ -88,29 +92,47 @@ class Dense(nn.Module):
         def multiply_heads(x: Array, kernel: Array) -> Array:
             return jnp.einsum(product, x, kernel.reshape(len(kernel), -1, features))
 
-        return self._multiply(multiply_heads, x)
+        return self._multiply(multiply_heads, x, self.kernel)
 
-    def _multiply(self, product: Callable[[Array, Array], Array], x: Array) -> Array:
-        return multiply(product, x, self.kernel, self.axes, self.dtype, self.mesh)
+    def _multiply(self, product: Callable[[Array, Array], Array], x: Array, kernel: Array) -> Array:
+        return multiply(product, x, kernel, self.axes, self.dtype, self.mesh)
 
 
 class RMSNorm(nn.Module):
-    """T5's layer norm: no mean, no bias; statistics in float32."""
+    """T5's layer norm: no mean, no bias; statistics in float32.
 
+    Args:
+        features: Of what is normed, D.
+        epsilon: Added to the mean of squares.
+        dtype: Of the activations.
+    """
+
+    features: int
     epsilon: float
     dtype: DType
 
-    @nn.compact
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+    def setup(self):
+        self.scale = self.param("scale", nn.initializers.ones, (self.features,))
 
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         def normalize(x: Array, scale: Array) -> Array:
-            x = x.astype(wide(self.dtype))
-            x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
-            return x.astype(self.dtype) * scale[None, None, :].astype(self.dtype)
+            return self.multiply(x, self._inverse(x), scale)
 
         # Kept are the input, which is there anyway, and nothing of its size beside it.
-        return jax.checkpoint(normalize, prevent_cse=False)(x, scale)
+        return jax.checkpoint(normalize, prevent_cse=False)(x, self.scale)
+
+    def inverse(self, x: Float[Array, "B T D"]) -> Float[Array, "B T 1"]:
+        """One over the root of the mean of squares, in float32 or wider."""
+        return jax.checkpoint(self._inverse, prevent_cse=False)(x)
+
+    def multiply(self, x: Array, inverse: Array, scale: Array) -> Float[Array, "B T D"]:
+        """The norm of `x`, of which `inverse` is known, were `scale` that of the module."""
+        x = x.astype(wide(self.dtype)) * inverse
+        return x.astype(self.dtype) * scale[None, None, :].astype(self.dtype)
+
+    def _inverse(self, x: Array) -> Array:
+        squares = jnp.square(x.astype(wide(self.dtype)))
+        return jax.lax.rsqrt(jnp.mean(squares, axis=-1, keepdims=True) + self.epsilon)
 
 
 class Embedder(nn.Module):

@@ -37,13 +37,13 @@ class _Stack(nn.Module):
 
     def _layers(self, layer: type[nn.Module], layers: int, arguments: int, static: int) -> Any:
         stack: Any = scan_layers(layer, layers, arguments, static, self.remat, self.mesh)
-        return stack(self.config, self.dtype, self.dropout_rate, self.mesh)
+        return stack(self.config, self.dtype, self.dropout_rate, self.remat, self.mesh)
 
     def _bias(self, bidirectional: bool) -> RelativePositionBias:
         return RelativePositionBias(self.config, bidirectional, self.dtype, self.mesh)
 
     def _norm(self) -> RMSNorm:
-        return RMSNorm(self.config.layer_norm_epsilon, self.dtype)
+        return RMSNorm(self.config.d_model, self.config.layer_norm_epsilon, self.dtype)
 
     def _dropout(self, x: Array, train: bool) -> Array:
         x = dropout(self.dropout_rate, x, broadcast=-2, module=self, train=train)
@@ -58,6 +58,8 @@ class Encoder(_Stack):
 
     def __call__(self, x, mask, train):
         x = self._dropout(x.astype(self.dtype), train)
+        # Whole, or its parts would be kept for the backward pass as well, prompt and embeddings.
+        x = jax.lax.optimization_barrier(x)
         bias = self.relpos_bias(x.shape[1], x.shape[1])
         x, _ = self.layers(x, bias, mask[:, None, None, :], train)
         return self._dropout(self.encoder_norm(x), train)
@@ -81,7 +83,8 @@ class Decoder(_Stack):
         return self._dropout(self.decoder_norm(x), train)
 
     def _run_layer(self, params, *args, method) -> Any:
-        layer = DecoderLayer(self.config, self.dtype, self.dropout_rate, self.mesh, parent=None)
+        parts = self.config, self.dtype, self.dropout_rate, self.remat, self.mesh
+        layer = DecoderLayer(*parts, parent=None)
         return layer.apply({"params": params}, *args, method=method)
 
     def _stacked(self) -> Any:
