@@ -129,7 +129,11 @@ def _backward(layout, keep_weights, kept, grads):
         preferred_element_type=dtype if keep_weights else wider,
     )
     of_weights = _drop(layout, of_weights, keep)
-    mean = jnp.sum(grads.astype(wider) * result, axis=-1).swapaxes(1, 2)[..., None]
+    if "N" in layout:
+        mean = jnp.sum(grads.astype(wider) * result, axis=-1).swapaxes(1, 2)[..., None]
+    else:  # heads as wide as the model: the result is larger, and not worth computing again
+        mean = jnp.sum(weights.astype(wider) * of_weights, axis=-1, keepdims=True)
+        mean = mean / sums if keep_weights else mean
     of_scores = (weights.astype(wider) * (of_weights - mean)).astype(dtype)
     of_scores = jnp.where(mask, of_scores, jnp.zeros((), dtype))
     # Written here, or each of the products below would compute it from two arrays of its size.
