@@ -286,8 +286,9 @@ class TrainConfig:
         param_dtype: Of the frozen weights, likewise; weights that are tuned are float32.
         dropout_rate: On while training, also over the prompt, as in the official runs.
         remat: What of each layer is computed again in the backward pass, for less memory and more
-            time: `none` (only what costs little), `minimal` (all but the products with weights) or
-            `full` (the whole layer). May differ when a run is resumed.
+            time: `none` (only what costs little), `light` (and keys and values, for TPU), `minimal`
+            (all but the products with weights) or `full` (the whole layer). May differ when a run
+            is resumed.
     """
 
     task: TaskConfig

@@ -53,6 +53,32 @@ def test_values_and_gradients_are_those_of_autodiff(keep_weights, layout, with_b
             np.testing.assert_allclose(gradient, their_gradient, atol=1e-12)
 
 
+@pytest.mark.parametrize("keep_weights", [True, False])
+@pytest.mark.parametrize("drops", [True, False])
+def test_what_is_projected_again_has_the_gradients_of_autodiff(keep_weights, drops):
+    with jax.enable_x64(True):
+        x = jax.random.normal(jax.random.key(2), (2, 5, 6), jnp.float64)
+        kernels = jax.random.normal(jax.random.key(3), (3, 6, 3, 4), jnp.float64)
+        mask = (jnp.arange(5)[None] < jnp.array([[4], [0]]))[:, None, None, :]
+        keep = jax.random.bernoulli(jax.random.key(1), 0.5, (2, 3, 1, 5)) / 0.5 if drops else None
+
+        def project(kernels, x):
+            return tuple(jnp.einsum("BTD,DNH->BTNH", x, kernel) for kernel in kernels)
+
+        def ours(kernels, x):
+            options = dict(layout="BSNH", keep_weights=keep_weights)
+            return attend(Partial(project, kernels), (x,), mask, None, keep, **options)
+
+        def theirs(kernels, x):
+            return autodiff("BSNH", *project(kernels, x), mask, None, keep)
+
+        (found, vjp), (expected, their_vjp) = (jax.vjp(f, kernels, x) for f in (ours, theirs))
+        np.testing.assert_allclose(found, expected, atol=1e-12)
+        grads = jnp.cos(expected)
+        for gradient, their_gradient in zip(vjp(grads), their_vjp(grads), strict=True):
+            np.testing.assert_allclose(gradient, their_gradient, atol=1e-12)
+
+
 def test_nothing_of_the_size_of_the_weights_is_kept():
     (*inputs, bias), mask, _ = arrays("BSNH", jnp.bfloat16)
 

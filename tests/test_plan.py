@@ -72,14 +72,35 @@ def test_a_mesh_axis_may_be_a_part_of_a_slices_own():
     assert len(set(mesh.devices.flat)) == 16
 
 
+def needs_gib(sizes):
+    """A `_compile` that finds so many GiB by `remat`."""
+
+    def compiled(name, config, shape, mesh, chip):
+        needed = sizes[config.remat] * GIB
+        found = {"peak_bytes_per_device": needed, "limit_bytes_per_device": chip.memory}
+        return {"fits": needed <= chip.memory, **found}
+
+    return compiled
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    "given, sizes, options",
+    [
+        ("none", {"none": 20, "light": 12, "full": 8}, "--remat=light"),
+        ("minimal", {"minimal": 20, "light": 12, "full": 8}, "--remat=light"),
+        ("light", {"light": 20, "full": 8}, "--remat=full"),
+        ("minimal", {"minimal": 20, "light": 20, "full": 20}, None),
+    ],
+)
+def test_the_first_change_that_fits_is_proposed(tiny_preset, monkeypatch, given, sizes, options):
+    monkeypatch.setattr(plan, "_compile", needs_gib(sizes))
+    assert report(remat=given)["would_fit"] == options
+
+
 @needs_libtpu
 def test_what_does_not_fit_says_what_would(tiny_preset, monkeypatch, capsys):
-    def compiled(name, config, shape, mesh, chip):
-        needed = {"none": 20, "light": 18, "minimal": 16, "full": 12}[config.remat] * GIB
-        sizes = {"peak_bytes_per_device": needed, "limit_bytes_per_device": chip.memory}
-        return {"fits": needed <= chip.memory, **sizes}
-
-    monkeypatch.setattr(plan, "_compile", compiled)
+    monkeypatch.setattr(plan, "_compile", needs_gib({"none": 20, "light": 18, "full": 12}))
     line = ["--model=tiny", "--topology=v5e:1x1", "--json"]
     assert cli.main(["plan", *line]) == 2
     printed = capsys.readouterr()

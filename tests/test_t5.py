@@ -200,11 +200,17 @@ def test_scanned_layers_equal_layers_one_by_one(setup):
 
 
 @pytest.mark.parametrize("policy", ["light", "minimal", "full"])
-def test_remat_changes_neither_loss_nor_gradient(setup, policy):
+@pytest.mark.parametrize("unrolled", [True, False])
+def test_remat_changes_neither_loss_nor_gradient(setup, monkeypatch, policy, unrolled):
+    monkeypatch.setattr(stack, "UNROLLED_ON_CPU", 12 if unrolled else 1)
     model, params, embedded, mask, ids = setup
+    model = model.clone(dropout_rate=0.3)
 
     def loss(params, remat):
-        logits = run(model.clone(remat=remat), params, embedded, mask, ids)
+        start = model.apply({"params": params}, ids, method="embed")
+        call = functools.partial(model.clone(remat=remat).apply, train=True)
+        rngs = {"dropout": jax.random.key(0)}
+        logits = call({"params": params}, embedded, mask, start, rngs=rngs)
         return jnp.mean(jnp.square(jax.nn.logsumexp(logits, axis=-1)))
 
     loss_and_grads = jax.jit(jax.value_and_grad(loss), static_argnums=1)

@@ -118,7 +118,7 @@ def plan(
     model: str,
     steps: int | None = None,
 ) -> list[Run]:
-    """All runs, in the order in which they are run: a task at a time, the figures' runs last.
+    """All runs, in the order in which they are run: a task at a time, the figures', the longest.
 
     Args:
         tasks: Name -> config.

@@ -155,7 +155,9 @@ def _sweeps(study: Study, folder: Path) -> list[str]:
         parts += ["![Test score by where the prompt starts](figures/inits.svg)\n"]
     longer = {f"{steps:,}": steps_method(steps) for steps in study.longer.steps}
     if results := swept(study.results, longer.values()):
+        seeds = ", ".join(map(str, study.longer.seeds))
         parts += ["## More steps\n", method_table(results, "steps", longer)]
+        parts += [f"Other numbers of steps than the table's above are of seed {seeds} alone.\n"]
     return parts
 
 

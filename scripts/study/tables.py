@@ -1,4 +1,4 @@
-"""Finished runs as tables of Markdown: scores, goals, lengths and inits, costs, tasks.
+"""Finished runs as tables of Markdown: scores, goals, lengths, inits and steps, costs, tasks.
 
 A number is the mean over the seeds with their sample deviation. Invariant: a table never hides what
 is missing: fewer seeds than asked for are counted behind the number, and a dash is no result.

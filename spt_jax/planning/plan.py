@@ -14,7 +14,7 @@ import math
 import re
 import time
 from collections.abc import Iterator
-from typing import Any, get_args
+from typing import Any
 
 import jax
 import jax.extend
@@ -30,7 +30,7 @@ from spt_jax.planning.config import PlanConfig
 from spt_jax.planning.programs import abstract_params, lower_decoding, lower_train_step
 from spt_jax.planning.topologies import CHIPS, Chip, load_topology
 from spt_jax.sharding import require_rows, row_devices
-from spt_jax.t5 import PRESETS, T5, Remat, T5Config
+from spt_jax.t5 import PRESETS, T5, T5Config
 
 PROGRAMS = {"train": lower_train_step, "decode": lower_decoding}
 
@@ -221,19 +221,19 @@ def _would_fit(config: PlanConfig, mesh: Mesh) -> str | None:
 
 
 def _changes(config: PlanConfig, mesh: Mesh) -> Iterator[tuple[str, PlanConfig]]:
-    """Less memory, what costs the least time first."""
-    rows, words = config.batch_size // config.accumulate, []
+    """Less memory, what costs the least time first; last a larger slice for `config` as it is."""
+    rows, words, given = config.batch_size // config.accumulate, [], config
     if mesh.shape["fsdp"] < mesh.size and rows % mesh.size == 0:
         config = dataclasses.replace(config, mesh=MeshConfig(data=1, fsdp=mesh.size))
         words.append(f"--mesh.data=1 --mesh.fsdp={mesh.size}")
         yield " ".join(words), config
-    policies = get_args(Remat)
-    for remat in ("light", "full") if config.program != "decode" else ():
-        if policies.index(config.remat) < policies.index(remat):
-            config = dataclasses.replace(config, remat=remat)
-            yield " ".join([*words, f"--remat={remat}"]), config
-            if remat == "full":
-                words.append("--remat=full")
+    if config.program != "decode" and config.remat in ("none", "minimal"):
+        light = dataclasses.replace(config, remat="light")
+        yield " ".join([*words, "--remat=light"]), light
+    if config.program != "decode" and config.remat != "full":
+        config = dataclasses.replace(config, remat="full")
+        words.append("--remat=full")
+        yield " ".join(words), config
     if config.program != "decode" and rows > row_devices(mesh):
         accumulate = config.batch_size // row_devices(mesh)
         words.append(f"--accumulate={accumulate}")
@@ -243,5 +243,5 @@ def _changes(config: PlanConfig, mesh: Mesh) -> Iterator[tuple[str, PlanConfig]]
     for larger in CHIPS[generation].shapes:
         if chips < math.prod(map(int, larger.split("x"))) <= 4 * chips:
             topology = f"{generation}:{larger}"
-            changed = dataclasses.replace(config, topology=topology, mesh=None)
+            changed = dataclasses.replace(given, topology=topology, mesh=None)
             yield f"--topology={topology}", changed

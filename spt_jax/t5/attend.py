@@ -9,10 +9,11 @@ Scores and weights are the largest arrays of a T5. On TPU memory is what time is
 fuses what follows a product into it: there scores are never written but computed three times, and
 nothing of their size outlives the pass that it is made in. Elsewhere the weights are kept for the
 backward pass, before they are divided by their sums: what is divided instead is smaller, as is what
-the gradient of a softmax needs beside the weights.
+the gradient of a softmax needs beside the weights. Where all heads share keys it is the other way
+round: there keys, values and results are as wide as the model, and weights are divided and summed.
 
-The backward pass finds operands and queries, and projects keys and values again. Where that is too
-dear, they are operands themselves.
+Operands and queries are kept for the backward pass, which projects keys and values again. Where
+that is too dear, they are operands themselves.
 """
 
 import functools
@@ -53,7 +54,7 @@ def attend(
 
 
 def given(*queries_keys_values: Array) -> tuple[Array, ...]:
-    """Operands that need no projection."""
+    """The `project` of operands that are queries, keys and values already."""
     return queries_keys_values
 
 
@@ -72,6 +73,11 @@ def _scores(layout: str, queries: Any, keys: Any, mask: Any, bias: Any) -> Any:
         scores = scores + bias
     # Not -inf: a row of padding alone must give finite weights, which nothing reads.
     return jnp.where(mask, scores, jnp.asarray(-1e9, scores.dtype))
+
+
+def _divides_weights(layout: str, keep_weights: bool) -> bool:
+    """Whether the weights themselves are divided by their sums, and not what is made of them."""
+    return keep_weights and "N" not in layout
 
 
 def _drop(layout: str, weights: Any, keep: Any) -> Any:
@@ -95,17 +101,20 @@ def _forward(layout, keep_weights, project, operands, mask, bias, keep):
         queries_, keys_, highest_ = jax.lax.optimization_barrier((queries, keys, highest))
         weights = jnp.exp(_scores(layout, queries_, keys_, mask, bias) - highest_)
     sums = jnp.sum(weights, axis=-1, keepdims=True)
-    weights = weights.astype(values.dtype)
-    # The result is divided by the sums, since it is smaller than the weights.
+    divided = _divides_weights(layout, keep_weights)
+    weights = (weights / sums if divided else weights).astype(values.dtype)
     result = jnp.einsum(
         f"BNTS,{layout}->BTNH",
         _drop(layout, weights, keep),
         values,
         preferred_element_type=values.dtype if keep_weights else sums.dtype,
     )
-    result = (result / jnp.swapaxes(sums, 1, 2)).astype(queries.dtype)
+    if not divided:
+        result = result / jnp.swapaxes(sums, 1, 2)
+    result = result.astype(queries.dtype)
     kept = weights if keep_weights else highest
-    return result, ((project, mask, bias, keep), (operands, queries, kept, sums, result))
+    of_softmax = (None, None) if divided else (sums, result)
+    return result, ((project, mask, bias, keep), (operands, queries, kept, *of_softmax))
 
 
 def _backward(layout, keep_weights, kept, grads):
@@ -116,8 +125,11 @@ def _backward(layout, keep_weights, kept, grads):
         (activations, grads)
     )
     (_, keys, values), pull = jax.vjp(functools.partial(_project, layout, keep), project, operands)
-    dtype, wider = queries.dtype, sums.dtype
-    if keep_weights:  # not yet divided by their sums: the gradients are, which are smaller
+    dtype, wider = queries.dtype, wide(queries.dtype)
+    divided = _divides_weights(layout, keep_weights)
+    if divided:
+        weights = kept
+    elif keep_weights:
         weights, grads = kept, (grads / jnp.swapaxes(sums, 1, 2)).astype(dtype)
     else:
         scores = _scores(layout, queries, keys, mask, bias)
@@ -129,11 +141,10 @@ def _backward(layout, keep_weights, kept, grads):
         preferred_element_type=dtype if keep_weights else wider,
     )
     of_weights = _drop(layout, of_weights, keep)
-    if "N" in layout:
-        mean = jnp.sum(grads.astype(wider) * result, axis=-1).swapaxes(1, 2)[..., None]
-    else:  # heads as wide as the model: the result is larger, and not worth computing again
+    if divided:
         mean = jnp.sum(weights.astype(wider) * of_weights, axis=-1, keepdims=True)
-        mean = mean / sums if keep_weights else mean
+    else:
+        mean = jnp.sum(grads.astype(wider) * result, axis=-1).swapaxes(1, 2)[..., None]
     of_scores = (weights.astype(wider) * (of_weights - mean)).astype(dtype)
     of_scores = jnp.where(mask, of_scores, jnp.zeros((), dtype))
     # Written here, or each of the products below would compute it from two arrays of its size.

@@ -131,6 +131,7 @@ class Attention(nn.Module):
 
         dense = self.query, self.key, self.value
 
+        # Runs again in the backward pass, when modules have no parameters: they are arguments.
         def project(scale, kernels, x, inverse):
             y = norm.multiply(x, inverse, scale)
             return tuple(self._split_heads(d.product(y, k)) for d, k in zip(dense, kernels))
@@ -180,13 +181,14 @@ class Attention(nn.Module):
     def _weigh(
         self, project, operands, mask, bias, train, layout="BSNH"
     ) -> Float[Array, "B T N H"]:
-        batch, queries, *_ = operands[0].shape
+        """`attend`, with dropout on the weights; the first operand has axes B and T first."""
+        batch, targets, *_ = operands[0].shape
         keep = None
         if train and self.dropout_rate:
             shape = batch, self.config.num_heads, 1, mask.shape[-1]
             keep = jnp.ones(shape, self.dtype)
             keep = dropout(self.dropout_rate, keep, broadcast=-2, module=self, train=train)
-        on_tpu, few = platform(self.mesh) == "tpu", queries < self.config.d_kv
+        on_tpu, few = platform(self.mesh) == "tpu", targets < self.config.d_kv
         weigh = functools.partial(attend, layout=layout, keep_weights=few or not on_tpu)
         if few and on_tpu:  # small enough to be written, not to be kept for every layer
             weigh = jax.checkpoint(weigh, prevent_cse=False)

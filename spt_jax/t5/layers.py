@@ -123,6 +123,7 @@ class RMSNorm(nn.Module):
 
     def inverse(self, x: Float[Array, "B T D"]) -> Float[Array, "B T 1"]:
         """One over the root of the mean of squares, in float32 or wider."""
+        # Or `x` would be kept in float32.
         return jax.checkpoint(self._inverse, prevent_cse=False)(x)
 
     def multiply(self, x: Array, inverse: Array, scale: Array) -> Float[Array, "B T D"]:

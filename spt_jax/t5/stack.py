@@ -20,9 +20,9 @@ from spt_jax.typing import Array
 Remat = Literal["none", "light", "minimal", "full"]
 """What of a layer is computed again in the backward pass.
 
-    none       what costs little beside its size: attention weights, norms, gates
-    light      and keys and values of the encoder: a sixth less memory for 6% more operations
-    minimal    all but the products with kernels
+    none       what costs little beside its size: norms, gates, on TPU the weights of attention
+    light      and keys and values of the encoder; meant for TPU
+    minimal    all but the products with kernels, on GPU the weights of attention as well
     full       all but the layer's input
 """
 
