@@ -59,7 +59,9 @@ SWEEP = Sweep(
     inits=("class_labels", "sampled_vocab", "uniform_paper", "uniform_official"),
 )
 LONGER = Longer(
-    tasks=("library", "type", "sst2", "trec", "subj", "agnews"), steps=(900, 3600, 14400), seeds=(0,)
+    tasks=("library", "type", "sst2", "trec", "subj", "agnews"),
+    steps=(900, 3600, 14400),
+    seeds=(0,),
 )
 ENSEMBLES = Ensembles(tasks=("library", "sst2"), seeds=(0, 1, 2, 3, 4))
 EXTRA = {"matplotlib": "matplotlib", "sklearn": "scikit-learn"}  # module -> what installs it

@@ -130,12 +130,12 @@ def goal_table(results: Sequence[TaskResults]) -> str:
 def gain_and_share(task: TaskResults) -> tuple[float | None, float | None]:
     """Points of the prompt over the majority, and their share of what model tuning gains.
 
-    None where a run is missing, and for the share where model tuning gains nothing.
+    None where a run is missing, and for the share where model tuning gains less than a point.
     """
     prompt, model, majority = task.mean(PROMPT), task.mean(MODEL), task.baselines["majority_score"]
     if prompt is None:
         return None, None
-    if model is None or model <= majority:
+    if model is None or model < majority + 1:
         return prompt - majority, None
     return prompt - majority, (prompt - majority) / (model - majority)
 
