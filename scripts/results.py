@@ -60,7 +60,7 @@ SWEEP = Sweep(
 )
 LONGER = Longer(
     tasks=("library", "type", "sst2", "trec", "subj", "agnews"),
-    steps=(900, 3600, 14400),
+    steps=(900, 3600),
     seeds=(0,),
 )
 ENSEMBLES = Ensembles(tasks=("library", "sst2"), seeds=(0, 1, 2, 3, 4))
