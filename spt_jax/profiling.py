@@ -17,6 +17,14 @@ WARM_UP = 10
 """Steps of a session before the first that is traced: these compile, and fill the queues."""
 
 
+def libtpu_without_tpu() -> bool:
+    """Whether this process has loaded libtpu and runs on other devices: jax 0.10.2's profiler ends
+    such a process by SIGSEGV."""
+    maps = Path("/proc/self/maps")
+    loaded = maps.exists() and "libtpu.so" in maps.read_text()
+    return loaded and jax.default_backend() != "tpu"
+
+
 class StepTrace:
     """Traces steps of a training loop. A context manager.
 
@@ -26,9 +34,17 @@ class StepTrace:
         start: Steps done before the session.
         stop: Steps done after it. Where it is short, the warm-up is shorter.
         place: Where the trace will be kept, if that is elsewhere.
+
+    Raises:
+        ValueError: jax cannot trace in this process.
     """
 
     def __init__(self, folder: Path, steps: int, *, start: int, stop: int, place: str = ""):
+        if steps and libtpu_without_tpu():
+            raise ValueError(
+                "cannot trace: libtpu is loaded and there is no TPU, and jax's profiler would end "
+                "the process; set JAX_PLATFORMS=cpu, or cuda, before it starts, or uninstall libtpu"
+            )
         self._folder, self._place = folder, place or str(folder)
         steps = min(steps, stop - start)
         self._first = start + 1 + min(WARM_UP, stop - start - steps)

@@ -1,20 +1,24 @@
 """A trace of the steps that were asked for, in the file that xprof opens."""
 
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import pytest
 
-from spt_jax.profiling import StepTrace
+from spt_jax import profiling
+from spt_jax.profiling import StepTrace, libtpu_without_tpu
 
 
 @pytest.fixture(autouse=True)
 def _without_libtpu():
-    """jax's profiler ends a process by SIGSEGV that has loaded libtpu and has no TPU."""
-    maps = Path("/proc/self/maps")
-    if maps.exists() and "libtpu.so" in maps.read_text():
+    if libtpu_without_tpu():
         pytest.skip("a test of this process has loaded libtpu, beside which jax cannot trace")
+
+
+def test_libtpu_without_a_tpu_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(profiling, "libtpu_without_tpu", lambda: True)
+    with pytest.raises(ValueError, match="cannot trace: libtpu is loaded .* set JAX_PLATFORMS=cpu"):
+        StepTrace(tmp_path, 1, start=0, stop=5)
+    StepTrace(tmp_path, 0, start=0, stop=5)  # nothing is traced
 
 
 def count_traced(folder) -> int:
