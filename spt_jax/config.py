@@ -10,7 +10,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Literal
 
-from spt_jax.device_config import MeshConfig
+from spt_jax.device_config import MeshConfig, Remat
 from spt_jax.errors import require
 
 
@@ -306,7 +306,7 @@ class TrainConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     param_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     dropout_rate: float = 0.1
-    remat: Literal["none", "light", "minimal", "full"] = "none"
+    remat: Remat = "none"
 
     def __post_init__(self):
         require(self.steps >= 1, f"steps is {self.steps}, expected 1 or more")

@@ -2,8 +2,18 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Literal
 
 from spt_jax.errors import require
+
+Remat = Literal["none", "light", "minimal", "full"]
+"""What of a layer is computed again in the backward pass.
+
+    none       what costs little beside its size: norms, gates, on TPU the weights of attention
+    light      and keys and values of the encoder; meant for TPU
+    minimal    all but the products with kernels, on GPU the weights of attention as well
+    full       all but the layer's input
+"""
 
 
 @dataclass(frozen=True, kw_only=True)

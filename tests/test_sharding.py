@@ -106,6 +106,7 @@ REMATS, ACCUMULATES = ("none", "light", "minimal", "full"), (1, 2)
 if os.environ.get("SPT_JAX_ALL_MESHES"):
     CASES = list(itertools.product(VERSIONS, MESHES, REMATS, ACCUMULATES))
 else:  # every mesh; the rest takes turns, so that each meets each axis
+    # Five policies, one of them twice: with four, each would meet one version alone.
     versions, remats, accumulates = map(
         itertools.cycle, (VERSIONS, (*REMATS, "light"), (1, 1, 2, 2))
     )

@@ -160,14 +160,15 @@ def plan(
             for init in sweep.inits:
                 if init != first:
                     add(name, init_method(init), settings, init)
+    chosen = [seed for seed in seeds if seed in longer.seeds]
     for name in longer.tasks:
-        settings = settings_of(table, name, PROMPT)
-        for number in longer.steps:
-            if name in tasks and steps is None and number != settings.steps:
-                every = settings.every * number // settings.steps  # as often in a run
-                changed = settings._replace(steps=number, every=every)
-                chosen = [seed for seed in seeds if seed in longer.seeds]
-                add(name, steps_method(number), changed, first, chosen)
+        if name in tasks and steps is None:
+            settings = settings_of(table, name, PROMPT)
+            for number in longer.steps:
+                if number != settings.steps:
+                    every = settings.every * number // settings.steps  # as often in a run
+                    changed = settings._replace(steps=number, every=every)
+                    add(name, steps_method(number), changed, first, chosen)
     return runs
 
 

@@ -79,8 +79,11 @@ def by_task(
             if run.task == name:
                 names = [run.method]
                 if run.method == PROMPT and prompt is not None:
-                    names += [length_method(prompt.length), init_method(prompt.init)]
-                    names.append(steps_method(run.config.steps))
+                    names += [
+                        length_method(prompt.length),
+                        init_method(prompt.init),
+                        steps_method(run.config.steps),
+                    ]
                 for method in names:
                     methods.setdefault(method, []).append(record)
         results.append(TaskResults(name, titles.get(name, name), facts, methods, seeds))

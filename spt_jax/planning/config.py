@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from spt_jax.device_config import MeshConfig
+from spt_jax.device_config import MeshConfig, Remat
 from spt_jax.errors import require
 
 
@@ -36,7 +36,7 @@ class PlanConfig:
     targets_length: int = 32
     prompt_length: int = 100
     mesh: MeshConfig | None = None
-    remat: Literal["none", "light", "minimal", "full"] = "none"
+    remat: Remat = "none"
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     param_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     tune: Literal["prompt", "model"] = "prompt"

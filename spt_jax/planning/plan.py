@@ -227,17 +227,18 @@ def _changes(config: PlanConfig, mesh: Mesh) -> Iterator[tuple[str, PlanConfig]]
         config = dataclasses.replace(config, mesh=MeshConfig(data=1, fsdp=mesh.size))
         words.append(f"--mesh.data=1 --mesh.fsdp={mesh.size}")
         yield " ".join(words), config
-    if config.program != "decode" and config.remat in ("none", "minimal"):
-        light = dataclasses.replace(config, remat="light")
-        yield " ".join([*words, "--remat=light"]), light
-    if config.program != "decode" and config.remat != "full":
-        config = dataclasses.replace(config, remat="full")
-        words.append("--remat=full")
-        yield " ".join(words), config
-    if config.program != "decode" and rows > row_devices(mesh):
-        accumulate = config.batch_size // row_devices(mesh)
-        words.append(f"--accumulate={accumulate}")
-        yield " ".join(words), dataclasses.replace(config, accumulate=accumulate)
+    if config.program != "decode":
+        if config.remat in ("none", "minimal"):
+            light = dataclasses.replace(config, remat="light")
+            yield " ".join([*words, "--remat=light"]), light
+        if config.remat != "full":
+            config = dataclasses.replace(config, remat="full")
+            words.append("--remat=full")
+            yield " ".join(words), config
+        if rows > row_devices(mesh):
+            accumulate = config.batch_size // row_devices(mesh)
+            words.append(f"--accumulate={accumulate}")
+            yield " ".join(words), dataclasses.replace(config, accumulate=accumulate)
     generation, _, shape = config.topology.partition(":")
     chips = math.prod(map(int, shape.split("x")))
     for larger in CHIPS[generation].shapes:

@@ -1,8 +1,8 @@
 """T5 1.0 and 1.1 in Flax Linen: embeddings in, logits out; no prompts, tasks or files."""
 
+from spt_jax.device_config import Remat
 from spt_jax.t5.cache import Cache
 from spt_jax.t5.config import PRESETS, T5Config
 from spt_jax.t5.model import T5
-from spt_jax.t5.stack import Remat
 
 __all__ = ["PRESETS", "T5", "Cache", "Remat", "T5Config"]

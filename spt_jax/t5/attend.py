@@ -50,6 +50,8 @@ def attend(
         layout: The axes B, S, N and H in any order, or B, S and H where all heads share keys.
         keep_weights: For the backward pass, which computes them again where they are not kept.
     """
+    if keep is not None and "N" in layout:  # values are smaller than weights
+        project, keep = Partial(_drop_values, project, jnp.einsum(f"BNHS->{layout}", keep)), None
     return _attend(layout, keep_weights, project, operands, mask, bias, keep)
 
 
@@ -58,11 +60,9 @@ def given(*queries_keys_values: Array) -> tuple[Array, ...]:
     return queries_keys_values
 
 
-def _project(layout: str, keep: Any, project: Any, operands: Any) -> Any:
+def _drop_values(project: Any, keep: Any, *operands: Any) -> Any:
     queries, keys, values = project(*operands)
-    if keep is not None and "N" in layout:  # values are smaller than weights
-        values = values * jnp.einsum(f"BNHS->{layout}", keep)
-    return queries, keys, values
+    return queries, keys, values * keep
 
 
 def _scores(layout: str, queries: Any, keys: Any, mask: Any, bias: Any) -> Any:
@@ -80,8 +80,8 @@ def _divides_weights(layout: str, keep_weights: bool) -> bool:
     return keep_weights and "N" not in layout
 
 
-def _drop(layout: str, weights: Any, keep: Any) -> Any:
-    return weights if keep is None or "N" in layout else weights * keep
+def _drop(weights: Any, keep: Any) -> Any:
+    return weights if keep is None else weights * keep
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -90,7 +90,7 @@ def _attend(layout, keep_weights, project, operands, mask, bias, keep):
 
 
 def _forward(layout, keep_weights, project, operands, mask, bias, keep):
-    queries, keys, values = _project(layout, keep, project, operands)
+    queries, keys, values = project(*operands)
     scores = _scores(layout, queries, keys, mask, bias)
     highest = jnp.max(scores, axis=-1, keepdims=True)
     if keep_weights:
@@ -105,7 +105,7 @@ def _forward(layout, keep_weights, project, operands, mask, bias, keep):
     weights = (weights / sums if divided else weights).astype(values.dtype)
     result = jnp.einsum(
         f"BNTS,{layout}->BTNH",
-        _drop(layout, weights, keep),
+        _drop(weights, keep),
         values,
         preferred_element_type=values.dtype if keep_weights else sums.dtype,
     )
@@ -124,7 +124,7 @@ def _backward(layout, keep_weights, kept, grads):
     (operands, queries, kept, sums, result), grads = jax.lax.optimization_barrier(
         (activations, grads)
     )
-    (_, keys, values), pull = jax.vjp(functools.partial(_project, layout, keep), project, operands)
+    (_, keys, values), pull = jax.vjp(lambda project, x: project(*x), project, operands)
     dtype, wider = queries.dtype, wide(queries.dtype)
     divided = _divides_weights(layout, keep_weights)
     if divided:
@@ -140,7 +140,7 @@ def _backward(layout, keep_weights, kept, grads):
         values,
         preferred_element_type=dtype if keep_weights else wider,
     )
-    of_weights = _drop(layout, of_weights, keep)
+    of_weights = _drop(of_weights, keep)
     if divided:
         mean = jnp.sum(weights.astype(wider) * of_weights, axis=-1, keepdims=True)
     else:
@@ -155,7 +155,7 @@ def _backward(layout, keep_weights, kept, grads):
         of_bias = jnp.sum(of_scores, axis=rows, keepdims=True, dtype=bias.dtype)
     of_queries = jnp.einsum(f"BNTS,{layout}->BTNH", of_scores, keys)
     of_keys = jnp.einsum(f"BNTS,BTNH->{layout}", of_scores, queries)
-    of_values = jnp.einsum(f"BNTS,BTNH->{layout}", _drop(layout, weights, keep), grads)
+    of_values = jnp.einsum(f"BNTS,BTNH->{layout}", _drop(weights, keep), grads)
     return *pull((of_queries, of_keys, of_values)), None, of_bias, None
 
 

@@ -133,7 +133,7 @@ class Attention(nn.Module):
 
         # Runs again in the backward pass, when modules have no parameters: they are arguments.
         def project(scale, kernels, x, inverse):
-            y = norm.multiply(x, inverse, scale)
+            y = norm.scaled(x, inverse, scale)
             return tuple(self._split_heads(d.product(y, k)) for d, k in zip(dense, kernels))
 
         project = Partial(project, norm.scale, [d.kernel for d in dense])

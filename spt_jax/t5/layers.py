@@ -116,7 +116,7 @@ class RMSNorm(nn.Module):
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         def normalize(x: Array, scale: Array) -> Array:
-            return self.multiply(x, self._inverse(x), scale)
+            return self.scaled(x, self._inverse(x), scale)
 
         # Kept are the input, which is there anyway, and nothing of its size beside it.
         return jax.checkpoint(normalize, prevent_cse=False)(x, self.scale)
@@ -126,7 +126,7 @@ class RMSNorm(nn.Module):
         # Or `x` would be kept in float32.
         return jax.checkpoint(self._inverse, prevent_cse=False)(x)
 
-    def multiply(self, x: Array, inverse: Array, scale: Array) -> Float[Array, "B T D"]:
+    def scaled(self, x: Array, inverse: Array, scale: Array) -> Float[Array, "B T D"]:
         """The norm of `x`, of which `inverse` is known, were `scale` that of the module."""
         x = x.astype(wide(self.dtype)) * inverse
         return x.astype(self.dtype) * scale[None, None, :].astype(self.dtype)

@@ -16,11 +16,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from spt_jax.axes import constrain, platform
+from spt_jax.device_config import Remat
 from spt_jax.t5.attention import RelativePositionBias
 from spt_jax.t5.cache import LAYOUT, Cache, Past, append, append_to_layer, extend, visible
 from spt_jax.t5.config import T5Config
 from spt_jax.t5.layers import DType, Embedder, LogitsDense, RMSNorm, dropout
-from spt_jax.t5.stack import DecoderLayer, EncoderLayer, Remat, is_unrolled, scan_layers
+from spt_jax.t5.stack import DecoderLayer, EncoderLayer, is_unrolled, scan_layers
 from spt_jax.typing import Array, Bool, Float, Int
 
 TURNED_ROWS = 8
@@ -171,7 +172,7 @@ class T5(nn.Module):
         config: The shape.
         dtype: Of the activations, float32 or bfloat16.
         dropout_rate: Where a call says `train=True`.
-        remat: What of each layer is computed again in the backward pass, see `stack.Remat`.
+        remat: What of each layer is computed again in the backward pass, see `device_config.Remat`.
         mesh: The devices that activations are laid out over; None where that is left to XLA.
     """
 

@@ -4,27 +4,19 @@ A stack is one layer whose parameters carry a leading axis L. It is scanned, so 
 time nor the memory of gathered weights grows with depth, unless `is_unrolled` says otherwise.
 """
 
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import flax.linen as nn
 import jax
 from jax.sharding import Mesh
 
 from spt_jax.axes import constrain, platform
+from spt_jax.device_config import Remat
 from spt_jax.t5.attention import Attention
 from spt_jax.t5.cache import LAYOUT, cached
 from spt_jax.t5.config import T5Config
 from spt_jax.t5.layers import MLP, DType, RMSNorm, dropout
 from spt_jax.typing import Array
-
-Remat = Literal["none", "light", "minimal", "full"]
-"""What of a layer is computed again in the backward pass.
-
-    none       what costs little beside its size: norms, gates, on TPU the weights of attention
-    light      and keys and values of the encoder; meant for TPU
-    minimal    all but the products with kernels, on GPU the weights of attention as well
-    full       all but the layer's input
-"""
 
 UNROLLED = 4
 """Layers up to which a stack is unrolled: the copies that a scan makes cost more than it saves."""
@@ -69,7 +61,8 @@ def scan_layers(
         ValueError: There is no such policy.
     """
     if remat not in get_args(Remat):
-        raise ValueError(f"remat is {remat!r}, expected 'none', 'light', 'minimal' or 'full'")
+        *names, last = map(repr, get_args(Remat))
+        raise ValueError(f"remat is {remat!r}, expected {', '.join(names)} or {last}")
     unrolled = is_unrolled(layers, mesh)
     if remat in ("minimal", "full"):
         products = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
