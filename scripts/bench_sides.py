@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 TINY: dict[str, Any] = dict(
     vocab_size=320, d_model=16, d_kv=8, d_ff=32, num_heads=2, num_layers=2, num_decoder_layers=2
 )
-NATURAL_BATCHES = 16  # one window of our group_by_length
+NATURAL_BATCHES = 16
 OPTIMIZER_STEPS = 20
 
 Rows = list[tuple[list[int], list[int]]]
@@ -206,9 +206,12 @@ class Ours:
         return time.perf_counter() - started
 
     def batches(self, group_by_length: bool) -> list[Batch]:
-        """The first batches of a run: as `spt-jax train` draws and pads them."""
+        """The first batches of a run, as `spt-jax train` draws and pads them.
+
+        Of batches grouped by length, some of the first window: from the longest to the shortest.
+        """
         from spt_jax.config import DataConfig
-        from spt_jax.data.pipeline import TokenizedSplit, prefetch, train_batches
+        from spt_jax.data.pipeline import WINDOW, TokenizedSplit, prefetch, train_batches
 
         rows = _load_rows(self._job)
         inputs, targets = ([np.array(row[i], np.int32) for row in rows] for i in (0, 1))
@@ -219,7 +222,11 @@ class Ours:
         )
         split = TokenizedSplit((), inputs, targets, 0.0, 0.0)
         batches = train_batches(split, data, seed=0, targets_width=max(map(len, targets)))
-        return list(prefetch(batches, 0, NATURAL_BATCHES))
+        if not group_by_length:
+            return list(prefetch(batches, 0, NATURAL_BATCHES))
+        window = list(prefetch(batches, 0, WINDOW))
+        window.sort(key=lambda batch: np.max((batch["inputs"] > 0).sum(1)), reverse=True)
+        return [window[place] for place in _evenly(WINDOW)]
 
 
 class Peft:
@@ -290,7 +297,7 @@ class Peft:
     def batches(self) -> list[Batch]:
         """Batches grouped by length as the Trainer groups them, each padded to its longest row.
 
-        It sorts 50 batches together; these are taken evenly from the longest to the shortest.
+        It sorts 50 batches together; these are some of them, from the longest to the shortest.
         """
         rows, size = _load_rows(self._job), self._job["batch_size"]
         trainer = importlib.import_module("transformers.trainer_pt_utils")
@@ -299,9 +306,14 @@ class Peft:
             size,
             generator=self._torch.Generator().manual_seed(0),
         )
-        together = max(min(len(rows) // (4 * size), 50), 1)
-        places = ((np.arange(NATURAL_BATCHES) + 0.5) * together / NATURAL_BATCHES).astype(int)
+        places = _evenly(max(min(len(rows) // (4 * size), 50), 1))
         return [collate([rows[i] for i in order[n * size : (n + 1) * size]]) for n in places]
+
+
+def _evenly(count: int) -> list[int]:
+    """Places of NATURAL_BATCHES among `count` batches."""
+    places = (np.arange(NATURAL_BATCHES) + 0.5) * count / NATURAL_BATCHES
+    return places.astype(int).tolist()
 
 
 def _median_seconds(run: Callable[[], Any]) -> float:

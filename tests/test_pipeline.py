@@ -1,5 +1,6 @@
 """Batches are a pure function of (seed, step), hold every row once an epoch, and lose nothing."""
 
+import dataclasses
 import subprocess
 import sys
 import threading
@@ -72,7 +73,8 @@ def test_step_is_a_pure_function_of_seed_and_number(data):
 
 
 def test_every_row_once_an_epoch(data):
-    split = make_split(WINDOW * data.batch_size, data)
+    data = dataclasses.replace(data, batch_size=1)
+    split = make_split(WINDOW, data)
     ds = train_batches(split, data, seed=0, targets_width=5)
     epochs = [
         [number for step in range(e * WINDOW, (e + 1) * WINDOW) for number in row_numbers(ds[step])]
@@ -93,9 +95,9 @@ def test_batches_run_across_epochs():
 def test_split_smaller_than_the_batch(data):
     for count in (1, 3):
         ds = train_batches(make_split(count, data), data, seed=0, targets_width=5)
-        counts = Counter(number for step in range(48) for number in row_numbers(ds[step]))
+        counts = Counter(number for step in range(3 * WINDOW) for number in row_numbers(ds[step]))
         assert ds[0]["inputs"].shape[0] == 4
-        assert counts == dict.fromkeys(range(count), 48 * 4 // count)
+        assert counts == dict.fromkeys(range(count), 3 * WINDOW * 4 // count)
 
 
 def test_seeds_share_no_epoch():
@@ -135,7 +137,7 @@ def test_grouping_makes_batches_of_similar_length():
     def spread(group):
         data = DataConfig(inputs_length=64, targets_length=8, batch_size=4, group_by_length=group)
         ds = train_batches(make_split(64, data), data, seed=0, targets_width=5)
-        return np.mean([np.ptp((ds[step]["inputs"] > 0).sum(1)) for step in range(32)])
+        return np.mean([np.ptp((ds[step]["inputs"] > 0).sum(1)) for step in range(WINDOW)])
 
     assert spread(True) < spread(False) / 4
 

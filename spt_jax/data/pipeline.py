@@ -19,7 +19,7 @@ from spt_jax.config import DataConfig
 from spt_jax.data.tasks import Example
 from spt_jax.tokenizer import Tokenizer
 
-WINDOW = 16  # batches whose rows are sorted together where group_by_length is on
+WINDOW = 50  # batches whose rows are sorted together where group_by_length is on
 AHEAD = 4  # batches prepared ahead
 
 NumpyBatch = dict[str, np.ndarray]
