@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from spt_jax.t5 import T5
+from spt_jax.t5 import T5, Segments
 from spt_jax.typing import Array, Bool, Float, Int, Key, Params
 
 START_ID = 0
@@ -23,9 +23,20 @@ def apply_t5(model: T5, params: Params, *args, **kwargs) -> Any:
     return model.apply({"params": params["t5"]}, *args, **kwargs)
 
 
-def shift_right(targets: Int[Array, "B U"]) -> Int[Array, "B U"]:
-    """What the decoder reads in order to predict `targets`."""
-    return jnp.pad(targets, ((0, 0), (1, 0)), constant_values=START_ID)[:, :-1]
+def shift_right(
+    targets: Int[Array, "B U"], segments: Int[Array, "B U"] | None = None
+) -> Int[Array, "B U"]:
+    """What the decoder reads in order to predict `targets`: each one later, after `START_ID`.
+
+    Args:
+        targets: Token ids.
+        segments: The example of each target, where a row holds several; each begins anew.
+    """
+    shifted = jnp.pad(targets, ((0, 0), (1, 0)), constant_values=START_ID)[:, :-1]
+    if segments is None:
+        return shifted
+    before = jnp.pad(segments, ((0, 0), (1, 0)))[:, :-1]
+    return jnp.where(segments == before, shifted, START_ID)
 
 
 def prepend(
@@ -65,6 +76,7 @@ def encode(
     inputs: Int[Array, "B T"],
     *,
     prompt_mask: Bool[Array, "B P"] | None = None,
+    segments: Segments | None = None,
     dropout_key: Key | None = None,
 ) -> tuple[Float[Array, "B S D"], Bool[Array, "B S"]]:
     """The encoder's output and its mask, with the prompt of `params` if it has one.
@@ -74,14 +86,33 @@ def encode(
         params: `{"t5": ...}` and, for a prompt, `"prompt"`: [P, D] or one per row, [B, P, D].
         inputs: Token ids, 0 where padded.
         prompt_mask: See `prepend`.
+        segments: Where a row holds several examples.
         dropout_key: Dropout is on where one is given.
+
+    Raises:
+        ValueError: Rows of several examples have a prompt, or the prompt's width is not the
+            model's.
     """
     embedded, mask = apply_t5(model, params, inputs, method="embed"), inputs > 0
     if "prompt" in params:
+        if segments is not None:
+            raise ValueError(
+                "rows hold several examples, and a prompt stands in front of one; "
+                "give each example a row"
+            )
         embedded, mask = prepend(params["prompt"], prompt_mask, embedded, mask)
     train = dropout_key is not None
     rngs = {"dropout": dropout_key} if train else None
-    encoded = apply_t5(model, params, embedded, mask, train=train, rngs=rngs, method="encode")
+    encoded = apply_t5(
+        model,
+        params,
+        embedded,
+        mask,
+        segments=segments,
+        train=train,
+        rngs=rngs,
+        method="encode",
+    )
     return encoded, mask
 
 
@@ -92,11 +123,13 @@ def decode(
     mask: Bool[Array, "B S"],
     targets: Int[Array, "B U"],
     *,
+    segments: Segments | None = None,
     dropout_key: Key | None = None,
     calls: int = 1,
 ) -> Float[Array, "B U V"]:
     """Logits of every target, each given those before it; `calls` as in `T5.decode`."""
-    embedded = apply_t5(model, params, shift_right(targets), method="embed")
+    shifted = shift_right(targets, segments and segments.targets)
+    embedded = apply_t5(model, params, shifted, method="embed")
     train = dropout_key is not None
     rngs = {"dropout": dropout_key} if train else None
     return apply_t5(
@@ -105,6 +138,7 @@ def decode(
         embedded,
         encoded,
         mask,
+        segments=segments,
         train=train,
         calls=calls,
         rngs=rngs,
@@ -119,11 +153,14 @@ def forward(
     targets: Int[Array, "B U"],
     *,
     prompt_mask: Bool[Array, "B P"] | None = None,
+    segments: Segments | None = None,
     dropout_key: Key | None = None,
 ) -> Float[Array, "B U V"]:
     """Logits of every target, in float32 or wider: `encode`, then `decode`."""
     encode_key = decode_key = None
     if dropout_key is not None:
         encode_key, decode_key = jax.random.split(dropout_key)
-    encoded, mask = encode(model, params, inputs, prompt_mask=prompt_mask, dropout_key=encode_key)
-    return decode(model, params, encoded, mask, targets, dropout_key=decode_key)
+    encoded, mask = encode(
+        model, params, inputs, prompt_mask=prompt_mask, segments=segments, dropout_key=encode_key
+    )
+    return decode(model, params, encoded, mask, targets, segments=segments, dropout_key=decode_key)

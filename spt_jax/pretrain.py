@@ -111,7 +111,8 @@ def _pretrain(
         donate_argnums=0,
         compiler_options=step_options(None),
     )
-    probes = Probes(model, make_batches(held_out, tokenizer, config.mixture, config.seed + 1))
+    apart = dataclasses.replace(config.mixture, pack=1)
+    probes = Probes(model, make_batches(held_out, tokenizer, apart, config.seed + 1))
     gaps: dict[str, float] = {}
     batches = make_batches(train, tokenizer, config.mixture, config.seed)
 

@@ -34,6 +34,9 @@ class MixtureConfig:
         long_targets_length: Tokens of the targets of span corruption and LM, with the end marker.
         short_targets_length: Tokens of the targets of all other tasks, with the end marker.
         batch_size: Rows of one step.
+        pack: Rows of short tasks that make one, `pack` times as long in inputs and targets, which
+            then holds as many examples as it has room for; with 1 every example has its own. Rows
+            of long targets are full without.
         short_share: Share of the steps whose rows have short targets.
         docstring_share: Share of the rows from docstrings, where a task can use both.
         wording_share: Share of the rows that give the instruction in other words than the usual.
@@ -45,6 +48,7 @@ class MixtureConfig:
     long_targets_length: int = 48
     short_targets_length: int = 12
     batch_size: int = 64
+    pack: int = 1
     short_share: float = 0.6
     docstring_share: float = 0.5
     wording_share: float = 0.5
@@ -53,9 +57,14 @@ class MixtureConfig:
 
     def __post_init__(self):
         least = {"inputs_length": 64, "long_targets_length": 8, "short_targets_length": 4}
-        for name, value in (least | {"batch_size": 1}).items():
+        for name, value in (least | {"batch_size": 1, "pack": 1}).items():
             given = getattr(self, name)
             require(given >= value, f"mixture.{name} is {given}, expected {value} or more")
+        require(
+            self.batch_size % self.pack == 0,
+            f"mixture.pack is {self.pack}, expected a divisor of mixture.batch_size, "
+            f"{self.batch_size}",
+        )
         for name in ("short_share", "docstring_share", "wording_share", "relabel_share"):
             given = getattr(self, name)
             require(0 <= given <= 1, f"mixture.{name} is {given}, expected 0 to 1")

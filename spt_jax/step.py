@@ -23,7 +23,7 @@ from spt_jax.errors import RunError
 from spt_jax.forward import forward
 from spt_jax.losses import Loss, cross_entropy
 from spt_jax.pytree import merge
-from spt_jax.t5 import T5
+from spt_jax.t5 import T5, Segments
 from spt_jax.typing import Array, Batch, Int, Key, PyTree
 
 
@@ -94,7 +94,8 @@ def loss_and_grads(
     Args:
         trained: The leaves to differentiate.
         frozen: All other leaves.
-        batch: Rows of `inputs` and `targets`.
+        batch: Rows of `inputs` and `targets`, and of their segments where a row holds several
+            examples.
         key: Of dropout, unused where the model has none.
         model: The T5.
         loss: What to minimize.
@@ -109,6 +110,7 @@ def loss_and_grads(
                 merge(trained, frozen),
                 batch["inputs"],
                 batch["targets"],
+                segments=_segments(batch),
                 dropout_key=key if model.dropout_rate else None,
             ),
             batch["targets"],
@@ -135,6 +137,12 @@ def loss_and_grads(
         tokens = jnp.maximum(sums.tokens, 1)
         grads = jax.tree.map(lambda g: g / tokens.astype(g.dtype), grads)
     return sums, grads
+
+
+def _segments(batch: Batch) -> Segments | None:
+    if "inputs_segments" not in batch:
+        return None
+    return Segments(batch["inputs_segments"], batch["targets_segments"])
 
 
 def train_step(

@@ -23,4 +23,8 @@ Params = Mapping[str, Any]
 """`{"t5": frozen weights, "prompt": f32[P, D]}`; without a prompt there is no `prompt` leaf."""
 
 Batch = Mapping[str, Array]
-"""`{"inputs": i32[B, T], "targets": i32[B, U]}`, padded with 0, every row ending in EOS."""
+"""`{"inputs": i32[B, T], "targets": i32[B, U]}`, padded with 0, every row ending in EOS.
+
+Where a row holds several examples, each ends in EOS and `inputs_segments` and `targets_segments`
+number them, see `t5.masks.Segments`.
+"""

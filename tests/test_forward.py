@@ -5,7 +5,7 @@ import pytest
 from tiny import random_params
 
 from spt_jax.forward import encode, forward, prepend, shift_right
-from spt_jax.t5 import T5, T5Config
+from spt_jax.t5 import T5, Segments, T5Config
 
 SHAPE = T5Config(
     vocab_size=60,
@@ -119,3 +119,32 @@ def test_dropout_reaches_the_prompt():
 def test_a_prompt_of_another_width_is_refused():
     with pytest.raises(ValueError, match="prompt has d_model 8 but the model has 16; load the mo"):
         prepend(PROMPT[:, :8], None, jnp.zeros((2, 5, 16)), INPUTS > 0)
+
+
+def put_together(batch, examples):
+    """The first `examples` rows of an array in one row, without padding, and their segments."""
+    rows = [row[row > 0] for row in np.asarray(batch)[:examples]]
+    numbers = [np.full(len(row), number) for number, row in enumerate(rows, 1)]
+    ids, segments = np.concatenate(rows), np.concatenate(numbers)
+    return jnp.pad(ids, (0, 1))[None], jnp.pad(segments, (0, 1))[None]
+
+
+@pytest.mark.parametrize("repeats", [1, 3], ids=["few targets", "many targets"])
+def test_an_example_in_a_packed_row_is_what_it_is_alone(repeats):
+    targets = jnp.array([[20, 21, 22, 1], [23, 1, 0, 0]])
+    alone = np.concatenate([np.asarray(logits(targets=targets))[targets > 0]] * repeats)
+    inputs = jnp.concatenate([INPUTS] * repeats)
+    targets = jnp.concatenate([targets] * repeats)
+    (inputs, of_inputs), (targets, of_targets) = (
+        put_together(x, len(inputs)) for x in (inputs, targets)
+    )
+    packed = logits(inputs=inputs, targets=targets, segments=Segments(of_inputs, of_targets))
+    np.testing.assert_allclose(packed[targets > 0], alone, atol=1e-5)
+    mixed_up = logits(inputs=inputs, targets=targets)
+    assert np.max(np.abs(mixed_up[targets > 0] - alone)) > 0.1
+
+
+def test_packed_rows_have_no_prompt():
+    inputs, segments = put_together(INPUTS, 2)
+    with pytest.raises(ValueError, match="several examples, and a prompt stands in front of one"):
+        logits(PROMPT, inputs, inputs, segments=Segments(segments, segments))

@@ -11,6 +11,7 @@ from spt_jax.data.corpus import Corpus, Excerpt
 from spt_jax.data.docstrings import Docstring
 from spt_jax.data.instructions import INSTRUCTIONS
 from spt_jax.data.objectives import TASKS, Mixture, make_batches
+from spt_jax.data.packing import PackedRows
 from spt_jax.data.passage_tasks import corrupt_spans
 from spt_jax.data.passages import split_name, tokenize_corpus
 from spt_jax.data.wordlists import CHOICES, MOODS
@@ -100,6 +101,10 @@ def sides(body):
     return re.fullmatch(r"(.*?)\s*\ba: (.*) b: (.*)", body).groups()
 
 
+def same_batch(a, b):
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
 def test_batches_have_two_shapes_and_end_markers(passages):
     mixed = mixture(passages)
     shapes = {}
@@ -123,10 +128,51 @@ def test_a_batch_is_a_function_of_seed_and_step(passages):
         second[step]
     again_group, again = second[7]
     assert again_group == group
-    assert all((again[name] == wanted[name]).all() for name in wanted)
+    assert same_batch(again, wanted)
     others = [mixture(passages, seed=1)[7], first[8]]
     for _, other in others:
         assert not np.array_equal(other["inputs"], wanted["inputs"])
+
+
+def test_packed_rows_are_whole_examples_and_hold_more_of_them(passages):
+    packed, alone = mixture(passages, pack=2), mixture(passages)
+    counts = []
+    for step in range(12):
+        group, batch = packed[step]
+        if group == "long":
+            assert same_batch(batch, alone[step][1])
+            continue
+        assert batch["inputs"].shape == (8, 192) and batch["targets"].shape == (8, 24)
+        assert same_batch(batch, mixture(passages, pack=2)[step][1])
+        for name in ("inputs", "targets"):
+            ids, segments = batch[name], batch[f"{name}_segments"]
+            assert ((ids > 0) == (segments > 0)).all()
+            ends = np.concatenate([segments[:, 1:] != segments[:, :-1], ids[:, -1:] > 0], axis=1)
+            assert ((ids == 1) == (ends & (ids > 0))).all()
+            assert (np.diff(segments, axis=1)[segments[:, 1:] > 0] >= 0).all()
+        each = [batch[f"{name}_segments"].max(axis=1) for name in ("inputs", "targets")]
+        assert (each[0] == each[1]).all()
+        counts.append(each[0].sum())
+    assert np.mean(counts) > 16
+
+
+def test_examples_go_into_the_first_row_with_room_for_both_parts():
+    rows = PackedRows(2, 5, 4)
+    assert rows.add([7, 7, 1], [8, 1])
+    assert rows.add([6, 6, 1], [9, 1])  # no room for its inputs in the first row
+    assert rows.add([5, 1], [4, 1])
+    assert not rows.add([5, 1], [3, 2, 1])  # the first row is full, the targets of the second too
+    assert {name: array.tolist() for name, array in rows.batch().items()} == {
+        "inputs": [[7, 7, 1, 5, 1], [6, 6, 1, 0, 0]],
+        "targets": [[8, 1, 4, 1], [9, 1, 0, 0]],
+        "inputs_segments": [[1, 1, 1, 2, 2], [1, 1, 1, 0, 0]],
+        "targets_segments": [[1, 1, 2, 2], [1, 1, 0, 0]],
+    }
+
+
+def test_packing_that_does_not_divide_the_batch():
+    with pytest.raises(ValueError, match="pack is 3, expected a divisor of .*batch_size, 16"):
+        MixtureConfig(batch_size=16, pack=3)
 
 
 def test_make_batches_is_the_mixture_of_a_corpus(corpus, tokenizer, passages):

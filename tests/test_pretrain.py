@@ -49,6 +49,7 @@ def config(tmp_path_factory):
             long_targets_length=24,
             short_targets_length=8,
             batch_size=4,
+            pack=2,
             weights={"span_corruption": 1.0, "lm": 1.0, "copy": 1.0, "gap": 1.0},
         ),
         packages=(),

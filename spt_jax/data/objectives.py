@@ -18,6 +18,7 @@ from spt_jax.data import dense_tasks, passage_tasks, word_tasks
 from spt_jax.data.corpus import Corpus
 from spt_jax.data.draws import ARGUMENT, SHORT_ARGUMENT, Draw, Row
 from spt_jax.data.instructions import INSTRUCTIONS
+from spt_jax.data.packing import PackedRows
 from spt_jax.data.passages import Passages, tokenize_corpus
 from spt_jax.errors import suggest
 from spt_jax.pretrain_config import MixtureConfig
@@ -95,9 +96,11 @@ def make_batches(
 class Mixture:
     """`mixture[n]` is the batch of step n: ("long" or "short", {"inputs", "targets"}).
 
-    inputs: int32[B, T] and targets: int32[B, U], padded with 0 behind an end marker; U depends on
-    the group alone. A task that the corpus cannot serve, such as one about books where there are
-    none, is left out. Raises what `make_batches` does.
+    inputs: int32[B, T] and targets: int32[B, U], padded with 0 behind an end marker; the shapes
+    depend on the group alone. Packed batches have the segments of both beside them.
+
+    A task that the corpus cannot serve, such as one about books where there are none, is left out.
+    Raises what `make_batches` does.
 
     Attributes:
         tasks: Names of the tasks that rows are drawn from.
@@ -140,33 +143,52 @@ class Mixture:
     def __getitem__(self, step: int) -> tuple[str, dict[str, np.ndarray]]:
         rng = np.random.default_rng([self.seed, step])
         group = "short" if rng.random() < self.config.short_share else "long"
-        names, cumulative = self._drawn_from[group]
-        drawn = cumulative.searchsorted(rng.random(self.config.batch_size), side="right")
-        tasks = [names[min(int(index), len(names) - 1)] for index in drawn]
-        return group, self._pack(tasks, rng)
+        if group == "short" and self.config.pack > 1:
+            return group, self._packed_batch(rng)
+        return group, self._batch(self._draw_tasks(group, self.config.batch_size, rng), rng)
 
     def task_batch(self, name: str, step: int) -> dict[str, np.ndarray]:
         """A batch of one task alone, for measuring it. Also a pure function of (seed, step)."""
         rng = np.random.default_rng([self.seed, step, 1 + list(TASKS).index(name)])
-        return self._pack([name] * self.config.batch_size, rng)
+        return self._batch([name] * self.config.batch_size, rng)
 
-    def _pack(self, tasks: list[str], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        config = self.config
-        width = self._width(tasks[0])
-        inputs = np.zeros((len(tasks), config.inputs_length), np.int32)
-        targets = np.zeros((len(tasks), width), np.int32)
+    def _draw_tasks(self, group: str, count: int, rng: np.random.Generator) -> list[str]:
+        names, cumulative = self._drawn_from[group]
+        drawn = cumulative.searchsorted(rng.random(count), side="right")
+        return [names[min(int(index), len(names) - 1)] for index in drawn]
+
+    def _batch(self, tasks: list[str], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """A row of each task."""
+        shapes = {"inputs": self.config.inputs_length, "targets": self._width(tasks[0])}
+        batch = {name: np.zeros((len(tasks), width), np.int32) for name, width in shapes.items()}
         for index, name in enumerate(tasks):
-            row = self._row(name, rng, TRIES)
-            if row is None:
-                raise ValueError(
-                    f"pretraining task '{name}' found no passage to ask about in {TRIES} tries; "
-                    f"give more text, or set mixture.weights.{name} to 0"
-                )
-            for array, ids in zip((inputs, targets), row):
-                kept = ids[: array.shape[1] - 1]
-                array[index, : len(kept)] = kept
-                array[index, len(kept)] = Tokenizer.eos_id
-        return {"inputs": inputs, "targets": targets}
+            for array, ids in zip(batch.values(), self._example(name, rng)):
+                array[index, : len(ids)] = ids
+        return batch
+
+    def _packed_batch(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Rows of several examples of short tasks, until one finds no room."""
+        config, pack = self.config, self.config.pack
+        lengths = pack * config.inputs_length, pack * config.short_targets_length
+        rows = PackedRows(config.batch_size // pack, *lengths)
+        while rows.add(*self._example(self._draw_tasks("short", 1, rng)[0], rng)):
+            pass
+        return rows.batch()
+
+    def _example(self, name: str, rng: np.random.Generator) -> list[list[int]]:
+        """Ids of the input and of the answer of a task, both with an end marker.
+
+        Raises:
+            ValueError: No passage of the corpus serves the task.
+        """
+        row = self._row(name, rng, TRIES)
+        if row is None:
+            raise ValueError(
+                f"pretraining task '{name}' found no passage to ask about in {TRIES} tries; "
+                f"give more text, or set mixture.weights.{name} to 0"
+            )
+        longest = self.config.inputs_length, self._width(name)
+        return [[*ids[: most - 1], Tokenizer.eos_id] for ids, most in zip(row, longest)]
 
     def _width(self, name: str) -> int:
         return getattr(self.config, f"{_group(name)}_targets_length")

@@ -3,6 +3,7 @@
 from spt_jax.device_config import Remat
 from spt_jax.t5.cache import Cache
 from spt_jax.t5.config import PRESETS, T5Config
+from spt_jax.t5.masks import Segments
 from spt_jax.t5.model import T5
 
-__all__ = ["PRESETS", "T5", "Cache", "Remat", "T5Config"]
+__all__ = ["PRESETS", "T5", "Cache", "Remat", "Segments", "T5Config"]

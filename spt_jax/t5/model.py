@@ -21,6 +21,7 @@ from spt_jax.t5.attention import RelativePositionBias
 from spt_jax.t5.cache import LAYOUT, Cache, Past, append, append_to_layer, extend, visible
 from spt_jax.t5.config import T5Config
 from spt_jax.t5.layers import DType, Embedder, LogitsDense, RMSNorm, dropout
+from spt_jax.t5.masks import Segments, seen
 from spt_jax.t5.stack import DecoderLayer, EncoderLayer, is_unrolled, scan_layers
 from spt_jax.typing import Array, Bool, Float, Int
 
@@ -57,12 +58,13 @@ class Encoder(_Stack):
         self.layers = self._layers(EncoderLayer, self.config.num_layers, 3, 1)
         self.encoder_norm = self._norm()
 
-    def __call__(self, x, mask, train):
+    def __call__(self, x, mask, segments, train):
         x = self._dropout(x.astype(self.dtype), train)
         # Whole, or its parts would be kept for the backward pass as well, prompt and embeddings.
         x = jax.lax.optimization_barrier(x)
         bias = self.relpos_bias(x.shape[1], x.shape[1])
-        x, _ = self.layers(x, bias, mask[:, None, None, :], train)
+        own = segments and segments.inputs
+        x, _ = self.layers(x, bias, seen(mask, own, own), train)
         return self._dropout(self.encoder_norm(x), train)
 
 
@@ -74,13 +76,16 @@ class Decoder(_Stack):
         if not self.config.tied_head:
             self.logits_dense = LogitsDense(self.config, self.dtype, self.mesh)
 
-    def __call__(self, x, encoded, mask, train, calls):
+    def __call__(self, x, encoded, mask, segments, train, calls):
         x = self._dropout(x.astype(self.dtype), train)
         targets = x.shape[1]
         few = targets * calls < self.config.d_kv
+        inputs, own = segments or (None, None)
         causal = jnp.tril(jnp.ones((targets, targets), bool))[None, None]
+        if own is not None:
+            causal &= seen(own > 0, own, own)
         bias = self.relpos_bias(targets, targets)
-        x, _ = self.layers(x, encoded, bias, causal, mask[:, None, None, :], train, few)
+        x, _ = self.layers(x, encoded, bias, causal, seen(mask, own, inputs), train, few)
         return self._dropout(self.decoder_norm(x), train)
 
     def _run_layer(self, params, *args, method) -> Any:
@@ -124,12 +129,12 @@ class Decoder(_Stack):
 
     def step(self, x, cache, position, mask):
         ancestors = extend(cache.past.ancestors, position)
-        seen, cross_mask = visible(ancestors, position), mask[:, None, None, :]
+        own, cross_mask = visible(ancestors, position), seen(mask)
         bias = self.relpos_bias.row(position, ancestors.shape[2])
         bias = jnp.repeat(bias, x.shape[1], axis=3)  # of positions, for every beam's slot
         run = self._step_scanned if cache.layers is None else self._step_unrolled
-        x, own = run(x.astype(self.dtype), cache, position, (bias, seen, cross_mask))
-        return self.decoder_norm(x), dataclasses.replace(cache, past=Past(own, ancestors))
+        x, past = run(x.astype(self.dtype), cache, position, (bias, own, cross_mask))
+        return self.decoder_norm(x), dataclasses.replace(cache, past=Past(past, ancestors))
 
     def _step_unrolled(self, x, cache, position, arguments):
         grown = []
@@ -193,10 +198,22 @@ class T5(nn.Module):
         return self.token_embedder(ids)
 
     def encode(
-        self, embedded: Float[Array, "B S D"], mask: Bool[Array, "B S"], *, train: bool = False
+        self,
+        embedded: Float[Array, "B S D"],
+        mask: Bool[Array, "B S"],
+        *,
+        segments: Segments | None = None,
+        train: bool = False,
     ) -> Float[Array, "B S D"]:
-        """The encoder's output; what it holds at masked positions means nothing."""
-        return self.encoder(embedded, mask, train)
+        """The encoder's output; what it holds at masked positions means nothing.
+
+        Args:
+            embedded: The embedded inputs.
+            mask: Which of them are no padding.
+            segments: Where a row holds several examples.
+            train: Whether dropout is on.
+        """
+        return self.encoder(embedded, mask, segments, train)
 
     def decode(
         self,
@@ -204,6 +221,7 @@ class T5(nn.Module):
         encoded: Float[Array, "B S D"],
         mask: Bool[Array, "B S"],
         *,
+        segments: Segments | None = None,
         train: bool = False,
         calls: int = 1,
     ) -> Float[Array, "B U V"]:
@@ -213,11 +231,12 @@ class T5(nn.Module):
             embedded: The embedded targets, shifted right.
             encoded: From `encode`.
             mask: The encoder's.
+            segments: Where a row holds several examples.
             train: Whether dropout is on.
             calls: How many calls a `vmap` makes of this one, with other targets: what only depends
                 on `encoded` is computed once for all.
         """
-        return self._logits(self.decoder(embedded, encoded, mask, train, calls))
+        return self._logits(self.decoder(embedded, encoded, mask, segments, train, calls))
 
     def start_cache(self, encoded: Float[Array, "B S D"], targets: int, beams: int = 1) -> Cache:
         """A cache with room for `targets` steps of `decode_step`, with `beams` targets each."""
