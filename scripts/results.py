@@ -62,6 +62,7 @@ LONGER = Longer(
     tasks=("library", "type", "sst2", "trec", "subj", "agnews"),
     steps=(900, 3600),
     seeds=(0,),
+    length=100,
 )
 ENSEMBLES = Ensembles(tasks=("library", "sst2"), seeds=(0, 1, 2, 3, 4))
 EXTRA = {"matplotlib": "matplotlib", "sklearn": "scikit-learn"}  # module -> what installs it

@@ -47,7 +47,7 @@ TABLE = {
     ("b", "prompt_tuning"): grid.Settings(30, 0.2, 5, 4, 32, 4, 10),
 }
 SWEEP = grid.Sweep(("a", "absent"), (1, 5), ("class_labels", "uniform_paper"))
-LONGER = grid.Longer(("a", "absent"), (20, 80), (0, 7))
+LONGER = grid.Longer(("a", "absent"), (20, 80), (0, 7), length=9)
 NO_LONGER = grid.Longer((), (), ())
 NO_ENSEMBLES = grid.Ensembles((), ())
 FINGERPRINT = "f" * 64
@@ -191,9 +191,11 @@ def test_runs_of_a_method_differ_in_nothing_but_the_seed_and_methods_in_what_the
 
 def test_longer_runs_are_of_their_own_seeds_and_scored_as_often(tmp_path):
     planned = make_plan(tmp_path, longer=LONGER)
-    [longer] = [run for run in planned if run.method == "steps_80"]  # 20 is the first row's
-    assert (longer.task, longer.seed) == ("a", 0)
-    assert (longer.config.steps, longer.config.eval.every) == (80, 40)
+    longer = [run for run in planned if run.method.startswith("steps")]  # 20 is the first row's
+    assert [run.method for run in longer] == ["steps_80", "steps_80_length_9"]
+    for run, length in zip(longer, (5, 9), strict=True):
+        assert (run.task, run.seed, run.config.prompt.length) == ("a", 0, length)
+        assert (run.config.steps, run.config.eval.every) == (80, 40)
     trial = [run.method for run in make_plan(tmp_path, longer=LONGER, steps=3)]
     assert not any(method.startswith("steps") for method in trial)
 
@@ -533,7 +535,7 @@ def test_baselines_are_kept_until_the_rows_change(tmp_path, monkeypatch):
 
 def write_study(tmp_path, monkeypatch, **changes):
     scores = {"prompt_tuning": 40.0, "model_tuning": 60.0, "length_1": 20.0}
-    scores |= {"init_uniform_paper": 30.0, "steps_80": 50.0}
+    scores |= {"init_uniform_paper": 30.0, "steps_80": 50.0, "steps_80_length_9": 55.0}
     task = make_results(tmp_path, monkeypatch, (0, 1), **scores)
     records = [record for method in scores for record in task.records[method]]
     study = report.Study(
@@ -561,10 +563,10 @@ def test_the_document_has_its_tables_figures_origin_and_the_notes_of_people(tmp_
     assert f"## What to make of it\n\n{notes}\n## Tasks\n" in text
     assert "| vectors | 1 | 5 |\n| --- | ---: | ---: |\n| a | 20.5 ± 0.7 | 40.5 ± 0.7 |\n" in text
     assert "| init | class_labels | uniform_paper |" in text
-    assert "## More steps\n\n| steps | 20 | 80 |\n" in text
+    assert "## More steps\n\n| steps | 20 | 80 | 80, 9 vectors |\n" in text
     assert "`spt-nano` (5,377,792 parameters, fingerprint `ffffffffffff`)" in text
     assert "```\npython results.py\n```\n\n- Machine: " in text
-    assert f"- Machine: {runs.machine()} (9 runs)\n" in text and "jax " in text
+    assert f"- Machine: {runs.machine()} (10 runs)\n" in text and "jax " in text
     assert "Left out" not in text and "Not finished" not in text
     for name in ("curves", "lengths", "inits"):
         assert f"(figures/{name}.svg)" in text

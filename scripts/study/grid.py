@@ -53,11 +53,15 @@ class Sweep(NamedTuple):
 
 
 class Longer(NamedTuple):
-    """Prompt tuning with more steps, of some tasks and with some of the seeds."""
+    """Prompt tuning with more steps, of some tasks and with some of the seeds.
+
+    `length` is that of longer prompts, which are trained with the most steps as well.
+    """
 
     tasks: tuple[str, ...]
     steps: tuple[int, ...]
     seeds: tuple[int, ...]
+    length: int | None = None
 
 
 class Ensembles(NamedTuple):
@@ -91,9 +95,12 @@ def init_method(init: str) -> str:
     return f"init_{init}"
 
 
-def steps_method(steps: int) -> str:
-    """The method that trains a prompt for another number of steps than its task's own."""
-    return f"steps_{steps}"
+def steps_method(steps: int, length: int | None = None) -> str:
+    """The method that trains a prompt for another number of steps than its task's own.
+
+    `length` is named where it is another one as well.
+    """
+    return f"steps_{steps}" if length is None else f"steps_{steps}_length_{length}"
 
 
 def settings_of(
@@ -169,6 +176,9 @@ def plan(
                     every = settings.every * number // settings.steps  # as often in a run
                     changed = settings._replace(steps=number, every=every)
                     add(name, steps_method(number), changed, first, chosen)
+                    if longer.length and number == max(longer.steps):
+                        changed = changed._replace(length=longer.length)
+                        add(name, steps_method(number, longer.length), changed, first, chosen)
     return runs
 
 

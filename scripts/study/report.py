@@ -154,6 +154,9 @@ def _sweeps(study: Study, folder: Path) -> list[str]:
         parts += ["## Where the prompt starts\n", method_table(results, "init", inits)]
         parts += ["![Test score by where the prompt starts](figures/inits.svg)\n"]
     longer = {f"{steps:,}": steps_method(steps) for steps in study.longer.steps}
+    if length := study.longer.length:
+        most = max(study.longer.steps)
+        longer[f"{most:,}, {length} vectors"] = steps_method(most, length)
     if results := swept(study.results, longer.values()):
         seeds = ", ".join(map(str, study.longer.seeds))
         parts += ["## More steps\n", method_table(results, "steps", longer)]
