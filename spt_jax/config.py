@@ -123,10 +123,7 @@ class DataConfig:
     inputs_length: int = 512
     targets_length: int = 32
     batch_size: int = 32
-    buckets: tuple[int, ...] = (
-        *(8, 16, 24, 32, 40, 48, 56, 64),
-        *(80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448),
-    )
+    buckets: tuple[int, ...] = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 128, 192, 256, 384)
     group_by_length: bool = False
 
     def __post_init__(self):

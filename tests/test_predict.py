@@ -92,7 +92,7 @@ def test_one_compilation_a_bucket_however_many_rows_and_prompts():
         answering.predict([("a", text) for text in texts * 3])
         answering.predict([(None, text) for text in texts[:1]])
         answering.predict([("a", text) for text in texts[5:]])
-    assert traces == [(4, 7 + width, 16) for width in (80, 64, 48, 32, 16)]
+    assert traces == [(4, 7 + width, 16) for width in (80, 64, 40, 32, 8)]
 
 
 def test_no_rows_give_no_answers():
