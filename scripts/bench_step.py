@@ -102,8 +102,7 @@ def check_agreement(sides: Sides, batch: Batch) -> dict:
 def turn(side: Child, batches: list[Batch]) -> float:
     """The seconds of steps in a row, after one that is not timed.
 
-    A training step follows a training step. The one after a wait is slower, by up to a third: what
-    was freed has been given back to the machine meanwhile, and is faulted in again.
+    A training step follows a training step. Ours is slower after a wait (docs/benchmarks.md).
     """
     side.ask("step", batches[0])
     return sum(side.ask("step", batch)["seconds"] for batch in batches)

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import random_params
+from tiny import pack, random_params
 
 from spt_jax.forward import encode, forward, prepend, shift_right
 from spt_jax.t5 import T5, Segments, T5Config
@@ -121,30 +121,21 @@ def test_a_prompt_of_another_width_is_refused():
         prepend(PROMPT[:, :8], None, jnp.zeros((2, 5, 16)), INPUTS > 0)
 
 
-def put_together(batch, examples):
-    """The first `examples` rows of an array in one row, without padding, and their segments."""
-    rows = [row[row > 0] for row in np.asarray(batch)[:examples]]
-    numbers = [np.full(len(row), number) for number, row in enumerate(rows, 1)]
-    ids, segments = np.concatenate(rows), np.concatenate(numbers)
-    return jnp.pad(ids, (0, 1))[None], jnp.pad(segments, (0, 1))[None]
-
-
 @pytest.mark.parametrize("repeats", [1, 3], ids=["few targets", "many targets"])
 def test_an_example_in_a_packed_row_is_what_it_is_alone(repeats):
     targets = jnp.array([[20, 21, 22, 1], [23, 1, 0, 0]])
     alone = np.concatenate([np.asarray(logits(targets=targets))[targets > 0]] * repeats)
-    inputs = jnp.concatenate([INPUTS] * repeats)
-    targets = jnp.concatenate([targets] * repeats)
-    (inputs, of_inputs), (targets, of_targets) = (
-        put_together(x, len(inputs)) for x in (inputs, targets)
-    )
-    packed = logits(inputs=inputs, targets=targets, segments=Segments(of_inputs, of_targets))
+    row = pack([*INPUTS] * repeats, [*targets] * repeats, room=1)
+    inputs, targets = row["inputs"], row["targets"]
+    segments = Segments(row["inputs_segments"], row["targets_segments"])
+    packed = logits(inputs=inputs, targets=targets, segments=segments)
     np.testing.assert_allclose(packed[targets > 0], alone, atol=1e-5)
     mixed_up = logits(inputs=inputs, targets=targets)
     assert np.max(np.abs(mixed_up[targets > 0] - alone)) > 0.1
 
 
 def test_packed_rows_have_no_prompt():
-    inputs, segments = put_together(INPUTS, 2)
+    row = pack(INPUTS, TARGETS)
+    segments = Segments(row["inputs_segments"], row["targets_segments"])
     with pytest.raises(ValueError, match="several examples, and a prompt stands in front of one"):
-        logits(PROMPT, inputs, inputs, segments=Segments(segments, segments))
+        logits(PROMPT, row["inputs"], row["targets"], segments=segments)

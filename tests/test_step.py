@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import random_params
+from tiny import pack, random_params
 
 from spt_jax.config import LossConfig, OptimizerConfig
 from spt_jax.errors import RunError
@@ -85,19 +85,11 @@ def test_accumulation_changes_neither_loss_nor_gradient(tune, reduction):
 
 
 def test_packed_rows_have_the_loss_and_gradient_of_their_examples():
-    def put_together(rows):
-        ids = [row[row > 0] for row in rows]
-        numbers = [np.full(len(row), number, np.int32) for number, row in enumerate(ids, 1)]
-        return np.concatenate(ids)[None], np.concatenate(numbers)[None]
-
-    packed = {}
-    for name, rows in BATCH.items():
-        packed[name], packed[f"{name}_segments"] = put_together(rows)
     params = {"t5": random_params(SHAPE)}
     nothing_frozen = jax.tree.map(lambda _: None, params)
     options = {"model": T5(SHAPE), "loss": LossConfig()}
     (wanted, grads), (given, packed_grads) = (
-        grads_of(params, nothing_frozen, batch, KEY, **options) for batch in (BATCH, packed)
+        grads_of(params, nothing_frozen, batch, KEY, **options) for batch in (BATCH, pack(**BATCH))
     )
     np.testing.assert_allclose(given.cross_entropy, wanted.cross_entropy, rtol=1e-5)
     assert given.tokens == wanted.tokens

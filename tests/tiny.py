@@ -16,6 +16,7 @@ from spt_jax.config import (
     TaskConfig,
     TrainConfig,
 )
+from spt_jax.data.packing import PackedRows
 from spt_jax.t5 import T5, T5Config
 from spt_jax.tokenizer import train_tokenizer
 
@@ -55,6 +56,14 @@ def random_params(shape: T5Config, seed: int = 0) -> dict:
 
     abstract = jax.eval_shape(T5(shape).init_params, jax.random.key(0))
     return jax.tree_util.tree_map_with_path(draw, abstract)
+
+
+def pack(inputs, targets, room: int = 0) -> dict[str, np.ndarray]:
+    """All examples of a batch in one row, with `room` positions of padding behind them."""
+    examples = [tuple(x[x > 0].tolist() for x in map(np.asarray, e)) for e in zip(inputs, targets)]
+    rows = PackedRows(1, *(sum(map(len, part)) + room for part in zip(*examples)))
+    assert all(rows.add(*example) for example in examples)
+    return rows.batch()
 
 
 def write_backbone(folder: Path, seed: int = 0) -> Path:

@@ -63,6 +63,11 @@ class Longer(NamedTuple):
     seeds: tuple[int, ...]
     length: int | None = None
 
+    def variants(self) -> list[tuple[int, int | None]]:
+        """Steps, and the length of the prompt where it is not the task's own."""
+        own = [(steps, None) for steps in self.steps]
+        return [*own, (max(self.steps), self.length)] if self.length else own
+
 
 class Ensembles(NamedTuple):
     """Tasks whose prompts are combined, and the seeds of these prompts."""
@@ -171,14 +176,13 @@ def plan(
     for name in longer.tasks:
         if name in tasks and steps is None:
             settings = settings_of(table, name, PROMPT)
-            for number in longer.steps:
+            for number, length in longer.variants():
                 if number != settings.steps:
                     every = settings.every * number // settings.steps  # as often in a run
-                    changed = settings._replace(steps=number, every=every)
-                    add(name, steps_method(number), changed, first, chosen)
-                    if longer.length and number == max(longer.steps):
-                        changed = changed._replace(length=longer.length)
-                        add(name, steps_method(number, longer.length), changed, first, chosen)
+                    changed = settings._replace(
+                        steps=number, every=every, length=length or settings.length
+                    )
+                    add(name, steps_method(number, length), changed, first, chosen)
     return runs
 
 

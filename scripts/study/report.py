@@ -153,10 +153,10 @@ def _sweeps(study: Study, folder: Path) -> list[str]:
         draw_inits(results, inits, folder / "inits.svg")
         parts += ["## Where the prompt starts\n", method_table(results, "init", inits)]
         parts += ["![Test score by where the prompt starts](figures/inits.svg)\n"]
-    longer = {f"{steps:,}": steps_method(steps) for steps in study.longer.steps}
-    if length := study.longer.length:
-        most = max(study.longer.steps)
-        longer[f"{most:,}, {length} vectors"] = steps_method(most, length)
+    longer = {
+        f"{steps:,}" + (f", {length} vectors" if length else ""): steps_method(steps, length)
+        for steps, length in study.longer.variants()
+    }
     if results := swept(study.results, longer.values()):
         seeds = ", ".join(map(str, study.longer.seeds))
         parts += ["## More steps\n", method_table(results, "steps", longer)]
