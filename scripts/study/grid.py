@@ -65,7 +65,7 @@ class Longer(NamedTuple):
 
     def variants(self) -> list[tuple[int, int | None]]:
         """Steps, and the length of the prompt where it is not the task's own."""
-        own = [(steps, None) for steps in self.steps]
+        own: list[tuple[int, int | None]] = [(steps, None) for steps in self.steps]
         return [*own, (max(self.steps), self.length)] if self.length else own
 
 
