@@ -47,8 +47,11 @@ TABLE = {
     ("b", "prompt_tuning"): grid.Settings(30, 0.2, 5, 4, 32, 4, 10),
 }
 SWEEP = grid.Sweep(("a", "absent"), (1, 5), ("class_labels", "uniform_paper"))
-LONGER = grid.Longer(("a", "absent"), (20, 80), (0, 7), length=9)
-NO_LONGER = grid.Longer((), (), ())
+LONGER = (
+    grid.Longer(grid.PROMPT, 80, ("a", "absent"), (0, 7)),
+    grid.Longer(grid.PROMPT, 80, ("a",), (0,), length=9),
+    grid.Longer(grid.MODEL, 40, ("a",), (1,)),
+)
 NO_ENSEMBLES = grid.Ensembles((), ())
 FINGERPRINT = "f" * 64
 ROWS = {"train": 80, "dev": 10, "test": 10}
@@ -158,7 +161,7 @@ def test_a_converted_dataset_loses_no_row(data_dir, tmp_path, name, rows):
 
 def make_plan(workdir, seeds=(0, 1), **options):
     tasks = {"a": TaskConfig(name="library"), "b": TaskConfig(name="library")}
-    options = {"longer": NO_LONGER, "ensembles": NO_ENSEMBLES, "model": "spt-nano"} | options
+    options = {"longer": (), "ensembles": NO_ENSEMBLES, "model": "spt-nano"} | options
     return grid.plan(tasks, TABLE, SWEEP, seeds, workdir, **options)
 
 
@@ -190,14 +193,17 @@ def test_runs_of_a_method_differ_in_nothing_but_the_seed_and_methods_in_what_the
 
 
 def test_longer_runs_are_of_their_own_seeds_and_scored_as_often(tmp_path):
-    planned = make_plan(tmp_path, longer=LONGER)
-    longer = [run for run in planned if run.method.startswith("steps")]  # 20 is the first row's
-    assert [run.method for run in longer] == ["steps_80", "steps_80_length_9"]
-    for run, length in zip(longer, (5, 9), strict=True):
-        assert (run.task, run.seed, run.config.prompt.length) == ("a", 0, length)
+    longer = [run for run in make_plan(tmp_path, longer=LONGER) if "steps" in run.method]
+    assert [(run.task, run.method, run.seed) for run in longer] == [
+        ("a", "steps_80", 0), ("a", "steps_80_length_9", 0), ("a", "model_tuning_steps_40", 1)
+    ]  # fmt: skip
+    for run, length in zip(longer[:2], (5, 9), strict=True):
         assert (run.config.steps, run.config.eval.every) == (80, 40)
+        assert run.config.prompt.length == length
+    model = longer[2].config
+    assert (model.tune, model.prompt, model.steps, model.eval.every) == ("model", None, 40, 20)
     trial = [run.method for run in make_plan(tmp_path, longer=LONGER, steps=3)]
-    assert not any(method.startswith("steps") for method in trial)
+    assert not any("steps" in method for method in trial)
 
 
 def test_steps_for_a_trial_replace_those_of_the_table(tmp_path):
@@ -406,7 +412,7 @@ def make_results(tmp_path, monkeypatch, seeds=(0, 1), name="a", asked=None, **sc
     """The results of task `name`, with these scores at seed 0 and one point more a seed."""
     tasks = {name: TaskConfig(name="library")}
     sweep = SWEEP._replace(tasks=(name,))
-    longer = LONGER._replace(tasks=(name,))
+    longer = [variant._replace(tasks=(name,)) for variant in LONGER]
     options = {"longer": longer, "ensembles": NO_ENSEMBLES, "model": "spt-nano"}
     planned = grid.plan(tasks, TABLE, sweep, seeds, tmp_path / name, **options)
     planned = [run for run in planned if run.method in scores]
@@ -491,10 +497,13 @@ def test_lengths_and_inits_stand_beside_the_run_that_they_vary(tmp_path, monkeyp
     assert tables.swept([task], ["init_class_labels", "init_uniform_paper"]) == []
 
 
-def test_more_steps_stand_beside_the_run_that_they_prolong(tmp_path, monkeypatch):
-    task = make_results(tmp_path, monkeypatch, (0, 1), prompt_tuning=40.0, steps_80=50.0)
-    row = tables.method_table([task], "steps", {"20": "steps_20", "80": "steps_80"}).splitlines()
-    assert row[-1] == "| a | 40.5 ± 0.7 | 50.0 (1 of 2) |"
+def test_goals_of_longer_runs_are_theirs(tmp_path, monkeypatch):
+    scores = {"prompt_tuning": 30.0, "model_tuning": 72.5, "steps_80": 60.5}
+    task = make_results(tmp_path, monkeypatch, (0,), **scores)
+    row = tables.goal_table([task], "steps_80").splitlines()[-1]
+    assert row == "| a | 48.0 | 0.80 | gain ≥ 25, share ≥ 0.8 | yes |"
+    row = tables.goal_table([task], "steps_80", "model_tuning_steps_40").splitlines()[-1]
+    assert row == "| a | 48.0 | – | gain ≥ 25, share ≥ 0.8 | – |"
 
 
 # The bag of words, the figures and the document
@@ -536,6 +545,7 @@ def test_baselines_are_kept_until_the_rows_change(tmp_path, monkeypatch):
 def write_study(tmp_path, monkeypatch, **changes):
     scores = {"prompt_tuning": 40.0, "model_tuning": 60.0, "length_1": 20.0}
     scores |= {"init_uniform_paper": 30.0, "steps_80": 50.0, "steps_80_length_9": 55.0}
+    scores |= {"model_tuning_steps_40": 80.0}
     task = make_results(tmp_path, monkeypatch, (0, 1), **scores)
     records = [record for method in scores for record in task.records[method]]
     study = report.Study(
@@ -563,10 +573,18 @@ def test_the_document_has_its_tables_figures_origin_and_the_notes_of_people(tmp_
     assert f"## What to make of it\n\n{notes}\n## Tasks\n" in text
     assert "| vectors | 1 | 5 |\n| --- | ---: | ---: |\n| a | 20.5 ± 0.7 | 40.5 ± 0.7 |\n" in text
     assert "| init | class_labels | uniform_paper |" in text
-    assert "## More steps\n\n| steps | 20 | 80 | 80, 9 vectors |\n" in text
+    steps = text.partition("## More steps\n\n")[2].splitlines()
+    assert steps[0] == (
+        "| task | prompt tuning | 80 steps | 80 steps, 9 vectors | model tuning | 40 steps |"
+    )
+    assert steps[2] == (
+        "| a | 40.5 ± 0.7 | 50.0 (1 of 2) | 55.0 (1 of 2) | 60.5 ± 0.7 | 81.0 (1 of 2) |"
+    )
+    goals = text.partition("prompts of 80 steps, 9 vectors, beside model tuning of 40 steps:\n\n")
+    assert goals[2].splitlines()[2].startswith("| a | 42.5 | 0.62 |")  # of 81 - 12.5
     assert "`spt-nano` (5,377,792 parameters, fingerprint `ffffffffffff`)" in text
     assert "```\npython results.py\n```\n\n- Machine: " in text
-    assert f"- Machine: {runs.machine()} (10 runs)\n" in text and "jax " in text
+    assert f"- Machine: {runs.machine()} (11 runs)\n" in text and "jax " in text
     assert "Left out" not in text and "Not finished" not in text
     for name in ("curves", "lengths", "inits"):
         assert f"(figures/{name}.svg)" in text
@@ -605,7 +623,7 @@ def two_tasks(monkeypatch):
     monkeypatch.setattr(results, "task_names", lambda: ["library", "other"])
     monkeypatch.setattr(results, "load_task", lambda config: task)
     monkeypatch.setattr(results, "describe", describe_tiny)
-    monkeypatch.setattr(results, "LONGER", NO_LONGER)
+    monkeypatch.setattr(results, "LONGER", ())
     monkeypatch.setattr(results, "ENSEMBLES", NO_ENSEMBLES)
     for split in ROWS:
         monkeypatch.setitem(ROWS, split, 3)

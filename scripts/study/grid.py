@@ -53,20 +53,22 @@ class Sweep(NamedTuple):
 
 
 class Longer(NamedTuple):
-    """Prompt tuning with more steps, of some tasks and with some of the seeds.
+    """Prompt tuning or model tuning with more steps, of some tasks and with some of the seeds.
 
-    `length` is that of longer prompts, which are trained with the most steps as well.
+    `length` is that of the prompt, where it is not the task's own.
     """
 
+    tune: str
+    steps: int
     tasks: tuple[str, ...]
-    steps: tuple[int, ...]
     seeds: tuple[int, ...]
     length: int | None = None
 
-    def variants(self) -> list[tuple[int, int | None]]:
-        """Steps, and the length of the prompt where it is not the task's own."""
-        own: list[tuple[int, int | None]] = [(steps, None) for steps in self.steps]
-        return [*own, (max(self.steps), self.length)] if self.length else own
+    @property
+    def method(self) -> str:
+        """The name that its runs share."""
+        name = f"steps_{self.steps}" if self.tune == PROMPT else f"{self.tune}_steps_{self.steps}"
+        return name if self.length is None else f"{name}_length_{self.length}"
 
 
 class Ensembles(NamedTuple):
@@ -100,14 +102,6 @@ def init_method(init: str) -> str:
     return f"init_{init}"
 
 
-def steps_method(steps: int, length: int | None = None) -> str:
-    """The method that trains a prompt for another number of steps than its task's own.
-
-    `length` is named where it is another one as well.
-    """
-    return f"steps_{steps}" if length is None else f"steps_{steps}_length_{length}"
-
-
 def settings_of(
     table: Mapping[tuple[str, str], Settings], task: str, method: str, steps: int | None = None
 ) -> Settings:
@@ -125,7 +119,7 @@ def plan(
     seeds: Sequence[int],
     workdir: Path,
     *,
-    longer: Longer,
+    longer: Sequence[Longer],
     ensembles: Ensembles,
     model: str,
     steps: int | None = None,
@@ -148,7 +142,7 @@ def plan(
     def add(
         name: str, method: str, settings: Settings, init: str, seeds: Sequence[int] = seeds
     ) -> None:
-        common = _config(tasks[name], method, settings, init, model)
+        common = _config(tasks[name], settings, init, model)
         for seed in seeds:
             baselines = method == PROMPT and seed == seeds[0]
             scored = dataclasses.replace(common.eval, baselines=baselines)
@@ -172,17 +166,17 @@ def plan(
             for init in sweep.inits:
                 if init != first:
                     add(name, init_method(init), settings, init)
-    chosen = [seed for seed in seeds if seed in longer.seeds]
-    for name in longer.tasks:
-        if name in tasks and steps is None:
-            settings = settings_of(table, name, PROMPT)
-            for number, length in longer.variants():
-                if number != settings.steps:
-                    every = settings.every * number // settings.steps  # as often in a run
-                    changed = settings._replace(
-                        steps=number, every=every, length=length or settings.length
-                    )
-                    add(name, steps_method(number, length), changed, first, chosen)
+    for name in tasks:
+        for more_steps in longer if steps is None else ():
+            if name in more_steps.tasks:
+                settings = settings_of(table, name, more_steps.tune)
+                changed = settings._replace(
+                    steps=more_steps.steps,
+                    every=settings.every * more_steps.steps // settings.steps,  # as often in a run
+                    length=more_steps.length or settings.length,
+                )
+                chosen = [seed for seed in seeds if seed in more_steps.seeds]
+                add(name, more_steps.method, changed, first, chosen)
     return runs
 
 
@@ -195,9 +189,7 @@ def expected_minutes(config: TrainConfig) -> float:
     return (examples * positions / EXAMPLES_PER_SECOND + STARTUP) / 60
 
 
-def _config(
-    task: TaskConfig, method: str, settings: Settings, init: str, model: str
-) -> TrainConfig:
+def _config(task: TaskConfig, settings: Settings, init: str, model: str) -> TrainConfig:
     common = TrainConfig(
         task=task,
         model=model,
@@ -212,7 +204,7 @@ def _config(
         steps=settings.steps,
         dropout_rate=0.0,
     )
-    if method == MODEL:
+    if not settings.length:
         optimizer = OptimizerConfig(
             preset="fresh",
             learning_rate=settings.rate,

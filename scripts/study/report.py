@@ -21,7 +21,6 @@ from study.grid import (
     Sweep,
     init_method,
     length_method,
-    steps_method,
 )
 from study.runs import Record
 from study.tables import (
@@ -52,6 +51,11 @@ On a built-in classification the prompt should gain {GAIN_GOAL:g} points over th
 rounded after they are compared.
 """
 
+STEPS = """\
+*prompt tuning* and *model tuning* are the table's at the top; the columns after each have other
+settings where they say so, and the same rate. What counts one seed is of seed 0.
+"""
+
 ENSEMBLES = """\
 Prompts of one task, trained with different seeds, answer every row in one batch on one model.
 *average* and *best* are theirs, the best by these very rows; *vote* is what most of them write;
@@ -78,7 +82,7 @@ class Study:
         records: All finished runs.
         missing: The runs that are not finished.
         sweep: The lengths and inits of the figures.
-        longer: The runs of more steps.
+        longer: The variants of more steps.
         ensembles: Task -> what `score_ensembles` gives.
         seeds: Those asked for.
         model: What `describe` says of the backbone.
@@ -89,7 +93,7 @@ class Study:
     records: Sequence[Record]
     missing: Sequence[Run]
     sweep: Sweep
-    longer: Longer
+    longer: Sequence[Longer]
     ensembles: Mapping[str, Mapping]
     seeds: Sequence[int]
     model: Mapping
@@ -100,7 +104,7 @@ def write_report(study: Study, file: Path) -> None:
     """Writes the document, its figures to `figures/` beside it; `<name>_notes.md` is read."""
     notes = file.with_name(f"{file.stem}_notes.md")
     parts = [*_opening(study, notes), "## Scores\n", score_table(study.results), COLUMNS]
-    parts += ["## Goals\n", GOALS, goal_table(study.results)]
+    parts += ["## Goals\n", GOALS, goal_table(study.results), *_longest(study)]
     parts += _sweeps(study, file.parent / "figures")
     if study.ensembles:
         parts += ["## Ensembles\n", ensemble_table(study.results, study.ensembles), ENSEMBLES]
@@ -153,15 +157,44 @@ def _sweeps(study: Study, folder: Path) -> list[str]:
         draw_inits(results, inits, folder / "inits.svg")
         parts += ["## Where the prompt starts\n", method_table(results, "init", inits)]
         parts += ["![Test score by where the prompt starts](figures/inits.svg)\n"]
-    longer = {
-        f"{steps:,}" + (f", {length} vectors" if length else ""): steps_method(steps, length)
-        for steps, length in study.longer.variants()
-    }
-    if results := swept(study.results, longer.values()):
-        seeds = ", ".join(map(str, study.longer.seeds))
-        parts += ["## More steps\n", method_table(results, "steps", longer)]
-        parts += [f"Other numbers of steps than the table's above are of seed {seeds} alone.\n"]
+    columns = _columns_of_steps(study.longer)
+    named = {variant.method for variant in study.longer}
+    if results := [task for task in study.results if named & {*task.records}]:
+        parts += ["## More steps\n", method_table(results, "task", columns), STEPS]
     return parts
+
+
+def _columns_of_steps(longer: Sequence[Longer]) -> dict[str, str]:
+    """Head of a column -> its method: prompts and then whole models, each after the table's own."""
+    columns = {}
+    for tune in (PROMPT, MODEL):
+        columns[tune.replace("_", " ")] = tune
+        for variant in longer:
+            if variant.tune == tune:
+                columns[_title(variant)] = variant.method
+    return columns
+
+
+def _title(variant: Longer) -> str:
+    """Such as `3,600 steps, 100 vectors`."""
+    title = f"{variant.steps:,} steps"
+    return title if variant.length is None else f"{title}, {variant.length} vectors"
+
+
+def _longest(study: Study) -> list[str]:
+    """The goals once more, for the most steps and the longest prompt."""
+    most = {}
+    for tune in (PROMPT, MODEL):
+        variants = [variant for variant in study.longer if variant.tune == tune]
+        if not variants:
+            return []
+        most[tune] = max(variants, key=lambda variant: (variant.steps, variant.length or 0))
+    prompt, model = most[PROMPT], most[MODEL]
+    results = [task for task in study.results if prompt.method in task.records]
+    if not results:
+        return []
+    text = f"The same with prompts of {_title(prompt)}, beside model tuning of {_title(model)}:\n"
+    return [text, goal_table(results, prompt.method, model.method)]
 
 
 def _origin(study: Study) -> list[str]:

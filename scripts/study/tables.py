@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from study.grid import MODEL, PROMPT, init_method, length_method, steps_method
+from study.grid import MODEL, PROMPT, init_method, length_method
 from study.runs import Record
 
 DASH = "–"
@@ -26,7 +26,7 @@ class TaskResults:
         title: For people.
         baselines: What `score_baselines` returned.
         records: Method -> its finished runs, by seed. Those of prompt tuning stand under the
-            methods of their length, init and steps too.
+            methods of their length and init too.
         seeds: How many were asked for.
     """
 
@@ -79,11 +79,7 @@ def by_task(
             if run.task == name:
                 names = [run.method]
                 if run.method == PROMPT and prompt is not None:
-                    names += [
-                        length_method(prompt.length),
-                        init_method(prompt.init),
-                        steps_method(run.config.steps),
-                    ]
+                    names += [length_method(prompt.length), init_method(prompt.init)]
                 for method in names:
                     methods.setdefault(method, []).append(record)
         results.append(TaskResults(name, titles.get(name, name), facts, methods, seeds))
@@ -123,29 +119,44 @@ def score_table(results: Sequence[TaskResults]) -> str:
     return table((*header, "rank", "model tuning", "rank"), map(row, results))
 
 
-def goal_table(results: Sequence[TaskResults]) -> str:
-    """What the prompt gains, beside the goals of the project."""
+def goal_table(results: Sequence[TaskResults], prompt: str = PROMPT, model: str = MODEL) -> str:
+    """What the prompt gains, beside the goals of the project.
+
+    Args:
+        results: A row for each.
+        prompt: The method that trains prompts.
+        model: The method that its gain is divided by.
+    """
     header = ("task", "prompt − majority", "(prompt − majority) / (model − majority)")
-    rows = [[task.title, *_gains(task), *goal(task)] for task in results]
+    rows = []
+    for task in results:
+        gain, share = gain_and_share(task, prompt, model)
+        gains = (
+            DASH if gain is None else f"{gain:.1f}",
+            DASH if share is None else f"{share:.2f}",
+        )
+        rows.append([task.title, *gains, *goal(task, prompt, model)])
     return table((*header, "goal", "met"), rows)
 
 
-def gain_and_share(task: TaskResults) -> tuple[float | None, float | None]:
+def gain_and_share(
+    task: TaskResults, prompt: str = PROMPT, model: str = MODEL
+) -> tuple[float | None, float | None]:
     """Points of the prompt over the majority, and their share of what model tuning gains.
 
     None where a run is missing, and for the share where model tuning gains less than a point.
     """
-    prompt, model, majority = task.mean(PROMPT), task.mean(MODEL), task.baselines["majority_score"]
-    if prompt is None:
+    score, best, majority = task.mean(prompt), task.mean(model), task.baselines["majority_score"]
+    if score is None:
         return None, None
-    if model is None or model < majority + 1:
-        return prompt - majority, None
-    return prompt - majority, (prompt - majority) / (model - majority)
+    if best is None or best < majority + 1:
+        return score - majority, None
+    return score - majority, (score - majority) / (best - majority)
 
 
-def goal(task: TaskResults) -> tuple[str, str]:
+def goal(task: TaskResults, prompt: str = PROMPT, model: str = MODEL) -> tuple[str, str]:
     """The goal of a task, and whether it is met: `yes`, or `no` with what falls short."""
-    score, wanted = task.mean(PROMPT), SCORE_GOALS.get(task.name)
+    score, wanted = task.mean(prompt), SCORE_GOALS.get(task.name)
     if wanted is not None:
         text = f"score ≥ {wanted:g}"
         if score is None:
@@ -154,8 +165,8 @@ def goal(task: TaskResults) -> tuple[str, str]:
     if task.baselines["label_words"] is None:
         return DASH, DASH
     text = f"gain ≥ {GAIN_GOAL:g}, share ≥ {SHARE_GOAL:g}"
-    gain, share = gain_and_share(task)
-    if gain is None or task.mean(MODEL) is None:
+    gain, share = gain_and_share(task, prompt, model)
+    if gain is None or task.mean(model) is None:
         return text, DASH
     missed = []
     if gain < GAIN_GOAL:
@@ -242,11 +253,6 @@ def task_table(results: Sequence[TaskResults]) -> str:
 
     header = ("task", "train", "dev", "test", "seen", "cut", "answers")
     return table(header, map(row, results))
-
-
-def _gains(task: TaskResults) -> tuple[str, str]:
-    gain, share = gain_and_share(task)
-    return DASH if gain is None else f"{gain:.1f}", DASH if share is None else f"{share:.2f}"
 
 
 def _first(values: Sequence[float]) -> str:

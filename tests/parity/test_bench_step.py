@@ -64,7 +64,7 @@ def test_a_tiny_run(tmp_path, bench):
     for part in (equal, natural["plain"], natural["grouped"]):
         assert set(part["seconds"]) == SIDES
         assert 0 < part["ratio"]["min"] <= part["ratio"]["median"] <= part["ratio"]["max"]
-    # The same rows: ours padded to a bucket of 12, theirs to the longest of 4 rows, at most 9 tokens.
+    # The same rows: ours padded to the bucket of 12, theirs to the longest of 4 rows.
     assert natural["plain"]["mean_padded_length"]["spt_jax"] == 12
     assert 5 <= natural["plain"]["mean_padded_length"]["peft"] <= 9
     for side in SIDES:
