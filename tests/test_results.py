@@ -454,10 +454,10 @@ def test_what_there_is_not_is_a_dash(tmp_path, monkeypatch):
     )
     row = tables.score_table([free]).splitlines()[-1]
     assert row == "| a | 12.5 | – | 0.5 | 20.5 | **40.0** | 41.0 | – | – |"
-    assert tables.goal_table([free]).splitlines()[-1] == "| a | 27.5 | – | – | – |"
+    assert tables.goal_table([free]).splitlines()[-1] == "| a | 40.0 | – | 27.5 | – | – | – |"
     assert tables.goal(task) == ("gain ≥ 25, share ≥ 0.8", "–")  # model tuning is missing
     none = dataclasses.replace(task, records={})
-    assert tables.goal_table([none]).splitlines()[-1].count("–") == 3
+    assert tables.goal_table([none]).splitlines()[-1].count("–") == 5
     assert tables.cost_table([none]).count("\n") == 2
 
 
@@ -474,7 +474,7 @@ def test_what_there_is_not_is_a_dash(tmp_path, monkeypatch):
 def test_goals_of_a_built_in_task(tmp_path, monkeypatch, prompt, model, gains, met):
     task = make_results(tmp_path, monkeypatch, (0,), prompt_tuning=prompt, model_tuning=model)
     row = tables.goal_table([task]).splitlines()[-1]
-    assert row == f"| a {gains} gain ≥ 25, share ≥ 0.8 | {met} |"
+    assert row == f"| a | {prompt:.1f} | {model:.1f} {gains} gain ≥ 25, share ≥ 0.8 | {met} |"
 
 
 @pytest.mark.parametrize(("prompt", "met"), [(70.0, "yes"), (69.96, "no: score 69.96")])
@@ -501,9 +501,9 @@ def test_goals_of_longer_runs_are_theirs(tmp_path, monkeypatch):
     scores = {"prompt_tuning": 30.0, "model_tuning": 72.5, "steps_80": 60.5}
     task = make_results(tmp_path, monkeypatch, (0,), **scores)
     row = tables.goal_table([task], "steps_80").splitlines()[-1]
-    assert row == "| a | 48.0 | 0.80 | gain ≥ 25, share ≥ 0.8 | yes |"
+    assert row == "| a | 60.5 | 72.5 | 48.0 | 0.80 | gain ≥ 25, share ≥ 0.8 | yes |"
     row = tables.goal_table([task], "steps_80", "model_tuning_steps_40").splitlines()[-1]
-    assert row == "| a | 48.0 | – | gain ≥ 25, share ≥ 0.8 | – |"
+    assert row == "| a | 60.5 | – | 48.0 | – | gain ≥ 25, share ≥ 0.8 | – |"
 
 
 # The bag of words, the figures and the document
@@ -581,7 +581,9 @@ def test_the_document_has_its_tables_figures_origin_and_the_notes_of_people(tmp_
         "| a | 40.5 ± 0.7 | 50.0 (1 of 2) | 55.0 (1 of 2) | 60.5 ± 0.7 | 81.0 (1 of 2) |"
     )
     goals = text.partition("prompts of 80 steps, 9 vectors, beside model tuning of 40 steps:\n\n")
-    assert goals[2].splitlines()[2].startswith("| a | 42.5 | 0.62 |")  # of 81 - 12.5
+    assert (
+        goals[2].splitlines()[2].startswith("| a | 55.0 (1 of 2) | 81.0 (1 of 2) | 42.5 | 0.62 |")
+    )
     assert "`spt-nano` (5,377,792 parameters, fingerprint `ffffffffffff`)" in text
     assert "```\npython results.py\n```\n\n- Machine: " in text
     assert f"- Machine: {runs.machine()} (11 runs)\n" in text and "jax " in text

@@ -1,8 +1,8 @@
 """Which runs the results are made of: a task, a method and a seed, each with its whole config.
 
-The methods are prompt tuning, the paper's model tuning, prompt tuning with one thing changed (its
-length, where it starts, or how long it is trained), and more prompts for ensembles. Invariant: runs
-that share a method differ in task and seed alone.
+The methods are prompt tuning, the paper's model tuning, prompt tuning with another length or start,
+both with more steps, and more prompts for ensembles. Invariant: runs that share a method differ in
+task and seed alone.
 """
 
 import dataclasses

@@ -125,9 +125,10 @@ def goal_table(results: Sequence[TaskResults], prompt: str = PROMPT, model: str 
     Args:
         results: A row for each.
         prompt: The method that trains prompts.
-        model: The method that its gain is divided by.
+        model: The method whose gain theirs is divided by.
     """
-    header = ("task", "prompt − majority", "(prompt − majority) / (model − majority)")
+    header = ("task", "prompt", "model", "prompt − majority")
+    header += ("(prompt − majority) / (model − majority)", "goal", "met")
     rows = []
     for task in results:
         gain, share = gain_and_share(task, prompt, model)
@@ -135,8 +136,9 @@ def goal_table(results: Sequence[TaskResults], prompt: str = PROMPT, model: str 
             DASH if gain is None else f"{gain:.1f}",
             DASH if share is None else f"{share:.2f}",
         )
-        rows.append([task.title, *gains, *goal(task, prompt, model)])
-    return table((*header, "goal", "met"), rows)
+        scores = task.show(prompt), task.show(model)
+        rows.append([task.title, *scores, *gains, *goal(task, prompt, model)])
+    return table(header, rows)
 
 
 def gain_and_share(
