@@ -183,18 +183,20 @@ def _title(variant: Longer) -> str:
 
 def _longest(study: Study) -> list[str]:
     """The goals once more, for the most steps and the longest prompt."""
-    most = {}
-    for tune in (PROMPT, MODEL):
-        variants = [variant for variant in study.longer if variant.tune == tune]
-        if not variants:
-            return []
-        most[tune] = max(variants, key=lambda variant: (variant.steps, variant.length or 0))
-    prompt, model = most[PROMPT], most[MODEL]
+    prompt, model = (_most(study.longer, tune) for tune in (PROMPT, MODEL))
+    if prompt is None or model is None:
+        return []
     results = [task for task in study.results if prompt.method in task.records]
     if not results:
         return []
     text = f"The same with prompts of {_title(prompt)}, beside model tuning of {_title(model)}:\n"
     return [text, goal_table(results, prompt.method, model.method)]
+
+
+def _most(longer: Sequence[Longer], tune: str) -> Longer | None:
+    """The variant with the most steps, and of those the longest prompt."""
+    variants = (variant for variant in longer if variant.tune == tune)
+    return max(variants, key=lambda variant: (variant.steps, variant.length or 0), default=None)
 
 
 def _origin(study: Study) -> list[str]:
