@@ -104,7 +104,7 @@ def write_report(study: Study, file: Path) -> None:
     """Writes the document, its figures to `figures/` beside it; `<name>_notes.md` is read."""
     notes = file.with_name(f"{file.stem}_notes.md")
     parts = [*_opening(study, notes), "## Scores\n", score_table(study.results), COLUMNS]
-    parts += ["## Goals\n", GOALS, goal_table(study.results), *_longest(study)]
+    parts += ["## Goals\n", GOALS, goal_table(study.results), *_goals_of_longer(study)]
     parts += _sweeps(study, file.parent / "figures")
     if study.ensembles:
         parts += ["## Ensembles\n", ensemble_table(study.results, study.ensembles), ENSEMBLES]
@@ -181,22 +181,22 @@ def _title(variant: Longer) -> str:
     return title if variant.length is None else f"{title}, {variant.length} vectors"
 
 
-def _longest(study: Study) -> list[str]:
-    """The goals once more, for the most steps and the longest prompt."""
-    prompt, model = (_most(study.longer, tune) for tune in (PROMPT, MODEL))
-    if prompt is None or model is None:
+def _goals_of_longer(study: Study) -> list[str]:
+    """The goals once more for every variant of prompts, beside the model tuning of most steps."""
+    models = [variant for variant in study.longer if variant.tune == MODEL]
+    if not models:
         return []
-    results = [task for task in study.results if prompt.method in task.records]
-    if not results:
-        return []
-    text = f"The same with prompts of {_title(prompt)}, beside model tuning of {_title(model)}:\n"
-    return [text, goal_table(results, prompt.method, model.method)]
-
-
-def _most(longer: Sequence[Longer], tune: str) -> Longer | None:
-    """The variant with the most steps, and of those the longest prompt."""
-    variants = (variant for variant in longer if variant.tune == tune)
-    return max(variants, key=lambda variant: (variant.steps, variant.length or 0), default=None)
+    model = max(models, key=lambda variant: variant.steps)
+    prompts = {variant.method: variant for variant in study.longer if variant.tune == PROMPT}
+    parts = []
+    for method, variant in prompts.items():
+        if results := [task for task in study.results if method in task.records]:
+            parts += [
+                f"The same with prompts of {_title(variant)}, beside model tuning of "
+                f"{_title(model)}:\n",
+                goal_table(results, method, model.method),
+            ]
+    return parts
 
 
 def _origin(study: Study) -> list[str]:
