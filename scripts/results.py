@@ -62,7 +62,7 @@ LONGER = (
     Longer(PROMPT, 3600, ("library", "type", "sst2", "trec", "subj", "agnews"), (0,)),
     Longer(PROMPT, 3600, ("library", "type", "trec", "subj"), (0, 1, 2), length=100),
     Longer(PROMPT, 3600, ("sst2", "agnews"), (0,), length=100),
-    Longer(PROMPT, 7200, ("sst2", "trec"), (0,), length=100),
+    Longer(PROMPT, 7200, ("library", "sst2", "trec"), (0,), length=100),
     Longer(MODEL, 1600, ("library", "type", "describes", "sst2", "trec", "subj", "agnews"), (0,)),
 )
 ENSEMBLES = Ensembles(tasks=("library", "sst2"), seeds=(0, 1, 2, 3, 4))
