@@ -169,10 +169,13 @@ def _columns_of_steps(longer: Sequence[Longer]) -> dict[str, str]:
     columns = {}
     for tune in (PROMPT, MODEL):
         columns[tune.replace("_", " ")] = tune
-        for variant in longer:
-            if variant.tune == tune:
-                columns[_title(variant)] = variant.method
+        columns |= _methods_of(longer, tune)
     return columns
+
+
+def _methods_of(longer: Sequence[Longer], tune: str) -> dict[str, str]:
+    """Title -> method of the variants of prompts or of whole models, each once."""
+    return {_title(variant): variant.method for variant in longer if variant.tune == tune}
 
 
 def _title(variant: Longer) -> str:
@@ -187,15 +190,12 @@ def _goals_of_longer(study: Study) -> list[str]:
     if not models:
         return []
     model = max(models, key=lambda variant: variant.steps)
-    prompts = {variant.method: variant for variant in study.longer if variant.tune == PROMPT}
+    beside = f"beside model tuning of {_title(model)}:\n"
     parts = []
-    for method, variant in prompts.items():
+    for title, method in _methods_of(study.longer, PROMPT).items():
         if results := [task for task in study.results if method in task.records]:
-            parts += [
-                f"The same with prompts of {_title(variant)}, beside model tuning of "
-                f"{_title(model)}:\n",
-                goal_table(results, method, model.method),
-            ]
+            parts.append(f"The same with prompts of {title}, {beside}")
+            parts.append(goal_table(results, method, model.method))
     return parts
 
 
