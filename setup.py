@@ -20,7 +20,7 @@ setup(
     packages=[*find_packages(include=["spt_jax", "spt_jax.*"]), "spt_jax.configs"],
     package_dir={"spt_jax.configs": "configs"},  # `--config quickstart` works without a checkout
     package_data={"spt_jax": ["backbones/**/*"], "spt_jax.configs": ["*.yaml", "*/*.yaml"]},
-    entry_points={"console_scripts": ["spt-jax = spt_jax.cli:main"]},
+    entry_points={"console_scripts": ["spt-jax = spt_jax.cli.main:main"]},
     install_requires=[
         "docstring-parser>=0.17",
         "flax>=0.12",

@@ -22,8 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-from spt_jax.backbone import find_backbone
-from spt_jax.prompt_file import save_prompt
+from spt_jax.models.backbone import find_backbone
+from spt_jax.prompts.file import save_prompt
 
 WORDS = "the number of items in a container returns value list if name is given".split()
 

@@ -32,11 +32,11 @@ from pathlib import Path
 import jax
 import yaml
 
-from spt_jax.config import EvalConfig, LogConfig, OptimizerConfig, TrainConfig, to_dict
-from spt_jax.progress import say
-from spt_jax.prompt_file import load_prompt
+from spt_jax.config.train import EvalConfig, LogConfig, OptimizerConfig, TrainConfig, to_dict
+from spt_jax.prompts.file import load_prompt
 from spt_jax.runs.folder import RunFolder
 from spt_jax.runs.log import read_log
+from spt_jax.runs.progress import say
 from spt_jax.train import fit
 
 TESTS = Path(__file__).parents[1] / "tests"
@@ -96,7 +96,7 @@ def write_config(folder: Path) -> None:
     """Writes config.yaml: a prompt for a tiny model that half knows the task, so scores move."""
     jax.config.update("jax_platforms", "cpu")
     sys.path.insert(0, str(TESTS))
-    tiny = importlib.import_module("tiny")
+    tiny = importlib.import_module("support.tiny")
     evaluation, log = EvalConfig(every=EVALUATE, batch_size=16, baselines=False), LogConfig(every=3)
     config: TrainConfig = tiny.train_config(folder, steps=STEPS, eval=evaluation)
     config = dataclasses.replace(

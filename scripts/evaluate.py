@@ -2,7 +2,7 @@
 
 import sys
 
-from spt_jax.cli import main
+from spt_jax.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["evaluate", *sys.argv[1:]]))

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from spt_jax.config import LossConfig
+from spt_jax.config.train import LossConfig
 from spt_jax.typing import Array, Bool, Float, Int
 
 

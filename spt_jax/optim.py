@@ -12,7 +12,7 @@ the update to RMS 1 sets the step size: the first update is 0.3 times the sign o
 import jax.numpy as jnp
 import optax
 
-from spt_jax.config import OptimizerConfig
+from spt_jax.config.train import OptimizerConfig
 from spt_jax.pytree import FROZEN, TRAINED, label_params
 
 PRETRAINED_STEPS = 1_100_000

@@ -6,21 +6,21 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from spt_jax.backbone import Backbone, save_backbone
-from spt_jax.config import TrainConfig
+from spt_jax.config.train import TrainConfig
 from spt_jax.data.pipeline import TokenizedSplit, tokenize_split
-from spt_jax.data.tasks import Task, load_task, majority_score
-from spt_jax.evaluate import evaluate
-from spt_jax.flops import step_flops
-from spt_jax.processes.distributed import on_main
-from spt_jax.progress import say
-from spt_jax.prompt_file import save_prompt
+from spt_jax.data.tasks import Task, load_task
+from spt_jax.distributed.main_process import on_main
+from spt_jax.evaluation.evaluate import evaluate
+from spt_jax.evaluation.scores import Scores, encode_answers, majority_score
+from spt_jax.models.backbone import Backbone, save_backbone
+from spt_jax.prompts.file import save_prompt
 from spt_jax.pytree import count_params, merge, nbytes
 from spt_jax.runs.folder import RunFolder
 from spt_jax.runs.log import read_log
-from spt_jax.runs.speed import summarize
-from spt_jax.scores import Scores, encode_answers
+from spt_jax.runs.progress import say
+from spt_jax.runs.timing import summarize
 from spt_jax.step import TrainState
+from spt_jax.t5.flops import step_flops
 from spt_jax.typing import Key, Params, PyTree
 
 

@@ -20,7 +20,7 @@ from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from spt_jax.axes import CUTS, MESH_AXES, spec
-from spt_jax.device_config import MeshConfig
+from spt_jax.config.devices import MeshConfig
 from spt_jax.pytree import leaf_name, named_leaves
 from spt_jax.typing import PyTree
 

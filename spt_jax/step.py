@@ -18,7 +18,7 @@ import optax
 from flax import struct
 
 from spt_jax.axes import constrain
-from spt_jax.config import LossConfig
+from spt_jax.config.train import LossConfig
 from spt_jax.errors import RunError
 from spt_jax.forward import forward
 from spt_jax.losses import Loss, cross_entropy

@@ -15,19 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from spt_jax.backbone import Backbone, load_backbone
-from spt_jax.checkpoint import Checkpoints, Restored
 from spt_jax.compiler import step_options
-from spt_jax.config import TrainConfig, to_dict
+from spt_jax.config.train import TrainConfig, to_dict
 from spt_jax.data.pipeline import (
     data_fingerprint,
     prefetch,
     train_batches,
 )
-from spt_jax.errors import Preempted, RunError, explain_out_of_memory
-from spt_jax.flops import peak_flops
-from spt_jax.optim import make_tx
-from spt_jax.processes.distributed import (
+from spt_jax.distributed.main_process import (
     is_main,
     main_only,
     on_main,
@@ -35,20 +30,25 @@ from spt_jax.processes.distributed import (
     require_same,
     to_host,
 )
-from spt_jax.processes.preemption import poll
-from spt_jax.profiling import StepTrace
-from spt_jax.progress import Bar, print_split, say
-from spt_jax.prompt import init_prompt
+from spt_jax.distributed.preemption import poll
+from spt_jax.errors import Preempted, RunError, explain_out_of_memory
+from spt_jax.models.backbone import Backbone, load_backbone
+from spt_jax.optim import make_tx
+from spt_jax.prompts.init import init_prompt
 from spt_jax.pytree import count_params, device_digest, label_params, merge, split
 from spt_jax.run import Run, data_facts, load_rows, make_result, write_artifacts
-from spt_jax.runs.eventlog import require_tensorboard
+from spt_jax.runs.checkpoints import Checkpoints, Restored
 from spt_jax.runs.folder import RunFolder
 from spt_jax.runs.log import RunLog, write_json_atomic
-from spt_jax.runs.speed import Clock
-from spt_jax.saving import Saver, was_evaluated
+from spt_jax.runs.profiling import StepTrace
+from spt_jax.runs.progress import Bar, print_split, say
+from spt_jax.runs.saver import Saver, was_evaluated
+from spt_jax.runs.tensorboard import require_tensorboard
+from spt_jax.runs.timing import Clock
+from spt_jax.runs.workdir import open_workdir
 from spt_jax.sharding import place_batch, replicated, require_rows, state_shardings
 from spt_jax.step import Best, TrainState, init_state, require_finite, train_step
-from spt_jax.storage.workdir import open_workdir
+from spt_jax.t5.flops import peak_flops
 from spt_jax.typing import Array, Params, PyTree
 
 
@@ -68,7 +68,7 @@ def fit(
             a finished one is read back.
         overwrite: Delete the run that is there first.
         command: The command line, for the manifest.
-        profile: Steps to trace, in the folder `profile` of the run; see `profiling.py`.
+        profile: Steps to trace, in the folder `profile` of the run; see `runs/profiling.py`.
 
     Returns:
         What `train --json` prints: among others `score`, `rank_score` (both on test, at the best
@@ -82,7 +82,7 @@ def fit(
         ValueError: The config does not fit the model, the data, or the run in the folder.
         RunError: The loss is not finite, no checkpoint is whole, the disk is full, another process
             has the folder, or a frozen weight has changed.
-        Preempted: A signal came where signals are notices, see `processes/preemption.py`; the run
+        Preempted: A signal came where signals are notices, see `distributed/preemption.py`; the run
             is saved.
     """
     require_tensorboard(config.log.tensorboard)

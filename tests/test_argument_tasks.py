@@ -5,14 +5,14 @@ from itertools import count
 
 import pytest
 
-from spt_jax.config import TaskConfig
-from spt_jax.data import argument_tasks
-from spt_jax.data.argument_tasks import argument_rows, select_rows
-from spt_jax.data.arguments import KINDS
-from spt_jax.data.docstrings import Docstring
-from spt_jax.data.duplicates import ShingleIndex
-from spt_jax.data.library import split_of
-from spt_jax.data.rows import LabeledText
+from spt_jax.config.train import TaskConfig
+from spt_jax.data.builtin import argument_tasks
+from spt_jax.data.builtin.argument_tasks import argument_rows, select_rows
+from spt_jax.data.builtin.arguments import KINDS
+from spt_jax.data.builtin.cache import LabeledText
+from spt_jax.data.builtin.docstrings import Docstring
+from spt_jax.data.builtin.duplicates import ShingleIndex
+from spt_jax.data.builtin.library import split_of
 from spt_jax.data.tasks import load_task
 
 TASKS = ("type", "describes", "argument")

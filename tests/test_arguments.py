@@ -2,7 +2,7 @@
 
 import pytest
 
-from spt_jax.data.arguments import KINDS, Argument, kind_of, parse_arguments
+from spt_jax.data.builtin.arguments import KINDS, Argument, kind_of, parse_arguments
 
 NUMPYDOC = """Computes a thing.
 

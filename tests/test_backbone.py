@@ -4,10 +4,10 @@ import shutil
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 from safetensors.numpy import load_file, save_file
+from support import tiny
 
-from spt_jax.backbone import backbone_names, describe, load_backbone
+from spt_jax.models.backbone import backbone_names, describe, load_backbone
 from spt_jax.pytree import count_params, fingerprint, named_leaves
 
 
@@ -85,7 +85,7 @@ def test_the_bundled_backbone_is_whole_and_within_its_size():
     described = describe("spt-nano", 20)
     assert described["frozen_params"] == count_params(backbone.params)
     assert described["trained_params"] == 20 * backbone.model.config.d_model
-    from spt_jax.backbone import BUNDLED
+    from spt_jax.models.backbone import BUNDLED
 
     files = [file for file in (BUNDLED / "spt-nano").rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) <= 15_000_000

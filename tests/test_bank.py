@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
-from decoding import INPUTS, MODEL, make_params
-from runs import random_prompt, write_run
+from support import tiny
+from support.decoding import INPUTS, MODEL, make_params
+from support.runs import random_prompt, write_run
 
 import spt_jax.forward
-from spt_jax.backbone import load_backbone
-from spt_jax.bank import PromptBank, load_bank
+from spt_jax.models.backbone import load_backbone
+from spt_jax.prompts.bank import PromptBank, load_bank
 
 SHORT, LONG = random_prompt(2, 0), random_prompt(5, 1)
 

@@ -2,16 +2,16 @@ import dataclasses
 import functools
 import itertools
 
-import decoding
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from decoding import INPUTS, MODEL, SHAPE, make_params, next_log_probs
+from support import decoding
+from support.decoding import INPUTS, MODEL, SHAPE, make_params, next_log_probs
 
+from spt_jax.config.decode import DecodeConfig
 from spt_jax.decoding.beam import beam_search
-from spt_jax.decoding.config import DecodeConfig
-from spt_jax.decoding.decode import EOS_ID, likeliest, write
+from spt_jax.decoding.loop import EOS_ID, likeliest, write
 from spt_jax.t5 import T5
 
 search = jax.jit(beam_search, static_argnums=(0, 3), static_argnames="length")

@@ -17,8 +17,8 @@ import numpy as np
 import optax
 import pytest
 
-from spt_jax.checkpoint import Checkpoints
 from spt_jax.errors import RunError
+from spt_jax.runs.checkpoints import Checkpoints
 
 SLOTS = optax.chain(
     optax.adafactor(0.3), optax.MultiSteps(optax.adamw(1e-3), 2).gradient_transformation()
@@ -279,7 +279,7 @@ def test_a_full_disk_is_one_line(tmp_path, caplog):
     # A limit on the size of a file stands in for a full disk: several arrays fail at once.
     code = f"""
 import resource, numpy as np
-from spt_jax.checkpoint import Checkpoints
+from spt_jax.runs.checkpoints import Checkpoints
 from spt_jax.errors import RunError
 state = {{str(i): np.random.default_rng(i).random(200_000) for i in range(6)}}
 with Checkpoints({str(tmp_path)!r}, keep=1) as checkpoints:
@@ -330,7 +330,7 @@ def test_a_failed_save_is_raised_by_the_next_one_and_hides_no_other_error(tmp_pa
 
 LOOP = """
 import sys, numpy as np
-from spt_jax.checkpoint import Checkpoints
+from spt_jax.runs.checkpoints import Checkpoints
 state = lambda step: {str(i): np.full((60, 700), step + i / 8) for i in range(4)}
 with Checkpoints(sys.argv[1], keep=2) as checkpoints:
     found = checkpoints.restore_newest(state(0))

@@ -20,12 +20,12 @@ import numpy as np
 import pytest
 import yaml
 
-from spt_jax import cli
-from spt_jax.argparsing import Parser
-from spt_jax.config import TrainConfig, to_dict
-from spt_jax.configfile import bundled_configs, find_config
+from spt_jax.cli.main import main as cli
+from spt_jax.cli.parser import Parser
+from spt_jax.cli.yaml_text import bundled_configs, find_config
+from spt_jax.config.pretrain import PretrainConfig
+from spt_jax.config.train import TrainConfig, to_dict
 from spt_jax.errors import RunError
-from spt_jax.pretrain_config import PretrainConfig
 
 RESULT = {"task": "library", "score": 61.5, "rank_score": np.float32(70.25), "gap": float("nan")}
 
@@ -548,7 +548,7 @@ def test_pretrain(run, library):
 
 WITHOUT_JAX = """
 import sys
-from spt_jax.cli import main
+from spt_jax.cli.main import main
 for line in sys.stdin:
     print(main(line.split()), "jax" in sys.modules, "numpy" in sys.modules, file=sys.stderr)
 """

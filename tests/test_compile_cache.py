@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from spt_jax import compile_cache
+from spt_jax import cache as compile_cache
 
 # What a command does, with a program of a second: keep, compile, and say how jax is set.
 COMMAND = """
 import json, sys
-from spt_jax.compile_cache import keep_no_programs, keep_programs
-from spt_jax.printing import warnings_on_stderr
+from spt_jax.cache import keep_no_programs, keep_programs
+from spt_jax.cli.printing import warnings_on_stderr
 with warnings_on_stderr():
     {"keep": keep_programs, "afresh": keep_no_programs}[sys.argv[1]]()
 import jax

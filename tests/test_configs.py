@@ -4,15 +4,15 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-import tiny
 import yaml
+from support import tiny
 
-from spt_jax.config import TaskConfig, TrainConfig, from_dict, to_dict
-from spt_jax.convert.opening import find_tokenizer
-from spt_jax.data.paper_splits import paper_task_names
-from spt_jax.data.paper_tasks import PAPER_TASKS, TRANSFERS
-from spt_jax.metrics import SUPERGLUE
-from spt_jax.pretrain_config import PretrainConfig
+from spt_jax.config.pretrain import PretrainConfig
+from spt_jax.config.train import TaskConfig, TrainConfig, from_dict, to_dict
+from spt_jax.data.papers.splits import paper_task_names
+from spt_jax.data.papers.tasks import PAPER_TASKS, TRANSFERS
+from spt_jax.evaluation.metrics import SUPERGLUE
+from spt_jax.models.open import find_tokenizer
 from spt_jax.train import fit
 
 FOLDER = Path(__file__).parents[1] / "configs"

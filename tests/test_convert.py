@@ -12,23 +12,22 @@ import subprocess
 import sys
 import threading
 
-import checkpoints
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
-from checkpoints import SHAPE
+from support import checkpoints, tiny
+from support.checkpoints import SHAPE
 
-from spt_jax import cli
-from spt_jax.backbone import convert_backbone, load_backbone, save_backbone
-from spt_jax.convert.names import T5X, TRANSFORMERS, leaf_shapes
-from spt_jax.convert.opening import find_tokenizer, open_model
-from spt_jax.convert.packed import unpack
-from spt_jax.convert.vocabulary import ByteTokenizer, load_tokenizer
-from spt_jax.device_config import MeshConfig
+from spt_jax.cli.main import main as cli
+from spt_jax.config.devices import MeshConfig
+from spt_jax.models.backbone import convert_backbone, load_backbone, save_backbone
+from spt_jax.models.formats.msgpack_file import unpack
+from spt_jax.models.names import T5X, TRANSFORMERS, leaf_shapes
+from spt_jax.models.open import find_tokenizer, open_model
 from spt_jax.pytree import fingerprint, named_leaves
 from spt_jax.sharding import param_shardings
+from spt_jax.tokenizers.published import ByteTokenizer, load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -273,8 +272,8 @@ def test_a_failed_conversion_leaves_nothing_behind(tmp_path):
 
 def test_a_killed_conversion_never_looks_whole(hf, tmp_path):
     code = (
-        "import os, sys; from pathlib import Path; from spt_jax.convert import base\n"
-        "from spt_jax.backbone import convert_backbone\n"
+        "import os, sys; from pathlib import Path; from spt_jax.models import base\n"
+        "from spt_jax.models.backbone import convert_backbone\n"
         "base._sha256 = lambda path: os._exit(9)\n"
         "convert_backbone(sys.argv[1], Path(sys.argv[2]))"
     )

@@ -4,23 +4,23 @@ import json
 import struct
 import time
 
-import checkpoints
 import flax.serialization
 import numpy as np
 import pytest
 import tensorstore as ts
+from support import checkpoints
 
-from spt_jax import cli
-from spt_jax.backbone import load_backbone
-from spt_jax.convert import t5x
-from spt_jax.convert.loading import Reader
-from spt_jax.convert.opening import open_model
-from spt_jax.convert.packed import unpack
-from spt_jax.convert.safetensors_file import open_safetensors
-from spt_jax.convert.source import require_finite
-from spt_jax.convert.vocabulary import load_tokenizer
-from spt_jax.convert.zarr_array import open_zarr
+from spt_jax.cli.main import main as cli
+from spt_jax.models import t5x
+from spt_jax.models.backbone import load_backbone
+from spt_jax.models.formats.msgpack_file import unpack
+from spt_jax.models.formats.safetensors_file import open_safetensors
+from spt_jax.models.formats.zarr_array import open_zarr
+from spt_jax.models.load import Reader
+from spt_jax.models.open import open_model
+from spt_jax.models.source import require_finite
 from spt_jax.pytree import fingerprint, named_leaves
+from spt_jax.tokenizers.published import load_tokenizer
 
 
 def edit_json(path, change):
@@ -554,8 +554,8 @@ def test_fuzzed_config_never_gives_other_weights(tmp_path):
 
 
 def test_a_backbone_whose_weights_changed_contradicts_its_fingerprint(tmp_path):
-    import tiny
     from safetensors.numpy import load_file, save_file
+    from support import tiny
 
     folder = tiny.write_backbone(tmp_path / "tiny")
     weights = load_file(folder / "model.safetensors")

@@ -4,10 +4,10 @@ import lzma
 
 import pytest
 
-from spt_jax.data import corpus as corpus_module
-from spt_jax.data.corpus import Corpus, Excerpt, drop_repeated, read_corpus
-from spt_jax.data.docstrings import Docstring
-from spt_jax.data.library import held_out
+from spt_jax.data.builtin.docstrings import Docstring
+from spt_jax.data.builtin.library import held_out
+from spt_jax.pretraining import corpus as corpus_module
+from spt_jax.pretraining.corpus import Corpus, Excerpt, drop_repeated, read_corpus
 
 NINE = "one two three four five six seven eight nine"
 

@@ -4,14 +4,14 @@ import json
 
 import numpy as np
 import pytest
-import tiny
-from fakes import FakeTokenizer
+from support import tiny
+from support.fakes import FakeTokenizer
 
-from spt_jax import cli
-from spt_jax.config import DataConfig
-from spt_jax.data import tfds_source
+from spt_jax.cli.main import main as cli
+from spt_jax.config.train import DataConfig
+from spt_jax.data.example import Example, Task
+from spt_jax.data.papers import tfds as tfds_source
 from spt_jax.data.preview import preview
-from spt_jax.example import Example, Task
 
 
 @pytest.fixture

@@ -1,11 +1,11 @@
-import decoding
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from decoding import INPUTS, MODEL, SHAPE, forward, make_params
+from support import decoding
+from support.decoding import INPUTS, MODEL, SHAPE, forward, make_params
 
-from spt_jax.decoding import decode
+from spt_jax.decoding import loop as decode
 
 greedy = jax.jit(decode.greedy, static_argnums=0, static_argnames="length")
 write = jax.jit(decode.write, static_argnums=(0, 3), static_argnames="length")

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from spt_jax.decoding.config import DecodeConfig
+from spt_jax.config.decode import DecodeConfig
 
 NAN = float("nan")
 
@@ -66,5 +66,5 @@ def test_options_that_do(options):
 
 
 def test_it_does_not_import_jax():
-    code = "import sys, spt_jax.decoding.config; sys.exit('jax' in sys.modules)"
+    code = "import sys, spt_jax.config.decode; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from spt_jax.data.docstrings import read_docstrings
+from spt_jax.data.builtin.docstrings import read_docstrings
 
 SOURCE = '''
 """About the module."""

@@ -1,6 +1,6 @@
 """Near-duplicates are found by the word sequences that texts share."""
 
-from spt_jax.data.duplicates import ShingleIndex, near_duplicates, word_digest, words
+from spt_jax.data.builtin.duplicates import ShingleIndex, near_duplicates, word_digest, words
 
 LONG = "computes the weighted mean of every column and ignores the rows that hold no number at all"
 

@@ -4,19 +4,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
-from fakes import FakeTokenizer
+from support import tiny
+from support.fakes import FakeTokenizer
 
-from spt_jax.backbone import load_backbone
-from spt_jax.config import DataConfig
+from spt_jax.config.train import DataConfig
 from spt_jax.data.pipeline import tokenize_split
 from spt_jax.data.tasks import Example
-from spt_jax.evaluate import evaluate, evaluate_run, predict_run
-from spt_jax.interpret import nearest, nearest_words
-from spt_jax.metrics import exact_match, invalid_share
-from spt_jax.scores import encode_answers
+from spt_jax.evaluation.evaluate import evaluate, evaluate_run, predict_run
+from spt_jax.evaluation.metrics import exact_match, invalid_share
+from spt_jax.evaluation.scores import encode_answers
+from spt_jax.models.backbone import load_backbone
+from spt_jax.prompts.load import load_run
+from spt_jax.prompts.words import nearest, nearest_words
 from spt_jax.train import fit
-from spt_jax.trained import load_run
 
 DATA = DataConfig(inputs_length=16, targets_length=6, buckets=(12,))
 
@@ -147,7 +147,7 @@ def test_nearest_rows_by_cosine_and_by_distance():
 
 
 def test_nearest_words_of_an_untrained_prompt_are_its_start(tmp_path):
-    from spt_jax.config import OptimizerConfig, PromptConfig
+    from spt_jax.config.train import OptimizerConfig, PromptConfig
 
     config = tiny.train_config(
         tmp_path,

@@ -6,9 +6,9 @@ import struct
 import sys
 
 import pytest
-import tiny
+from support import tiny
 
-from spt_jax.config import LogConfig
+from spt_jax.config.train import LogConfig
 from spt_jax.runs.log import RunLog
 from spt_jax.train import fit
 

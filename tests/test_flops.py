@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from spt_jax.config import LossConfig
-from spt_jax.flops import peak_flops, step_flops
+from spt_jax.config.train import LossConfig
 from spt_jax.step import loss_and_grads
 from spt_jax.t5 import T5, T5Config
+from spt_jax.t5.flops import peak_flops, step_flops
 
 
 @pytest.mark.parametrize(

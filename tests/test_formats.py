@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from spt_jax.data.formats import pad_punctuation, remove_prefix
-from spt_jax.data.paper_tasks import PAPER_TASKS
+from spt_jax.data.example import HIDDEN, Example
+from spt_jax.data.papers.formats import pad_punctuation, remove_prefix
+from spt_jax.data.papers.tasks import PAPER_TASKS
 from spt_jax.data.records import Record
-from spt_jax.example import HIDDEN, Example
 
 PONY = (
     "The boy continued to whip the pony , and eventually the pony threw him over. John laughed "

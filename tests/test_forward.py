@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import pack, random_params
+from support.tiny import pack, random_params
 
 from spt_jax.forward import encode, forward, prepend, shift_right
 from spt_jax.t5 import T5, Segments, T5Config

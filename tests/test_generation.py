@@ -1,16 +1,16 @@
 import functools
 
-import decoding
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from decoding import INPUTS, MODEL, make_params
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from support import decoding
+from support.decoding import INPUTS, MODEL, make_params
 
-from spt_jax.decoding.config import DecodeConfig
-from spt_jax.decoding.decode import EOS_ID, answer_log_probs, greedy
-from spt_jax.decoding.generation import generate
+from spt_jax.config.decode import DecodeConfig
+from spt_jax.decoding.generate import generate
+from spt_jax.decoding.loop import EOS_ID, answer_log_probs, greedy
 
 run = jax.jit(generate, static_argnames=("model", "config", "length"))
 

@@ -7,14 +7,13 @@ import json
 import signal
 import time
 
-import hosts
 import pytest
-import tiny
 import yaml
+from support import hosts, tiny
 
-from spt_jax.backbone import convert_backbone
-from spt_jax.config import DataConfig, EvalConfig, LogConfig, OptimizerConfig, to_dict
-from spt_jax.evaluate import evaluate_run
+from spt_jax.config.train import DataConfig, EvalConfig, LogConfig, OptimizerConfig, to_dict
+from spt_jax.evaluation.evaluate import evaluate_run
+from spt_jax.models.backbone import convert_backbone
 from spt_jax.prediction.jsonl import predict_file
 from spt_jax.runs.log import read_log
 from spt_jax.train import fit

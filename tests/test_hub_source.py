@@ -7,9 +7,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from spt_jax.config import TaskConfig
-from spt_jax.data import paper_tasks
-from spt_jax.data.origins import Hub, Source
+from spt_jax.config.train import TaskConfig
+from spt_jax.data.papers import tasks as paper_tasks
+from spt_jax.data.papers.origins import Hub, Source
 from spt_jax.data.tasks import load_task
 
 datasets = pytest.importorskip("datasets")

@@ -5,9 +5,9 @@ from collections import Counter
 
 import pytest
 
-from spt_jax.data import library
-from spt_jax.data.duplicates import ShingleIndex
-from spt_jax.data.library import (
+from spt_jax.data.builtin import library
+from spt_jax.data.builtin.duplicates import ShingleIndex
+from spt_jax.data.builtin.library import (
     LIBRARIES,
     clean_text,
     drop_held_out,

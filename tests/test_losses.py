@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from spt_jax.config import LossConfig
+from spt_jax.config.train import LossConfig
 from spt_jax.losses import cross_entropy
 
 LOGITS = 3 * jax.random.normal(jax.random.key(0), (2, 4, 7))

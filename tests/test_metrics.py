@@ -7,8 +7,15 @@ import warnings
 import numpy as np
 import pytest
 
-from spt_jax.example import Example
-from spt_jax.metrics import METRICS, SUPERGLUE, compute, invalid, mean_score, superglue_score
+from spt_jax.data.example import Example
+from spt_jax.evaluation.metrics import (
+    METRICS,
+    SUPERGLUE,
+    compute,
+    invalid,
+    mean_score,
+    superglue_score,
+)
 
 BINARY, THREE = ("no", "yes"), ("entailment", "contradiction", "neutral")
 WRITTEN = ("", "Yes", "yes no", "<unk>", "not_yes")  # all of them no label word

@@ -5,16 +5,16 @@ import functools
 import jax
 import numpy as np
 import pytest
-from decoding import MODEL, make_params
+from support.decoding import MODEL, make_params
 
-from spt_jax import scores
-from spt_jax.bank import PromptBank
-from spt_jax.decoding import decode
-from spt_jax.decoding.config import DecodeConfig
-from spt_jax.decoding.decode import answer_log_probs
-from spt_jax.decoding.generation import generate
+from spt_jax.config.decode import DecodeConfig
+from spt_jax.decoding import loop as decode
+from spt_jax.decoding.generate import generate
+from spt_jax.decoding.loop import answer_log_probs
+from spt_jax.evaluation import scores
 from spt_jax.forward import encode, forward
-from spt_jax.prediction.predict import generate_mixed
+from spt_jax.prediction.predictor import generate_mixed
+from spt_jax.prompts.bank import PromptBank
 
 LENGTHS = np.linspace(1, 100, 16).astype(int).tolist()
 ROWS, TEXT, TARGET = 24, 9, 4

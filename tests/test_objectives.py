@@ -7,16 +7,16 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from spt_jax.data.corpus import Corpus, Excerpt
-from spt_jax.data.docstrings import Docstring
-from spt_jax.data.instructions import INSTRUCTIONS
-from spt_jax.data.objectives import TASKS, Mixture, make_batches
-from spt_jax.data.packing import PackedRows
-from spt_jax.data.passage_tasks import corrupt_spans
-from spt_jax.data.passages import split_name, tokenize_corpus
-from spt_jax.data.wordlists import CHOICES, MOODS
-from spt_jax.pretrain_config import MixtureConfig
-from spt_jax.tokenizer import train_tokenizer
+from spt_jax.config.pretrain import MixtureConfig
+from spt_jax.data.builtin.docstrings import Docstring
+from spt_jax.pretraining.corpus import Corpus, Excerpt
+from spt_jax.pretraining.instructions import INSTRUCTIONS
+from spt_jax.pretraining.mixture import TASKS, Mixture, make_batches
+from spt_jax.pretraining.packing import PackedRows
+from spt_jax.pretraining.passage_tasks import corrupt_spans
+from spt_jax.pretraining.passages import split_name, tokenize_corpus
+from spt_jax.pretraining.wordlists import CHOICES, MOODS
+from spt_jax.tokenizers.bpe import train_tokenizer
 
 NOUNS = """house river garden window letter stone captain teacher market bridge candle village horse
     mountain forest table matrix vector number window engine server folder pointer buffer""".split()

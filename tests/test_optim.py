@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from spt_jax.config import OptimizerConfig
+from spt_jax.config.train import OptimizerConfig
 from spt_jax.optim import make_optimizer, make_schedule, make_tx
 from spt_jax.pytree import label_params, nbytes, split
 

@@ -6,16 +6,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import tiny
 from safetensors.numpy import load_file
+from support import tiny
 
-from spt_jax.backbone import load_backbone, save_backbone
-from spt_jax.config import DataConfig, OptimizerConfig, PromptConfig, TaskConfig
-from spt_jax.evaluate import evaluate_run
-from spt_jax.exchange.transfer import export_prompt
-from spt_jax.metrics import mean_score
+from spt_jax.config.train import DataConfig, OptimizerConfig, PromptConfig, TaskConfig
+from spt_jax.evaluation.evaluate import evaluate_run
+from spt_jax.evaluation.metrics import mean_score
+from spt_jax.models.backbone import load_backbone, save_backbone
+from spt_jax.prompts.convert import export_prompt
 from spt_jax.step import init_state
-from spt_jax.tokenizer import train_tokenizer
+from spt_jax.tokenizers.bpe import train_tokenizer
 from spt_jax.train import _keep_best, fit
 
 TEXTS = ("the oak", "the cat", "the dog", "the fern", "the elm", "the owl")
@@ -87,8 +87,8 @@ def test_a_run_is_tested_on_another_task_in_its_own_words(run, folder, monkeypat
         log_probs = np.array([[-2.0, -1.0]] * 5 + [[-1.0, -2.0]])  # not_equivalent in the last row
         return [Outputs(tuple(["equivalent"] * len(seen["rows"])), log_probs)]
 
-    from spt_jax import evaluate as module
-    from spt_jax.scores import Outputs
+    from spt_jax.evaluation import evaluate as module
+    from spt_jax.evaluation.scores import Outputs
 
     monkeypatch.setattr(module, "answer_tasks", answer_tasks)
     found = evaluate_run(run, task="mrpc_to_qqp", origin=str(folder))

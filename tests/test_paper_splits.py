@@ -9,10 +9,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from spt_jax.config import TaskConfig
-from spt_jax.data.paper_tasks import PAPER_TASKS, TRANSFERS
-from spt_jax.data.tasks import load_task, load_test, majority_score
-from spt_jax.example import Example
+from spt_jax.config.train import TaskConfig
+from spt_jax.data.example import Example
+from spt_jax.data.papers.tasks import PAPER_TASKS, TRANSFERS
+from spt_jax.data.tasks import load_task, load_test
+from spt_jax.evaluation.scores import majority_score
 
 
 def write_jsonl(path, rows):

@@ -8,9 +8,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from fakes import FakeTokenizer
+from support.fakes import FakeTokenizer
 
-from spt_jax.config import DataConfig
+from spt_jax.config.train import DataConfig
 from spt_jax.data.pipeline import (
     AHEAD,
     WINDOW,

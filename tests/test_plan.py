@@ -7,12 +7,12 @@ import json
 import jax
 import jax.numpy as jnp
 import pytest
-import tiny
+from support import tiny
 
-from spt_jax import cli
-from spt_jax.device_config import MeshConfig
+from spt_jax.cli.main import main as cli
+from spt_jax.config.devices import MeshConfig
+from spt_jax.config.plan import PlanConfig
 from spt_jax.planning import hlo, plan
-from spt_jax.planning.config import PlanConfig
 from spt_jax.planning.topologies import CHIPS, GIB, load_topology
 from spt_jax.sharding import make_mesh
 from spt_jax.t5 import PRESETS, stack

@@ -4,13 +4,13 @@ import dataclasses
 
 import numpy as np
 import pytest
-from decoding import SHAPE, make_params
-from fakes import FakeTokenizer
+from support.decoding import SHAPE, make_params
+from support.fakes import FakeTokenizer
 
-from spt_jax.backbone import Backbone
-from spt_jax.bank import PromptBank
-from spt_jax.decoding.config import DecodeConfig
-from spt_jax.prediction.predict import Predictor
+from spt_jax.config.decode import DecodeConfig
+from spt_jax.models.backbone import Backbone
+from spt_jax.prediction.predictor import Predictor
+from spt_jax.prompts.bank import PromptBank
 from spt_jax.t5 import T5
 
 traces: list[tuple[int, ...]] = []

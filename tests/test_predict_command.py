@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
+from support import tiny
 
-from spt_jax import cli
-from spt_jax.backbone import load_backbone
-from spt_jax.bank import load_bank
-from spt_jax.decoding.config import DecodeConfig
-from spt_jax.prediction.predict import Predictor
-from spt_jax.prompt_file import save_prompt
+from spt_jax.cli.main import main as cli
+from spt_jax.config.decode import DecodeConfig
+from spt_jax.models.backbone import load_backbone
+from spt_jax.prediction.predictor import Predictor
+from spt_jax.prompts.bank import load_bank
+from spt_jax.prompts.file import save_prompt
 
 SHAPE = ["--inputs_length=16", "--targets_length=4", "--batch_size=8"]
 
@@ -126,7 +126,7 @@ KILLING = """
 import json, os, random, signal, sys, time
 from pathlib import Path
 import spt_jax.prediction.jsonl
-from spt_jax.cli import main
+from spt_jax.cli.main import main
 
 random.seed(0)
 output, kills, argv = sys.argv[1], int(sys.argv[2]), sys.argv[3:]

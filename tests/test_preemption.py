@@ -7,15 +7,15 @@ import sys
 import time
 
 import pytest
-import tiny
+from support import tiny
 from test_train import outcome
 
-from spt_jax import cli
-from spt_jax.checkpoint import Checkpoints
-from spt_jax.config import EvalConfig, LogConfig
+from spt_jax.cli.main import main as cli
+from spt_jax.config.train import EvalConfig, LogConfig
+from spt_jax.distributed import preemption
+from spt_jax.distributed.preemption import listening, poll, shared
 from spt_jax.errors import Preempted
-from spt_jax.processes import preemption
-from spt_jax.processes.preemption import listening, poll, shared
+from spt_jax.runs.checkpoints import Checkpoints
 from spt_jax.runs.log import read_log
 from spt_jax.train import fit
 
@@ -56,8 +56,8 @@ def signal_at_call(monkeypatch, name, call):
         ("spt_jax.train.place_batch", 1, 1),
         ("spt_jax.train.place_batch", 7, 7),
         ("spt_jax.train.place_batch", 8, 8),  # where an evaluation is due
-        ("spt_jax.scores.poll", 2, 4),  # in the evaluation of step 4
-        ("spt_jax.scores.poll", 5, 12),  # of the last step
+        ("spt_jax.evaluation.scores.poll", 2, 4),  # in the evaluation of step 4
+        ("spt_jax.evaluation.scores.poll", 5, 12),  # of the last step
     ],
 )
 def test_a_signal_at_any_moment_changes_nothing(
@@ -81,7 +81,7 @@ def test_a_signal_in_the_final_evaluation_leaves_a_finished_training(
 ):
     config, expected = undisturbed
     with monkeypatch.context() as patched, listening():
-        signal_at_call(patched, "spt_jax.scores.poll", 7)
+        signal_at_call(patched, "spt_jax.evaluation.scores.poll", 7)
         with pytest.raises(Preempted, match="^ended by SIGTERM$"):
             fit(config, tmp_path / "run")
     assert not (tmp_path / "run" / "result.json").exists()
@@ -155,7 +155,7 @@ def test_processes_leave_where_all_agree():
 
 SECOND = """
 import os, signal, time
-from spt_jax.processes import preemption
+from spt_jax.distributed import preemption
 with preemption.listening():
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(2 * preemption.SAME_NOTICE)

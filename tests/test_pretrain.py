@@ -4,18 +4,18 @@ import json
 import jax
 import jax.numpy as jnp
 import pytest
-import tiny
+from support import tiny
 
-from spt_jax.backbone import load_backbone
-from spt_jax.config import LogConfig
-from spt_jax.data.corpus import read_corpus
-from spt_jax.data.objectives import make_batches
-from spt_jax.pretrain import pretrain
-from spt_jax.pretrain_config import ArchitectureConfig, MixtureConfig, PretrainConfig
-from spt_jax.probes import PROBE_ROWS, Probes
+from spt_jax.config.pretrain import ArchitectureConfig, MixtureConfig, PretrainConfig
+from spt_jax.config.train import LogConfig
+from spt_jax.models.backbone import load_backbone
+from spt_jax.pretraining.corpus import read_corpus
+from spt_jax.pretraining.mixture import make_batches
+from spt_jax.pretraining.pretrain import pretrain
+from spt_jax.pretraining.probes import PROBE_ROWS, Probes
 from spt_jax.runs.log import read_log
 from spt_jax.t5 import T5
-from spt_jax.tokenizer import train_tokenizer
+from spt_jax.tokenizers.bpe import train_tokenizer
 
 WORDS = (
     "river stone bird tree light house road cloud field water garden window letter morning".split()
@@ -115,7 +115,7 @@ def test_other_text_is_not_resumed_on(finished, config, tmp_path):
 
 def test_a_finished_run_is_read_back(finished, config, monkeypatch):
     run, result = finished
-    monkeypatch.setattr("spt_jax.pretrain.read_corpus", None)
+    monkeypatch.setattr("spt_jax.pretraining.pretrain.read_corpus", None)
     assert pretrain(config, run) == result
 
 
@@ -136,7 +136,7 @@ def test_probes_count_whole_answers(config, finished, monkeypatch):
         ids[2, 0] += 1
         return ids
 
-    monkeypatch.setattr("spt_jax.probes._greedy", all_but_one_token)
+    monkeypatch.setattr("spt_jax.pretraining.probes._greedy", all_but_one_token)
     assert Probes(T5(tiny.SHAPE), mixture).scores({}) == {"copy": 75.0, "gap": 75.0}
 
 

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from spt_jax import profiling
-from spt_jax.profiling import StepTrace, libtpu_without_tpu
+from spt_jax.runs import profiling
+from spt_jax.runs.profiling import StepTrace, libtpu_without_tpu
 
 
 @pytest.fixture(autouse=True)

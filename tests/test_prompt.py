@@ -2,11 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fakes import FakeTokenizer
+from support.fakes import FakeTokenizer
 
-from spt_jax.config import PromptConfig
-from spt_jax.prompt import from_labels, from_text, from_vocab, init_prompt
-from spt_jax.prompt_file import save_prompt
+from spt_jax.config.train import PromptConfig
+from spt_jax.prompts.file import save_prompt
+from spt_jax.prompts.init import from_labels, from_text, from_vocab, init_prompt
 
 KEY = jax.random.key(0)
 TABLE = jnp.arange(400 * 6, dtype=jnp.float32).reshape(400, 6)

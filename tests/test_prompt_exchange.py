@@ -7,17 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import runs
-import tiny
 from safetensors.numpy import load_file, save_file
+from support import runs, tiny
 
-from spt_jax import cli
+from spt_jax.cli.main import main as cli
 from spt_jax.errors import RunError
-from spt_jax.exchange import transfer
-from spt_jax.exchange.stored import read_stored
-from spt_jax.exchange.transfer import export_prompt, import_prompt
-from spt_jax.prompt_file import load_prompt, save_prompt
-from spt_jax.show import show_prompt
+from spt_jax.prompts import convert as transfer
+from spt_jax.prompts.convert import export_prompt, import_prompt
+from spt_jax.prompts.file import load_prompt, save_prompt
+from spt_jax.prompts.read import read_stored
+from spt_jax.prompts.show import show_prompt
 
 PROMPT = runs.random_prompt(4, seed=0)
 ADAPTER = {
@@ -147,7 +146,7 @@ def test_the_released_prompts(tmp_path, data_dir, task):
 
 
 def test_show_finds_the_words_that_a_prompt_is_made_of(tmp_path, run, capsys):
-    from spt_jax.backbone import load_backbone
+    from spt_jax.models.backbone import load_backbone
 
     backbone = load_backbone(str(run.parent / "tiny"))
     table = np.asarray(backbone.params["token_embedder"]["embedding"])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from spt_jax.checkpoint import load_prompt, save_prompt
+from spt_jax.prompts.file import load_prompt, save_prompt
 
 PROMPT = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
 

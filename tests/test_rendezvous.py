@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from spt_jax.distributed.rendezvous import Place, meet, receive, send
 from spt_jax.errors import RunError
-from spt_jax.processes.rendezvous import Place, meet, receive, send
 
 
 def free_address() -> str:

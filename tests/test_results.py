@@ -1,4 +1,4 @@
-"""The parts of scripts/results.py: its datasets, its plan, its runs and its tables; none trains."""
+"""The parts of studies/results.py: its datasets, its plan, its runs and its tables; none trains."""
 
 import dataclasses
 import importlib
@@ -9,31 +9,31 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny
+from support import tiny
 
-from spt_jax.config import TaskConfig, to_dict
-from spt_jax.data.sources import read_rows
+from spt_jax.config.train import TaskConfig, to_dict
+from spt_jax.data.files import read_rows
 from spt_jax.data.tasks import Example, Task, load_task
 from spt_jax.runs.folder import RunFolder
 from spt_jax.runs.log import write_json_atomic
 from spt_jax.train import fit
 
-SCRIPTS = str(Path(__file__).parents[1] / "scripts")
+STUDIES = str(Path(__file__).parents[1] / "studies")
 
 
-def from_scripts(*names):
-    """Modules of scripts/, a folder that is on the path for this import alone."""
-    sys.path.insert(0, SCRIPTS)
+def from_studies(*names):
+    """Modules of studies/, a folder that is on the path for this import alone."""
+    sys.path.insert(0, STUDIES)
     try:
         return [importlib.import_module(name) for name in names]
     finally:
-        sys.path.remove(SCRIPTS)
+        sys.path.remove(STUDIES)
 
 
-results, archive, baselines, datasets, ensembles = from_scripts(
+results, archive, baselines, datasets, ensembles = from_studies(
     *("results", "study.archive", "study.baselines", "study.datasets", "study.ensembles")
 )
-figures, grid, report, runs, tables = from_scripts(
+figures, grid, report, runs, tables = from_studies(
     *("study.figures", "study.grid", "study.report", "study.runs", "study.tables")
 )
 
@@ -722,7 +722,7 @@ def test_a_task_that_cannot_be_read_is_reported_and_missing(
         (["--only=librari"], r"--only names 'librari', expected one of library.*'library'\?\)"),
         (["--only=trec"], r"--only names 'trec', .*\(SPT_JAX_DATA is not set\)"),
         (["--methods=ensembles"], r"--methods names 'ensembles', expected .*'ensemble'\?\)"),
-        (["--dry"], "unknown option 'dry'; scripts/results.py has: .*dry-run"),
+        (["--dry"], "unknown option 'dry'; studies/results.py has: .*dry-run"),
         (["--model=spt-nono"], "unknown model 'spt-nono'"),
         (["--steps=many"], "steps is 'many', expected"),
     ],

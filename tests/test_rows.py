@@ -5,8 +5,8 @@ import logging
 
 import pytest
 
-from spt_jax.data import rows
-from spt_jax.data.rows import LabeledText, cached
+from spt_jax.data.builtin import cache as rows
+from spt_jax.data.builtin.cache import LabeledText, cached
 
 MADE = [LabeledText(f"the text number {i} \u2028", "numpy") for i in range(50)]
 

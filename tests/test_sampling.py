@@ -1,17 +1,17 @@
 import dataclasses
 import functools
 
-import decoding
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from decoding import INPUTS, MODEL, SHAPE, make_params
 from scipy.stats import chi2
+from support import decoding
+from support.decoding import INPUTS, MODEL, SHAPE, make_params
 
-from spt_jax.decoding.config import DecodeConfig
-from spt_jax.decoding.decode import EOS_ID
-from spt_jax.decoding.generation import generate
+from spt_jax.config.decode import DecodeConfig
+from spt_jax.decoding.generate import generate
+from spt_jax.decoding.loop import EOS_ID
 from spt_jax.decoding.sampling import candidates
 from spt_jax.t5 import T5
 

@@ -4,14 +4,14 @@ import signal
 import subprocess
 import sys
 
-import hosts
 import jax
 import pytest
+from support import hosts
 
-from spt_jax.device_config import DistributedConfig
-from spt_jax.processes.distributed import broadcast, gather, main_only, on_main, require_same
-from spt_jax.processes.rendezvous import Place
-from spt_jax.processes.session import find_place, session
+from spt_jax.config.devices import DistributedConfig
+from spt_jax.distributed.connect import find_place, session
+from spt_jax.distributed.main_process import broadcast, gather, main_only, on_main, require_same
+from spt_jax.distributed.rendezvous import Place
 
 SLURM = {
     "SLURM_JOB_ID": "4096",
@@ -80,9 +80,9 @@ def test_in_one_process_everything_is_done_in_place():
 # jax aborts the others in C++ once it finds process 0 gone; here they abort before they can know.
 KILLED = """
 import ctypes, os, signal, sys
-from spt_jax.device_config import DistributedConfig
-from spt_jax.processes.distributed import barrier
-from spt_jax.processes.session import session
+from spt_jax.config.devices import DistributedConfig
+from spt_jax.distributed.main_process import barrier
+from spt_jax.distributed.connect import session
 index = int(sys.argv[2])
 config = DistributedConfig(
     coordinator=sys.argv[1], num_processes=3, process_id=index, heartbeat=30, timeout=120

@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
+from support import tiny
 
-from spt_jax.automesh import TUNED_BYTES, choose_mesh, device_memory, resolve_dtype
-from spt_jax.backbone import load_backbone
-from spt_jax.config import LossConfig, OptimizerConfig
-from spt_jax.convert.names import leaf_shapes
-from spt_jax.device_config import MeshConfig
+from spt_jax.config.devices import MeshConfig
+from spt_jax.config.train import LossConfig, OptimizerConfig
+from spt_jax.models.automesh import TUNED_BYTES, choose_mesh, device_memory, resolve_dtype
+from spt_jax.models.backbone import load_backbone
+from spt_jax.models.names import leaf_shapes
 from spt_jax.optim import make_tx
 from spt_jax.pytree import label_params, named_leaves, split
 from spt_jax.runs.log import read_log

@@ -6,7 +6,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from spt_jax.data.sources import Row, read_records, read_rows
+from spt_jax.data.files import Row, read_records, read_rows
 from spt_jax.errors import shorten, suggest
 
 

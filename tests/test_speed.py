@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from spt_jax.runs.log import RunLog, read_log
-from spt_jax.runs.speed import Clock, summarize
+from spt_jax.runs.timing import Clock, summarize
 
 
 class Time:
@@ -23,7 +23,7 @@ class Time:
 @pytest.fixture
 def time(monkeypatch) -> Time:
     time = Time()
-    monkeypatch.setattr("spt_jax.runs.speed.time", time)
+    monkeypatch.setattr("spt_jax.runs.timing.time", time)
     return time
 
 

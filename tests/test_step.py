@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import pack, random_params
+from support.tiny import pack, random_params
 
-from spt_jax.config import LossConfig, OptimizerConfig
+from spt_jax.config.train import LossConfig, OptimizerConfig
 from spt_jax.errors import RunError
 from spt_jax.optim import make_tx
 from spt_jax.pytree import count_params, device_digest, label_params, named_leaves, split

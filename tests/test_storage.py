@@ -12,21 +12,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import yaml
-from gcs import fake_gcs
+from support import tiny
+from support.gcs import fake_gcs
 
-from spt_jax import cli
-from spt_jax.backbone import load_backbone
-from spt_jax.bank import load_bank
-from spt_jax.config import LogConfig, to_dict
+from spt_jax.cli.main import main as cli
+from spt_jax.config.train import LogConfig, to_dict
 from spt_jax.errors import RunError
-from spt_jax.evaluate import evaluate_run, predict_run
-from spt_jax.exchange.stored import read_stored
-from spt_jax.prompt import from_file
-from spt_jax.prompt_file import load_prompt
-from spt_jax.storage.mirror import INDEX, Mirror
-from spt_jax.storage.workdir import find_address, open_run, open_workdir
+from spt_jax.evaluation.evaluate import evaluate_run, predict_run
+from spt_jax.models.backbone import load_backbone
+from spt_jax.prompts.bank import load_bank
+from spt_jax.prompts.file import load_prompt
+from spt_jax.prompts.init import from_file
+from spt_jax.prompts.read import read_stored
+from spt_jax.runs.mirror import INDEX, Mirror
+from spt_jax.runs.workdir import find_address, open_run, open_workdir
 from spt_jax.train import fit
 
 ADDRESS = "gs://bucket/runs/mine"

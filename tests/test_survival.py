@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
+from support import tiny
 
-from spt_jax.checkpoint import Checkpoints
-from spt_jax.prompt_file import save_prompt
+from spt_jax.prompts.file import save_prompt
+from spt_jax.runs.checkpoints import Checkpoints
 from spt_jax.train import fit
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import random_params
+from support.tiny import random_params
 
 from spt_jax.pytree import count_params, named_leaves
 from spt_jax.t5 import PRESETS, T5, T5Config, stack

@@ -7,13 +7,14 @@ from collections import Counter
 
 import pytest
 
-from spt_jax.config import TaskConfig
+from spt_jax.config.train import TaskConfig
 from spt_jax.data import tasks
-from spt_jax.data.arguments import KINDS
-from spt_jax.data.library import LIBRARIES
-from spt_jax.data.rows import LabeledText
-from spt_jax.data.tasks import load_task, load_test, majority_score, task_names
-from spt_jax.example import Example, Task
+from spt_jax.data.builtin.arguments import KINDS
+from spt_jax.data.builtin.cache import LabeledText
+from spt_jax.data.builtin.library import LIBRARIES
+from spt_jax.data.example import Example, Task
+from spt_jax.data.tasks import load_task, load_test, task_names
+from spt_jax.evaluation.scores import majority_score
 
 
 @pytest.fixture
@@ -259,7 +260,7 @@ def test_sst2_by_options_alone(data_dir):
 def test_reading_a_task_imports_no_array_library(write):
     code = (
         "import sys\n"
-        "from spt_jax.config import TaskConfig\n"
+        "from spt_jax.config.train import TaskConfig\n"
         "from spt_jax.data.tasks import load_task\n"
         f"load_task(TaskConfig(source={write('mine.jsonl', many())!r}, template='{{text}}', "
         "label='label'))\n"

@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-import tiny
+from support import tiny
 
-from spt_jax.backbone import save_backbone
-from spt_jax.config import DataConfig, TaskConfig
-from spt_jax.data import tfds_source
-from spt_jax.data.paper_tasks import PAPER_TASKS
+from spt_jax.config.train import DataConfig, TaskConfig
+from spt_jax.data.example import Example
+from spt_jax.data.papers import tfds as tfds_source
+from spt_jax.data.papers.tasks import PAPER_TASKS
+from spt_jax.data.papers.tfds import prepare_tfds, tfds_records
 from spt_jax.data.tasks import load_task, load_test
-from spt_jax.data.tfds_source import prepare_tfds, tfds_records
-from spt_jax.example import Example
-from spt_jax.tokenizer import train_tokenizer
+from spt_jax.models.backbone import save_backbone
+from spt_jax.tokenizers.bpe import train_tokenizer
 from spt_jax.train import fit
 
 

@@ -16,13 +16,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import tiny
 import yaml
+from support import tiny
 
-from spt_jax.checkpoint import Checkpoints
-from spt_jax.config import EvalConfig, LogConfig, OptimizerConfig, PromptConfig, to_dict
+from spt_jax.config.train import EvalConfig, LogConfig, OptimizerConfig, PromptConfig, to_dict
 from spt_jax.errors import RunError
-from spt_jax.prompt_file import load_prompt
+from spt_jax.prompts.file import load_prompt
+from spt_jax.runs.checkpoints import Checkpoints
 from spt_jax.runs.folder import RunFolder
 from spt_jax.runs.log import read_log
 from spt_jax.train import _keep_best, fit
@@ -246,7 +246,7 @@ def test_model_tuning_trains_every_leaf_and_writes_the_model(finished, tmp_path)
     result = fit(config, tmp_path / "run")
     assert result["frozen_params"] == 0 and result["frozen_unchanged"] is None
     assert result["trained_params"] == 19_216
-    from spt_jax.evaluate import evaluate_run
+    from spt_jax.evaluation.evaluate import evaluate_run
 
     assert evaluate_run(tmp_path / "run", "test")["score"] == result["score"]
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from spt_jax.config import DataConfig
-from spt_jax.example import Example, Task
-from spt_jax.tokenizer import Tokenizer
+from spt_jax.config.train import DataConfig
+from spt_jax.data.example import Example, Task
+from spt_jax.tokenizers.bpe import Tokenizer
 
 PERCENTILES = (50, 90, 95, 99, 100)
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from spt_jax.data.example import HIDDEN
 from spt_jax.errors import shorten, suggest
-from spt_jax.example import HIDDEN
 
 
 @dataclass(frozen=True)

@@ -8,27 +8,25 @@ both train and test, and adding rows to a file moves no other row.
 
 import dataclasses
 import string
-from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from spt_jax.config import TaskConfig
-from spt_jax.data.argument_tasks import ANSWERS, argument_rows
-from spt_jax.data.arguments import KINDS
-from spt_jax.data.library import LIBRARIES, library_rows
-from spt_jax.data.paper_splits import (
+from spt_jax.config.train import TaskConfig
+from spt_jax.data.builtin.argument_tasks import ANSWERS, argument_rows
+from spt_jax.data.builtin.arguments import KINDS
+from spt_jax.data.builtin.cache import LabeledText
+from spt_jax.data.builtin.library import LIBRARIES, library_rows
+from spt_jax.data.example import SPLITS, Example, Task, describe, split_by_hash
+from spt_jax.data.files import Row, read_rows
+from spt_jax.data.papers.splits import (
     load_paper_task,
     load_paper_test,
     paper_task_names,
     trainable,
 )
-from spt_jax.data.rows import LabeledText
-from spt_jax.data.sources import Row, read_rows
 from spt_jax.errors import shorten, suggest
-from spt_jax.example import SPLITS, Example, Task, describe, split_by_hash
-from spt_jax.metrics import compute, mean_score
 
 # Name -> (rows by split, label words; None where targets are free text).
 BUILT_IN: dict[str, tuple[Callable[[], dict[str, list[LabeledText]]], tuple[str, ...] | None]] = {
@@ -111,13 +109,6 @@ def load_any(config: TaskConfig) -> Task:
     """The task with all splits that it has: a task that is only tested on has test alone."""
     only_test = config.source is None and not trainable(config.name or "")
     return load_test(config) if only_test else load_task(config)
-
-
-def majority_score(task: Task) -> float:
-    """The score on test, 0 to 100, of always answering the most frequent target of train."""
-    answer = Counter(e.targets for e in task.splits["train"]).most_common(1)[0][0]
-    test = task.splits["test"]
-    return mean_score(compute(task.metrics, [answer] * len(test), test, task.label_words))
 
 
 def _load_files(config: TaskConfig, source: str, template: str, label: str) -> Task:

@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from spt_jax.decoding.config import DecodeConfig
-from spt_jax.decoding.decode import EOS_ID
+from spt_jax.config.decode import DecodeConfig
+from spt_jax.decoding.loop import EOS_ID
 from spt_jax.decoding.topk import top_k
 from spt_jax.forward import START_ID, apply_t5, encode
 from spt_jax.t5 import T5

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from spt_jax.decoding.config import DecodeConfig
+from spt_jax.config.decode import DecodeConfig
 from spt_jax.decoding.topk import top_k
 from spt_jax.typing import Array, Float, Int, Key
 

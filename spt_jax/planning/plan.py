@@ -22,11 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from spt_jax.automesh import make_suited_mesh
-from spt_jax.convert.opening import open_model
-from spt_jax.device_config import MeshConfig
+from spt_jax.config.devices import MeshConfig
+from spt_jax.config.plan import PlanConfig
+from spt_jax.models.automesh import make_suited_mesh
+from spt_jax.models.open import open_model
 from spt_jax.planning import hlo
-from spt_jax.planning.config import PlanConfig
 from spt_jax.planning.programs import abstract_params, lower_decoding, lower_train_step
 from spt_jax.planning.topologies import CHIPS, Chip, load_topology
 from spt_jax.sharding import require_rows, row_devices

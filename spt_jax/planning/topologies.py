@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from spt_jax.errors import suggest
-from spt_jax.flops import PEAK_FLOPS
+from spt_jax.t5.flops import PEAK_FLOPS
 
 GIB = 2**30
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")

@@ -16,18 +16,18 @@ from typing import IO
 
 import jax
 
-from spt_jax.backbone import load_backbone
-from spt_jax.bank import PromptBank, load_bank
-from spt_jax.config import DataConfig
-from spt_jax.decoding.config import DecodeConfig
-from spt_jax.device_config import MeshConfig
+from spt_jax.config.decode import DecodeConfig
+from spt_jax.config.devices import MeshConfig
+from spt_jax.config.train import DataConfig
+from spt_jax.distributed.main_process import main_only, on_main
 from spt_jax.errors import require
+from spt_jax.models.backbone import load_backbone
 from spt_jax.prediction.output import Identity, OutputFile, OutputStream, check_output
-from spt_jax.prediction.predict import Predictor
+from spt_jax.prediction.predictor import Predictor
 from spt_jax.prediction.rows import WINDOW, RowPredictor, Window, answer_lines
-from spt_jax.processes.distributed import main_only, on_main
-from spt_jax.progress import Bar, say
+from spt_jax.prompts.bank import PromptBank, load_bank
 from spt_jax.pytree import fingerprint
+from spt_jax.runs.progress import Bar, say
 
 
 def predict_file(

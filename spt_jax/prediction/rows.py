@@ -35,7 +35,7 @@ class Answers(Protocol):
 
 
 class RowPredictor(Protocol):
-    """The part of `spt_jax.prediction.predict.Predictor` that files need."""
+    """The part of `spt_jax.prediction.predictor.Predictor` that files need."""
 
     def problems(self, rows: Sequence[PromptAndText]) -> Sequence[str | None]: ...
     def predict(

@@ -9,7 +9,7 @@
     checkpoints/<step>/  see checkpoint.py
     prompt.safetensors   the best prompt      result.json    what `train --json` prints
 
-Where the run is kept in a bucket, this is the copy that a process works in (`storage/workdir.py`).
+Where the run is kept in a bucket, this is the copy that a process works in (`runs/workdir.py`).
 A folder belongs to one config, model and dataset: a run resumes in its own folder and in no other.
 """
 
@@ -45,7 +45,7 @@ class RunFolder:
 
     Args:
         path: The folder; it need not exist yet.
-        address: Where it is kept, if that is elsewhere; see `storage/workdir.py`.
+        address: Where it is kept, if that is elsewhere; see `runs/workdir.py`.
         publish: Brings that place to where the folder is; for a folder of this machine, nothing.
     """
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from spt_jax.errors import RunError
-from spt_jax.runs.eventlog import EventLog
+from spt_jax.runs.tensorboard import EventLog
 
 
 def write_atomic(path: str | os.PathLike, data: bytes) -> None:

@@ -1,6 +1,6 @@
 """T5 1.0 and 1.1 in Flax Linen: embeddings in, logits out; no prompts, tasks or files."""
 
-from spt_jax.device_config import Remat
+from spt_jax.config.devices import Remat
 from spt_jax.t5.cache import Cache
 from spt_jax.t5.config import PRESETS, T5Config
 from spt_jax.t5.masks import Segments

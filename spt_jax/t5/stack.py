@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from spt_jax.axes import constrain, platform
-from spt_jax.device_config import Remat
+from spt_jax.config.devices import Remat
 from spt_jax.t5.attention import Attention
 from spt_jax.t5.cache import LAYOUT, cached
 from spt_jax.t5.config import T5Config

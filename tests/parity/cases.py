@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spt_jax.config import LossConfig
-from spt_jax.decoding.decode import EOS_ID
+from spt_jax.config.train import LossConfig
+from spt_jax.decoding.loop import EOS_ID
 from spt_jax.forward import forward
 from spt_jax.losses import cross_entropy
 from spt_jax.pytree import leaf_name

@@ -16,13 +16,13 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def bench(monkeypatch):
     """The script as a module."""
-    monkeypatch.syspath_prepend(ROOT / "scripts")
-    return importlib.import_module("bench_decode")
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("decode")
 
 
 def test_a_tiny_run(bench):
     pytest.importorskip("torch", reason="pip install -e '.[parity]' brings torch")
-    command = [sys.executable, ROOT / "scripts" / "bench_decode.py", "--shapes=tiny", "--pairs=1"]
+    command = [sys.executable, ROOT / "benchmarks" / "decode.py", "--shapes=tiny", "--pairs=1"]
     sizes = ["--batch_sizes", "1", "3", "--inputs_length=9", "--targets_length=11", "--json"]
     done = subprocess.run(
         [*command, *sizes], env={**os.environ}, capture_output=True, text=True, timeout=600
@@ -98,6 +98,7 @@ def test_without_torch_it_names_the_extra(bench, monkeypatch, capsys):
     assert bench.main(["--shapes=tiny"]) == 2
     output = capsys.readouterr()
     assert output.out == "" and output.err == (
-        "bench_decode compares with transformers, but torch and transformers cannot be imported; "
+        "benchmarks/decode.py compares with transformers, "
+        "but torch and transformers cannot be imported; "
         'pip install -e ".[parity]" brings both\n'
     )

@@ -17,20 +17,20 @@ WAYS = {"mixed", "one_task", "switching"}
 @pytest.fixture
 def bench(monkeypatch):
     """The script as a module."""
-    monkeypatch.syspath_prepend(ROOT / "scripts")
-    return importlib.import_module("bench_mixed")
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("mixed")
 
 
 @pytest.fixture
 def sides(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "scripts")
-    return importlib.import_module("bench_mixed_sides")
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("mixed_sides")
 
 
 def test_a_tiny_run(bench):
     pytest.importorskip("torch", reason="pip install -e '.[parity]' brings torch")
     pytest.importorskip("peft", reason="pip install -e '.[parity]' brings peft")
-    command = [sys.executable, ROOT / "scripts" / "bench_mixed.py", "--shape=tiny", "--rounds=2"]
+    command = [sys.executable, ROOT / "benchmarks" / "mixed.py", "--shape=tiny", "--rounds=2"]
     sizes = ["--rows=8", "--batch_size=4", "--length=5", "--inputs_length=9", "--targets_length=4"]
     done = subprocess.run(
         [*command, *sizes, "--tasks", "1", "3", "--json"],

@@ -17,14 +17,14 @@ SIDES = {"spt_jax", "peft"}
 @pytest.fixture
 def bench(monkeypatch):
     """The script as a module."""
-    monkeypatch.syspath_prepend(ROOT / "scripts")
-    return importlib.import_module("bench_step")
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("step")
 
 
 @pytest.fixture
 def bench_sides(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "scripts")
-    return importlib.import_module("bench_sides")
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("step_sides")
 
 
 def write_sst2(folder: Path) -> Path:
@@ -39,7 +39,7 @@ def write_sst2(folder: Path) -> Path:
 def test_a_tiny_run(tmp_path, bench):
     pytest.importorskip("torch", reason="pip install -e '.[parity]' brings torch")
     pytest.importorskip("peft", reason="pip install -e '.[parity]' brings peft")
-    command = [sys.executable, ROOT / "scripts" / "bench_step.py", "--shape=tiny", "--pairs=1"]
+    command = [sys.executable, ROOT / "benchmarks" / "step.py", "--shape=tiny", "--pairs=1"]
     sizes = ["--batch_size=4", "--length=5", "--inputs_length=16", "--targets_length=2"]
     environment = {**os.environ, "SPT_JAX_DATA": str(write_sst2(tmp_path))}
     done = subprocess.run(
@@ -152,7 +152,7 @@ def test_without_torch_it_names_the_extra(bench, monkeypatch, capsys):
     assert bench.main(["--shape=tiny"]) == 2
     output = capsys.readouterr()
     assert output.out == "" and output.err == (
-        "bench_step compares with PEFT, but torch and peft cannot be imported; "
+        "benchmarks/step.py compares with PEFT, but torch and peft cannot be imported; "
         'pip install -e ".[parity]" brings both\n'
     )
 

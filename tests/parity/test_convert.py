@@ -17,17 +17,17 @@ pytest.importorskip("torch", reason="pip install -e '.[parity]' brings torch")
 import flax.serialization
 import torch
 import transformers
-from checkpoints import tokenizer_parts, write_t5x
 from parity.cases import quick_jit, random_ids, relative_difference
+from support.checkpoints import tokenizer_parts, write_t5x
 from transformers import AutoModelForSeq2SeqLM, MT5ForConditionalGeneration
 from transformers import T5ForConditionalGeneration as TorchT5
 
-from spt_jax.backbone import load_backbone
-from spt_jax.convert.torch_file import open_torch
-from spt_jax.convert.vocabulary import load_tokenizer
 from spt_jax.forward import forward
+from spt_jax.models.backbone import load_backbone
+from spt_jax.models.formats.torch_file import open_torch
 from spt_jax.pytree import named_leaves
 from spt_jax.t5 import T5Config
+from spt_jax.tokenizers.published import load_tokenizer
 
 torch.set_num_threads(1)
 
@@ -291,7 +291,7 @@ def test_the_official_t5x_checkpoint(data_dir, tmp_path):
 
 def test_t5x_and_transformers_agree_on_one_fingerprint(tmp_path):
     """A T5X checkpoint, the same arrays saved by transformers: one model, one fingerprint."""
-    from checkpoints import SHAPE, t5x_leaves
+    from support.checkpoints import SHAPE, t5x_leaves
 
     leaves = t5x_leaves()
     ours = load_backbone(str(write_t5x(tmp_path / "t5x", leaves)))

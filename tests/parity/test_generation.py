@@ -13,9 +13,9 @@ from parity.cases import our_params, quick_jit, random_case, random_ids
 from parity.torch_t5 import torch_logits, torch_model
 from transformers import LogitsProcessor, TopKLogitsWarper, TopPLogitsWarper
 
-from spt_jax.decoding.config import DecodeConfig
-from spt_jax.decoding.decode import EOS_ID, answer_log_probs
-from spt_jax.decoding.generation import generate
+from spt_jax.config.decode import DecodeConfig
+from spt_jax.decoding.generate import generate
+from spt_jax.decoding.loop import EOS_ID, answer_log_probs
 from spt_jax.decoding.sampling import candidates
 from spt_jax.t5 import T5
 

@@ -24,7 +24,7 @@ from parity.cases import (
 from parity.torch_t5 import torch_loss, torch_model
 from peft import PromptTuningConfig, get_peft_model
 
-from spt_jax.decoding.decode import EOS_ID, greedy
+from spt_jax.decoding.loop import EOS_ID, greedy
 from spt_jax.t5 import T5
 
 pytestmark = pytest.mark.filterwarnings(

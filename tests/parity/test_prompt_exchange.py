@@ -25,10 +25,10 @@ from parity.torch_t5 import torch_model
 from peft import PeftModel, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
 from peft import get_peft_model as wrap
 
-from spt_jax.decoding.decode import greedy
-from spt_jax.exchange.transfer import export_prompt, import_prompt
+from spt_jax.decoding.loop import greedy
 from spt_jax.forward import forward
-from spt_jax.prompt_file import load_prompt, save_prompt
+from spt_jax.prompts.convert import export_prompt, import_prompt
+from spt_jax.prompts.file import load_prompt, save_prompt
 from spt_jax.t5 import T5
 
 pytestmark = pytest.mark.filterwarnings(

@@ -24,7 +24,7 @@ from parity.cases import (
 from parity.torch_t5 import NAMES, torch_grads, torch_logits, torch_loss, torch_model
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from spt_jax.config import LossConfig
+from spt_jax.config.train import LossConfig
 from spt_jax.forward import forward
 from spt_jax.pytree import label_params, named_leaves, split
 from spt_jax.step import loss_and_grads

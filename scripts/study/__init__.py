@@ -1,1 +1,0 @@
-"""The parts of `scripts/results.py`: which runs there are, running them, and telling of them."""

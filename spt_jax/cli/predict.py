@@ -1,0 +1,224 @@
+"""`spt-jax predict`: answers of a finished run, or of one model with many prompts to many rows."""
+
+import io
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from spt_jax.cli.options import (
+    add_decode_flags,
+    add_distributed_flags,
+    add_mesh_flags,
+    connected,
+    make_parser,
+    read_decode_flags,
+    read_mesh_flags,
+    stdout_to_stderr_if,
+)
+from spt_jax.cli.parser import Parser
+from spt_jax.cli.printing import print_json, print_result
+from spt_jax.config.decode import DecodeConfig
+from spt_jax.config.train import DataConfig
+from spt_jax.errors import FailedRows, require
+from spt_jax.prediction.rows import WINDOW
+
+_RUN_FLAGS = ("run", "text", "inputs_length", "mesh", "distributed", "json", "debug")
+
+_USAGE = """spt-jax predict RUN [--text TEXT ...]
+       spt-jax predict --model M [--prompt NAME=PATH ...] [--input ROWS] [--output OUT] [OPTIONS]"""
+
+_DETAILS = """With RUN, an answer is a line of text. With --model, rows are JSONL: a row
+{"prompt": NAME, "text": TEXT}, with any other fields, comes out with "output" at its end. A row
+without "prompt" has the only prompt if there are not several, and one with null has none; blank
+lines are left out. OUT appears when all its rows are there; until then they are in OUT.partial, and
+the same command, given again after a kill, continues there (not where the input is a stream). A row
+that cannot be answered goes to OUT.errors.jsonl with its line number and the reason, the others are
+answered, and the exit code is 3. OUT.run.json says what the rows were made by."""
+
+
+def predict(argv: Sequence[str]) -> None:
+    """Answer texts with a run's best prompt, or rows of JSONL with many prompts of one model."""
+    parser = make_parser(predict)
+    parser.usage, parser.epilog = _USAGE, _DETAILS
+    parser.add_argument("run", nargs="?", help="Folder of a training run, such as runs/quickstart.")
+    parser.add_argument(
+        "--text",
+        action="append",
+        default=[],
+        help="A text; may be given again. Standard input without it.",
+    )
+    _add_row_flags(parser)
+    flags, _ = parser.read(argv)
+    if flags.model is None:
+        _require_text_flags(parser, flags)
+        with connected(flags, "predict", argv):
+            _answer_texts(flags)
+    elif flags.run is not None:
+        raise ValueError(
+            f"both the run '{flags.run}' and --model={flags.model} are given; for rows give "
+            f"--prompt=NAME={flags.run} instead of the run"
+        )
+    else:
+        _answer_rows(flags, argv)
+
+
+def _add_row_flags(parser: Parser) -> None:
+    parser.add_flag("model", str | None, None, "A bundled backbone, or a folder.", metavar="M")
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="A prompt of the model: a prompt.safetensors or the folder of a run, and the name by "
+        "which rows ask for it; may be given again.",
+    )
+    parser.add_argument("--input", metavar="ROWS", help="JSONL; - is standard input, the default.")
+    parser.add_argument("--output", metavar="OUT", help="JSONL; - is standard output, the default.")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="Start over: delete OUT of another run."
+    )
+    data = DataConfig()
+    parser.add_flag(
+        "inputs_length",
+        int | None,
+        None,
+        "Most tokens of a text, with the end marker. That of the run by default, and "
+        f"{data.inputs_length} with --model.",
+    )
+    parser.add_flag(
+        "targets_length", int, data.targets_length, "Most tokens of an answer, with the end marker."
+    )
+    parser.add_flag("batch_size", int, data.batch_size, "Rows of a batch.")
+    parser.add_flag(
+        "window",
+        int,
+        WINDOW,
+        "Lines that are read and sorted by length together. A kill costs one window's work.",
+    )
+    parser.add_flag(
+        "dtype",
+        Literal["auto", "float32", "bfloat16"],
+        "auto",
+        "Of activations and weights; auto is bfloat16 on TPU and GPU, float32 on CPU.",
+    )
+    add_mesh_flags(parser)
+    add_distributed_flags(parser)
+    parser.add_flag("seed", int, 0, "For sampling.")
+    parser.add_argument(
+        "--scores", action="store_true", help="Add scores: log-probabilities, see length_penalty."
+    )
+    add_decode_flags(parser)
+
+
+def _require_text_flags(parser: Parser, flags: Any) -> None:
+    defaults = parser.get_defaults()
+    for name in vars(defaults):
+        if name not in _RUN_FLAGS and flags[name] != defaults[name]:
+            raise ValueError(f"--{name} goes with --model, but no --model is given")
+    if flags.run is None:
+        raise ValueError("neither a run nor --model is given; see spt-jax predict --help")
+
+
+def _read_texts(flags: Any) -> list[str]:
+    if not flags.text and sys.stdin.isatty():
+        print("texts, one a line; end with Ctrl-D:", file=sys.stderr)
+    texts = flags.text or [line.rstrip("\r\n") for line in sys.stdin]
+    if not texts:
+        raise ValueError("no text is given; use --text='...' or lines of standard input")
+    return texts
+
+
+def _answer_texts(flags: Any) -> None:
+    with stdout_to_stderr_if(flags.json):
+        from spt_jax.distributed.main_process import on_main
+        from spt_jax.evaluation.evaluate import predict_run
+
+        texts = on_main(lambda: _read_texts(flags))
+        predictions = predict_run(
+            Path(flags.run),
+            texts,
+            inputs_length=flags.inputs_length,
+            mesh=read_mesh_flags(flags),
+        )
+    if flags.json:
+        print_json({"texts": texts, "predictions": predictions})
+    else:
+        print(*predictions, sep="\n")
+
+
+def _answer_rows(flags: Any, argv: Sequence[str]) -> None:
+    prompts, decode = _read_prompts(flags.prompt), read_decode_flags(flags)
+    sizes = {name: flags[name] for name in ("inputs_length", "targets_length", "batch_size")}
+    for name, size in {**sizes, "window": flags.window}.items():
+        require(size is None or size >= 1, f"{name} is {size}, expected 1 or more")
+    data = DataConfig(**{name: size for name, size in sizes.items() if size is not None})
+    to_file = flags.output not in (None, "-")
+    if flags.json and not to_file:
+        raise ValueError("--json is given, but standard output has the rows; set --output")
+    if flags.overwrite and not to_file:
+        raise ValueError("--overwrite is given, but there is no --output to delete")
+    if flags.text and flags.input is not None:
+        raise ValueError("both --text and --input are given, expected one of them")
+    if flags.text and len(prompts) > 1:
+        raise ValueError(
+            f"--text is given with {len(prompts)} prompts, expected one at most; "
+            "give rows that name theirs by --input"
+        )
+    with connected(flags, "predict", argv):
+        _answer_file(flags, prompts, data, decode)
+
+
+def _answer_file(
+    flags: Any, prompts: Mapping[str, str], data: DataConfig, decode: DecodeConfig
+) -> None:
+    to_file = flags.output not in (None, "-")
+    if flags.text:
+        source = io.BytesIO("\n".join(json.dumps({"text": text}) for text in flags.text).encode())
+    elif flags.input in (None, "-"):
+        if sys.stdin.isatty():
+            print('rows, such as {"text": "..."}; end with Ctrl-D:', file=sys.stderr)
+        source = sys.stdin.buffer
+    else:
+        source = Path(flags.input)
+    output = Path(flags.output) if to_file else sys.stdout.buffer
+    with stdout_to_stderr_if(flags.json or not to_file):
+        from spt_jax.prediction.jsonl import predict_file
+
+        result = predict_file(
+            flags.model,
+            prompts,
+            source,
+            output,
+            data=data,
+            decode=decode,
+            seed=flags.seed,
+            dtype=flags.dtype,
+            mesh=read_mesh_flags(flags),
+            window=flags.window,
+            scores=flags.scores,
+            overwrite=flags.overwrite,
+        )
+    if to_file:
+        print_result(result, flags.json)
+    if result["failed"]:
+        raise FailedRows(
+            f"{result['failed']} of {result['failed'] + result['answered']} rows failed; "
+            f"see {result['errors'] or 'the lines above'}"
+        )
+
+
+def _read_prompts(given: Sequence[str]) -> dict[str, str]:
+    prompts: dict[str, str] = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        if not (name and equals and path):
+            raise ValueError(f"--prompt is '{text}', expected NAME=PATH, such as sst2=runs/sst2")
+        if name in prompts:
+            raise ValueError(
+                f"two prompts are named '{name}', {prompts[name]} and {path}; "
+                "give one of them another name"
+            )
+        prompts[name] = path
+    return prompts

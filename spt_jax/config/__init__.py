@@ -1,0 +1,1 @@
+"""The options of runs, pretraining, devices, decoding and plans, as frozen dataclasses."""

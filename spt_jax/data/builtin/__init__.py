@@ -1,0 +1,1 @@
+"""Tasks made from the docstrings of installed packages; nothing is downloaded."""

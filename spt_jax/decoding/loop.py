@@ -1,0 +1,160 @@
+"""Writing an answer token by token with a KV cache, and the likelihood of given answers.
+
+The encoder runs once, also for both where they share `encoded`. What a row gives depends on no
+other row of its batch. All functions are pure and jit as they are.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from spt_jax.config.train import LossConfig
+from spt_jax.decoding.topk import top_k
+from spt_jax.forward import START_ID, apply_t5, decode, encode
+from spt_jax.losses import token_losses
+from spt_jax.t5 import T5
+from spt_jax.t5.cache import Past
+from spt_jax.t5.layers import wide
+from spt_jax.typing import Array, Bool, Float, Int, Params
+
+EOS_ID = 1
+
+Encoded = tuple[Float[Array, "B S D"], Bool[Array, "B S"]]
+"""What `forward.encode` gives: the encoder's output and its mask."""
+
+
+@struct.dataclass
+class _Loop:
+    """The state of decoding before it reads position `position`.
+
+    Args:
+        position: Of the target that is read next, counted from 0, the start id.
+        last: The id there, one per row [B, 1].
+        ids: What was decoded so far [B, U], 0 elsewhere.
+        log_probs: The log-probability of that [B].
+        done: Rows that have ended [B].
+        past: What the decoder remembers.
+    """
+
+    position: Int[Array, ""]
+    last: Int[Array, "B 1"]
+    ids: Int[Array, "B U"]
+    log_probs: Float[Array, " B"]
+    done: Bool[Array, " B"]
+    past: Past
+
+
+def write(
+    model: T5,
+    params: Params,
+    inputs: Int[Array, "B T"],
+    choose: Callable[[Float[Array, "B V"], Int[Array, ""]], Int[Array, " B"]],
+    *,
+    length: int,
+    prompt_mask: Bool[Array, "B P"] | None = None,
+    encoded: Encoded | None = None,
+) -> tuple[Int[Array, "B U"], Float[Array, " B"]]:
+    """Writes the token that `choose` takes, again and again, until every row has written EOS.
+
+    Args:
+        model: The T5.
+        params: With or without a prompt.
+        inputs: Token ids, 0 where padded.
+        choose: From the logits of each row and their position, counted from 0, to one id per row.
+        length: Most tokens to write, U, EOS included.
+        prompt_mask: See `forward.prepend`.
+        encoded: What `forward.encode` gives for these arguments, where it is there already.
+
+    Returns:
+        Ids, 0 after EOS, and the log-probability that the model gives them, whatever `choose` drew
+        from. A row of padding alone has nothing to say: all 0, at -inf.
+    """
+    states, mask = encoded or encode(model, params, inputs, prompt_mask=prompt_mask)
+    batch, empty = inputs.shape[0], ~jnp.any(inputs > 0, axis=1)
+    cache = apply_t5(model, params, states, length, method="start_cache")
+
+    def running(loop: _Loop):
+        # Room is left, and some row has not ended.
+        return (loop.position < length) & ~jnp.all(loop.done)
+
+    def write_one(loop: _Loop):
+        embedded = apply_t5(model, params, loop.last, method="embed")
+        now = dataclasses.replace(cache, past=loop.past)
+        logits, after = apply_t5(
+            model, params, embedded, now, loop.position, mask, method="decode_step"
+        )
+        ids = choose(logits[:, 0], loop.position).astype(jnp.int32)
+        ids = jnp.where(loop.done, 0, ids)[:, None]
+        log_probs = jnp.take_along_axis(jax.nn.log_softmax(logits[:, 0]), ids, axis=1)[:, 0]
+        return _Loop(
+            position=loop.position + 1,
+            last=ids,
+            ids=jax.lax.dynamic_update_slice_in_dim(loop.ids, ids, loop.position, axis=1),
+            log_probs=jnp.where(loop.done, loop.log_probs, loop.log_probs + log_probs),
+            done=loop.done | (ids[:, 0] == EOS_ID),
+            past=after.past,
+        )
+
+    start = _Loop(
+        position=jnp.int32(0),
+        last=jnp.full((batch, 1), START_ID, jnp.int32),
+        ids=jnp.zeros((batch, length), jnp.int32),
+        log_probs=jnp.where(empty, -jnp.inf, jnp.zeros((), wide(model.dtype))),
+        done=empty,
+        past=cache.past,
+    )
+    end = jax.lax.while_loop(running, write_one, start)
+    return end.ids, end.log_probs
+
+
+def likeliest(logits: Float[Array, "B V"], position: Int[Array, ""]) -> Int[Array, " B"]:
+    """The choice of greedy decoding; of equals the lowest id."""
+    return top_k(logits, 1)[1][:, 0]
+
+
+def greedy(
+    model: T5,
+    params: Params,
+    inputs: Int[Array, "B T"],
+    *,
+    length: int,
+    prompt_mask: Bool[Array, "B P"] | None = None,
+) -> Int[Array, "B U"]:
+    """The ids of `write` where the likeliest token is taken every time."""
+    return write(model, params, inputs, likeliest, length=length, prompt_mask=prompt_mask)[0]
+
+
+def answer_log_probs(
+    model: T5,
+    params: Params,
+    inputs: Int[Array, "B T"],
+    answers: Int[Array, "*b W U"],
+    *,
+    prompt_mask: Bool[Array, "B P"] | None = None,
+    encoded: Encoded | None = None,
+) -> Float[Array, "B W"]:
+    """log P(answer | inputs) of every answer, its EOS included, for every row.
+
+    Args:
+        model: The T5.
+        params: With or without a prompt.
+        inputs: Token ids, 0 where padded.
+        answers: Token ids with EOS, 0 where padded: the same for all rows, or those of each row
+            [B, W, U].
+        prompt_mask: See `forward.prepend`.
+        encoded: As in `write`.
+    """
+    states, mask = encoded or encode(model, params, inputs, prompt_mask=prompt_mask)
+
+    def log_prob(answer: Int[Array, "*b U"]) -> Float[Array, " B"]:
+        targets = jnp.broadcast_to(answer, (inputs.shape[0], answer.shape[-1]))
+        logits = decode(model, params, states, mask, targets, calls=answers.shape[-2])
+        loss, _ = token_losses(logits, targets, LossConfig())
+        return -jnp.sum(jnp.where(targets > 0, loss, jnp.zeros((), loss.dtype)), axis=1)
+
+    # vmap leaves what does not depend on the answer, such as the keys and values of the encoder's
+    # output, computed once.
+    return jax.vmap(log_prob, in_axes=-2, out_axes=1)(answers)

@@ -1,0 +1,104 @@
+"""Scores of free text: equal to the target, to an answer, or naming the same thing."""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from spt_jax.data.example import Example
+
+Metric = Callable[
+    [Sequence[str], Sequence[Example], Sequence[str] | None],
+    dict[str, float],
+]
+"""(predictions, examples, label words or None) -> scores by name."""
+
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
+_DETERMINERS = frozenset(
+    "a an few her his each every many much my our some that the their these this those which whose "
+    "your".split()
+)
+
+
+def normalize(text: str) -> str:
+    """Text with runs of white space as single spaces, none at the ends."""
+    return " ".join(text.split())
+
+
+def exact_match(predictions: Sequence[str], targets: Sequence[str]) -> float:
+    """Percentage of predictions equal to their target; case counts."""
+    hits = sum(normalize(p) == normalize(t) for p, t in zip(predictions, targets, strict=True))
+    return 100 * hits / len(targets)
+
+
+def invalid_share(predictions: Sequence[str], label_words: Sequence[str]) -> float:
+    """Percentage of predictions that are no label word (wrong in `exact_match`)."""
+    words = {normalize(word) for word in label_words}
+    return 100 * sum(normalize(p) not in words for p in predictions) / len(predictions)
+
+
+def squad(
+    predictions: Sequence[str], examples: Sequence[Example], label_words: Sequence[str] | None
+) -> dict[str, float]:
+    """Exact match and F1 of words by the rules of SQuAD 1.1, each the best over all answers.
+
+    Case, ASCII punctuation and the articles a, an and the do not count.
+    """
+    pairs = [
+        (_squad_words(prediction), [_squad_words(answer) for answer in _answers(example)])
+        for prediction, example in zip(predictions, examples, strict=True)
+    ]
+    exact = [max(words == answer for answer in answers) for words, answers in pairs]
+    overlap = [max(_overlap(words, answer) for answer in answers) for words, answers in pairs]
+    return {"exact_match": 100 * float(np.mean(exact)), "f1": 100 * float(np.mean(overlap))}
+
+
+def squad_by_group(
+    predictions: Sequence[str], examples: Sequence[Example], label_words: Sequence[str] | None
+) -> dict[str, float]:
+    """`squad` of the first example of each group: ReCoRD has one for each answer to a query."""
+    first: dict[str, int] = {}
+    for number, example in enumerate(examples):
+        first.setdefault(example.group, number)
+    kept = list(first.values())
+    return squad([predictions[i] for i in kept], [examples[i] for i in kept], label_words)
+
+
+def wsc(
+    predictions: Sequence[str], examples: Sequence[Example], label_words: Sequence[str] | None
+) -> dict[str, float]:
+    """Accuracy of WSC: is the candidate named exactly where it is what the pronoun stands for?
+
+    The words of one have to be among those of the other, without case and determiners; an
+    apostrophe in only one of them (Bob, Bob's hat) makes them different. Naming nothing is wrong.
+    """
+    right = []
+    for prediction, example in zip(predictions, examples, strict=True):
+        guess, candidate = _without_determiners(prediction), _without_determiners(example.targets)
+        words, of_candidate = {*guess.split(" ")}, {*candidate.split(" ")}
+        same = ("'" in guess) == ("'" in candidate)
+        named = same and (words <= of_candidate or of_candidate <= words)
+        right.append(bool(guess) and int(named) == example.label)
+    return {"accuracy": 100 * float(np.mean(right))}
+
+
+def _answers(example: Example) -> tuple[str, ...]:
+    return example.answers or (example.targets,)
+
+
+def _squad_words(text: str) -> list[str]:
+    return _ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split()
+
+
+def _overlap(prediction: Sequence[str], answer: Sequence[str]) -> float:
+    """F1 of two bags of words; 0 without a common one, also where both are empty."""
+    common = (Counter(prediction) & Counter(answer)).total()
+    return 2 * common / (len(prediction) + len(answer)) if common else 0.0
+
+
+def _without_determiners(text: str) -> str:
+    words = text.strip().lower().split(" ")
+    return " ".join(word for word in words if word not in _DETERMINERS)

@@ -1,0 +1,138 @@
+"""The mesh and the dtypes where none are given: by the size of the model and of its devices.
+
+    weights fit several times        every device has them all; rows are spread          data
+    they do not                      they are cut over as few devices as hold them       fsdp
+    more devices than rows           what is left shares heads and features              model
+
+A gathered layer costs its weights once over the links in each pass, and nothing of the rest
+changes, so `fsdp` comes before `model`, which moves activations twice in every layer.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from spt_jax.config.devices import MeshConfig
+from spt_jax.pytree import count_params
+from spt_jax.sharding import make_mesh
+from spt_jax.t5 import T5, T5Config
+
+WEIGHTS_SHARE = 0.5
+"""Of a device's memory, for weights; activations, gathered layers and the runtime have the rest."""
+
+TUNED_BYTES = 16
+"""Of a parameter in model tuning: float32 weight, gradient, best weight, and slots."""
+
+
+class Choice(NamedTuple):
+    """A mesh, and why in a few words."""
+
+    mesh: MeshConfig
+    reason: str
+
+
+def resolve_dtype(dtype: str, platform: str) -> jnp.dtype:
+    """`auto` is bfloat16 on TPU and GPU, float32 on CPU."""
+    if dtype != "auto":
+        return jnp.dtype(dtype)
+    return jnp.dtype(jnp.float32 if platform == "cpu" else jnp.bfloat16)
+
+
+def device_memory(devices: Sequence[Any]) -> int | None:
+    """Bytes of one device, None where it does not say."""
+    local = [device for device in devices if device.process_index == jax.process_index()]
+    stats = local[0].memory_stats() if local else None
+    return (stats or {}).get("bytes_limit")
+
+
+def make_suited_mesh(
+    given: MeshConfig | None,
+    config: T5Config,
+    *,
+    devices: Sequence[Any],
+    memory: int | None,
+    weights: jnp.dtype,
+    tune: str,
+    rows: int | None,
+) -> tuple[Mesh, str]:
+    """The mesh that is given, or else the one that `choose_mesh` takes; and why in a few words.
+
+    Args:
+        given: Where the user chose.
+        config: The shape of the model.
+        devices: All of them.
+        memory: Bytes of one, None if unknown.
+        weights: Dtype of a frozen model.
+        tune: `model` where the weights will be trained.
+        rows: Of a batch; any if None.
+
+    Raises:
+        ValueError: See `make_mesh` and `choose_mesh`.
+    """
+    if given is not None:
+        return make_mesh(given, devices), "as given"
+    size = TUNED_BYTES if tune == "model" else weights.itemsize
+    chosen, reason = choose_mesh(
+        config, devices=devices, memory=memory, bytes_per_param=size, rows=rows
+    )
+    return make_mesh(chosen, devices), reason
+
+
+def choose_mesh(
+    config: T5Config,
+    *,
+    devices: Sequence[Any],
+    memory: int | None,
+    bytes_per_param: int,
+    rows: int | None = None,
+) -> Choice:
+    """The mesh for a model on these devices.
+
+    Args:
+        config: The shape of the model.
+        devices: All of them.
+        memory: Bytes of one, None if unknown.
+        bytes_per_param: 2 or 4 for a frozen model, `TUNED_BYTES` for one that is tuned.
+        rows: Of a batch, which must divide over data * fsdp; any by default.
+
+    Raises:
+        ValueError: Rows and heads leave devices without work.
+    """
+    count = len(devices)
+    if devices[0].platform == "cpu" and jax.process_count() == 1:
+        return Choice(MeshConfig(data=1), "one device: those of a CPU share its cores")
+    if count == 1:
+        return Choice(MeshConfig(data=1), f"one device: {devices[0].device_kind}")
+    spread = math.gcd(count, rows) if rows else count
+    model = count // spread
+    if config.num_heads % model or config.vocab_size % model or config.d_ff % model:
+        raise ValueError(
+            f"no mesh of {count} devices suits {rows} rows and {config.num_heads} heads: rows over "
+            f"{spread} devices leave {model} for heads; set --data.batch_size to a multiple of "
+            f"{count}, or a --mesh.data that leaves devices unused"
+        )
+    params = jax.eval_shape(T5(config).init_params, jax.random.key(0))
+    weights = bytes_per_param * count_params(params)
+    size = f"{weights / 2**30:.1f} GiB of weights"
+    if memory is None:
+        return Choice(
+            MeshConfig(data=spread, model=model),
+            f"{size}, on devices whose memory is unknown: rows over {spread}, heads over {model}",
+        )
+    fitting = [
+        fsdp
+        for fsdp in range(1, spread + 1)
+        if spread % fsdp == 0
+        and config.d_model % fsdp == 0
+        and weights / (fsdp * model) <= WEIGHTS_SHARE * memory
+    ]
+    fsdp = fitting[0] if fitting else spread
+    reason = (
+        f"{size}, {memory / 2**30:.1f} GiB on each of {count} {devices[0].device_kind}: "
+        f"rows over {spread}, weights over {fsdp * model}"
+    )
+    return Choice(MeshConfig(data=spread // fsdp, fsdp=fsdp, model=model), reason)

@@ -1,0 +1,212 @@
+"""A frozen T5 with its tokenizer: what a prompt is trained for.
+
+`convert/` says which formats it is loaded from; `save_backbone` writes the one of small models that
+were trained here.
+"""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from safetensors.numpy import save_file
+
+from spt_jax.config.devices import MeshConfig
+from spt_jax.models.automesh import device_memory, make_suited_mesh, resolve_dtype
+from spt_jax.models.base_checkpoint import Base, require_new, restore_base, write_base
+from spt_jax.models.load import load_params
+from spt_jax.models.open import (
+    BUNDLED,
+    backbone_names,
+    find_backbone,
+    find_tokenizer,
+    open_model,
+    read_shape,
+)
+from spt_jax.pytree import count_params, fingerprint, named_leaves, nbytes
+from spt_jax.runs.log import sync_tree
+from spt_jax.runs.progress import say
+from spt_jax.t5 import PRESETS, T5, Remat, T5Config
+from spt_jax.tokenizers.bpe import Tokenizer
+from spt_jax.typing import PyTree
+
+__all__ = [
+    "BUNDLED",
+    "Backbone",
+    "backbone_names",
+    "convert_backbone",
+    "describe",
+    "find_backbone",
+    "find_tokenizer",
+    "load_backbone",
+    "save_backbone",
+]
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A loaded backbone.
+
+    Args:
+        name: As given to `load_backbone`, or the bundled name.
+        model: The T5, without its parameters.
+        params: T5's parameters; `{"t5": backbone.params}` is a params tree without a prompt.
+        tokenizer: Its tokenizer.
+        fingerprint: Identity of the weights, as stored with them.
+    """
+
+    name: str
+    model: T5
+    params: PyTree
+    tokenizer: Tokenizer
+    fingerprint: str
+
+    @property
+    def mesh(self) -> Mesh:
+        """The devices that the params are on."""
+        if self.model.mesh is None:
+            raise ValueError(
+                f"backbone '{self.name}' has a model without a mesh; load_backbone gives it one"
+            )
+        return self.model.mesh
+
+
+def load_backbone(
+    name: str,
+    *,
+    dtype: str = "auto",
+    param_dtype: str = "auto",
+    dropout_rate: float = 0.0,
+    remat: Remat = "none",
+    mesh: MeshConfig | None = None,
+    rows: int | None = None,
+    tune: str = "prompt",
+) -> Backbone:
+    """Loads a backbone. Every tensor of it is used once, and every leaf of the model is set once.
+
+    Args:
+        name: A bundled name, a folder, an address of a T5X checkpoint, or a Hub id.
+        dtype: Of the activations; `auto` is bfloat16 on TPU and GPU, float32 on CPU.
+        param_dtype: Of the weights in memory, likewise.
+        dropout_rate: Of the model in training.
+        remat: See `T5`.
+        mesh: How devices share the model and the rows; see `automesh` where None.
+        rows: Of the batches to come, for that choice; any by default.
+        tune: `model` where the weights will be trained, which takes float32 and more memory.
+
+    Raises:
+        FileNotFoundError: A file of the backbone is missing.
+        ValueError: No such backbone, its files do not fit each other, or the mesh fits neither it
+            nor the devices.
+    """
+    source, devices = open_model(name), jax.devices()
+    platform = devices[0].platform
+    weights = resolve_dtype("float32" if tune == "model" else param_dtype, platform)
+    placed, reason = make_suited_mesh(
+        mesh,
+        source.config,
+        devices=devices,
+        memory=device_memory(devices),
+        weights=weights,
+        tune=tune,
+        rows=rows,
+    )
+    if placed.size > 1:
+        sizes = ", ".join(f"{axis} {size}" for axis, size in placed.shape.items())
+        say(f"mesh: {sizes} ({reason})")
+    model = T5(
+        source.config,
+        dtype=resolve_dtype(dtype, platform),
+        dropout_rate=dropout_rate,
+        remat=remat,
+        mesh=placed,
+    )
+    if isinstance(source, Base):
+        params = restore_base(source, param_dtype=weights.name, mesh=placed)
+        identity = source.fingerprint
+    else:
+        params, identity = load_params(source, param_dtype=weights.name, mesh=placed)
+    return Backbone(source.name, model, params, source.tokenizer, identity)
+
+
+def convert_backbone(
+    source: str, dest: Path, *, dtype: str = "float32", tokenizer: str | None = None
+) -> dict[str, Any]:
+    """Writes a model as a base checkpoint, which `load_backbone` reads fastest.
+
+    Args:
+        source: As `load_backbone` takes it.
+        dest: A folder to be made.
+        dtype: Of the weights on disk, `float32` or `bfloat16`.
+        tokenizer: A file, folder or Hub id, instead of what is beside the weights.
+
+    Returns:
+        What `spt-jax convert` prints: name, fingerprint, shape.
+
+    Raises:
+        FileExistsError: `dest` exists.
+        FileNotFoundError: A file of the source is missing.
+        ValueError: The source cannot be read. Nothing is left at `dest`.
+    """
+    require_new(dest)
+    opened = open_model(source, None if tokenizer is None else find_tokenizer(tokenizer))
+    if isinstance(opened, Base):
+        raise ValueError(
+            f"{source} is a base checkpoint already; load it as it is, or convert its source"
+        )
+    return write_base(opened, dest, dtype)
+
+
+def save_backbone(
+    folder: Path,
+    name: str,
+    config: T5Config,
+    params: PyTree,
+    tokenizer: Tokenizer,
+    *,
+    dtype: str = "bfloat16",
+) -> None:
+    """Writes a backbone in `dtype`, with the fingerprint of what it wrote, to the disk."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stored = jax.tree.map(lambda x: np.asarray(jnp.asarray(x, jnp.dtype(dtype))), params)
+    arrays: dict[str, Any] = dict(named_leaves(stored))
+    save_file(arrays, folder / "model.safetensors")
+    tokenizer.save(folder / "tokenizer.json")
+    described = {
+        "name": name,
+        "t5": dataclasses.asdict(config),
+        "fingerprint": fingerprint(stored),
+    }
+    (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n")
+    sync_tree(folder)
+
+
+def describe(name: str, length: int) -> dict:
+    """What `spt-jax inspect` prints: the shape, the size, and the cost of a prompt of `length`.
+
+    Args:
+        name: A backbone, as `load_backbone` takes it, or the name of a published T5 shape.
+        length: Of the prompt, P.
+    """
+    if name in PRESETS:
+        config, identity = PRESETS[name], None
+    else:
+        config, identity = read_shape(name)
+    params = jax.eval_shape(T5(config).init_params, jax.random.key(0))
+    frozen, trained = count_params(params), length * config.d_model
+    return {
+        "model": name,
+        "fingerprint": identity,
+        **dataclasses.asdict(config),
+        "frozen_params": frozen,
+        "frozen_bytes_float32": nbytes(params),
+        "prompt_length": length,
+        "trained_params": trained,
+        "trained_percent": 100 * trained / (frozen + trained),
+        "prompt_bytes": 4 * trained,
+    }

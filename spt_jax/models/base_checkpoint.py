@@ -1,0 +1,267 @@
+"""Base checkpoints: a frozen model written once, in the form that loads best.
+
+    config.json       name, shape, fingerprint, dtype, and a sha256 of every file and of itself
+    tokenizer.json    the tokenizer
+    weights/          Orbax; each process reads the parts that its devices keep
+
+The folder gets its name when it is whole, and a file that was changed or cut off since is found
+before any of it is used. The fingerprint is that of the source, before the cast to `dtype`: a
+prompt that was trained on the source fits its base checkpoint.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.sharding import Mesh
+
+import spt_jax.runs.orbax_log  # noqa: F401
+from spt_jax.distributed.main_process import gather, process_count, process_index
+from spt_jax.models.load import Reader
+from spt_jax.models.names import leaf_shapes
+from spt_jax.models.source import Source
+from spt_jax.pytree import named_leaves
+from spt_jax.sharding import param_sharding
+from spt_jax.t5 import T5Config
+from spt_jax.tokenizers.bpe import Tokenizer
+from spt_jax.tokenizers.published import load_tokenizer, read_json, require_fitting
+from spt_jax.typing import PyTree
+
+FORMAT = "spt_jax base 1"
+DTYPES = ("float32", "bfloat16")
+_WEIGHTS = "weights"
+_AGAIN = "copy it again, or write it again with `spt-jax convert`"
+_CHUNK_BYTES = 1 << 24  # what a process reads at least, of a leaf that is spread over many
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """An opened base checkpoint; `restore_base` checks its files by sha256 and reads them."""
+
+    folder: Path
+    name: str
+    config: T5Config
+    fingerprint: str
+    tokenizer: Tokenizer
+    files: dict[str, str]
+
+
+def require_new(folder: Path) -> None:
+    """Raises FileExistsError where a base checkpoint would overwrite something."""
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists; name a new folder, or remove that one first")
+
+
+def write_base(source: Source, folder: Path, dtype: str) -> dict[str, Any]:
+    """Writes a base checkpoint.
+
+    Args:
+        source: The model; its leaves are read one by one.
+        folder: To be made.
+        dtype: Of the weights on disk, `float32` or `bfloat16`.
+
+    Returns:
+        What its config.json holds, without the list of files.
+
+    Raises:
+        FileExistsError: The folder exists.
+        ValueError: `dtype` is another one, or the source cannot be read. Nothing is left behind.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}, expected {' or '.join(DTYPES)}")
+    require_new(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.absolute().parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.partial"
+    partial.mkdir()
+    try:
+        reader = Reader(source)
+        _in_thread(_save, partial / _WEIGHTS, source, reader, jnp.dtype(dtype))
+        source.tokenizer.save(partial / "tokenizer.json")
+        described = {
+            "format": FORMAT,
+            "name": source.name,
+            "source": source.origin,
+            "dtype": dtype,
+            "fingerprint": reader.fingerprint(),
+            "t5": dataclasses.asdict(source.config),
+        }
+        files = {name: _sha256(partial / name) for name in _files(partial)}
+        listed = {**described, "files": files}
+        text = json.dumps({**listed, "sha256": _digest(listed)}, indent=2)
+        (partial / "config.json").write_text(text + "\n")
+        os.rename(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return described
+
+
+def is_base(folder: Path) -> bool:
+    """Whether a folder with a config.json says that it is a base checkpoint."""
+    return "format" in read_json(folder / "config.json")
+
+
+def open_base(folder: Path) -> Base:
+    """Reads all but the weights.
+
+    Raises:
+        ValueError: The folder is of another version, or is not whole.
+    """
+    described = read_json(folder / "config.json")
+    if described.get("format") != FORMAT:
+        raise ValueError(
+            f"{folder / 'config.json'} has format {described.get('format')!r}, expected "
+            f"'{FORMAT}'; write it again with `spt-jax convert`"
+        )
+    kept = described.pop("sha256", None)
+    if kept != _digest(described):
+        raise ValueError(f"{folder / 'config.json'} differs from its sha256; {_AGAIN}")
+    try:
+        files, config = described["files"], T5Config(**described["t5"])
+        name, fingerprint = str(described["name"]), str(described["fingerprint"])
+        expected = {str(file): str(digest) for file, digest in files.items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder / 'config.json'} is damaged ({error!r})") from None
+    found = {"tokenizer.json", *_files(folder / _WEIGHTS, _WEIGHTS)}
+    for file in sorted(expected.keys() | found):
+        if file not in expected or not (folder / file).is_file():
+            state = "is not listed" if file not in expected else "is missing"
+            raise ValueError(f"base checkpoint {folder} is not whole: {file} {state}; {_AGAIN}")
+    tokenizer = load_tokenizer(folder)
+    require_fitting(tokenizer, config.vocab_size, str(folder))
+    return Base(folder, name, config, fingerprint, tokenizer, expected)
+
+
+def restore_base(base: Base, *, param_dtype: str, mesh: Mesh) -> PyTree:
+    """The weights, straight into their places.
+
+    Args:
+        base: Opened, and so known to have all its files.
+        param_dtype: Of the leaves in memory.
+        mesh: The devices that keep them, each its part.
+
+    Raises:
+        ValueError: The mesh does not divide a leaf, a file is damaged, or the leaves do not fit the
+            config.
+    """
+    shapes, dtype = leaf_shapes(base.config), jnp.dtype(param_dtype)
+    args = {
+        name: ocp.ArrayRestoreArgs(
+            sharding=param_sharding(name, shape, mesh), dtype=dtype, global_shape=shape, strict=True
+        )
+        for name, shape in shapes.items()
+    }
+    _require_undamaged(base)
+    try:
+        return _in_thread(_restore, base.folder / _WEIGHTS, shapes, args)
+    except (ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"weights of base checkpoint {base.folder} do not fit its config: {reason}; {_AGAIN}"
+        ) from error
+
+
+def _require_undamaged(base: Base) -> None:
+    """Raises ValueError, on every process, where one finds a file that differs from its sha256.
+
+    Of a folder that all processes share, each checks its part; of a copy of its own, everything.
+    """
+    config = (base.folder / "config.json").stat()
+    seen = gather((config.st_ino, config.st_ctime_ns, config.st_size))
+    shared = all(other == seen[0] for other in seen)
+    files = sorted(base.files)[process_index() :: process_count()] if shared else list(base.files)
+    damaged = [file for file in files if _sha256(base.folder / file) != base.files[file]]
+    for file in itertools.chain.from_iterable(gather(damaged)):
+        raise ValueError(
+            f"base checkpoint {base.folder} is damaged: {file} differs from its sha256; {_AGAIN}"
+        )
+
+
+class _Lazy:
+    """A leaf that is read when Orbax writes it."""
+
+    def __init__(self, name: str, shape: tuple[int, ...], dtype: np.dtype, reader: Iterator):
+        self.name, self.shape, self.dtype, self.reader = name, shape, np.dtype(dtype), reader
+        self.ndim, self.size = len(shape), int(np.prod(shape))
+        self.nbytes = self.size * self.dtype.itemsize
+
+    def read(self) -> np.ndarray:
+        name, array = next(self.reader)
+        if name != self.name:
+            raise RuntimeError(f"leaf {name} came where Orbax was to write {self.name}")
+        return np.ascontiguousarray(array, self.dtype)
+
+
+class _InOrder(ocp.type_handlers.NumpyHandler):
+    """Reads a leaf, writes it and forgets it, in the order of the fingerprint."""
+
+    async def serialize(self, values: Any, infos, args=None):
+        rows = zip(values, infos, args or [ocp.SaveArgs()] * len(values))
+        for value, info, arg in sorted(rows, key=lambda row: row[0].name):
+            for future in await super().serialize([value.read()], [info], [arg]):
+                future.result()
+        return []
+
+
+def _save(folder: Path, source: Source, reader: Reader, dtype: np.dtype) -> None:
+    arrays = iter(reader)
+    leaves = {name: _Lazy(name, leaf.shape, dtype, arrays) for name, leaf in source.leaves.items()}
+    tree = flax.traverse_util.unflatten_dict(leaves, sep="/")
+    args = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES), tree)
+    registry = ocp.type_handlers.create_type_handler_registry((_Lazy, _InOrder()))
+    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
+    with ocp.Checkpointer(handler) as checkpointer:
+        checkpointer.save(folder, args=ocp.args.PyTreeSave(tree, save_args=args))
+    next(arrays, None)  # past the last leaf, so that the fingerprint is known
+
+
+def _restore(
+    folder: Path, shapes: dict[str, tuple[int, ...]], args: dict[str, ocp.ArrayRestoreArgs]
+) -> PyTree:
+    """One leaf after another: together, all of them would be in host memory a second time."""
+    leaves, nest = {}, flax.traverse_util.unflatten_dict
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        found: Any = checkpointer.metadata(folder.absolute()).item_metadata
+        stored = {name: leaf.shape for name, leaf in named_leaves(found.tree)}
+        if stored != shapes:
+            odd = sorted(name for name, _ in stored.items() ^ shapes.items())
+            raise ValueError(f"{', '.join(odd[:5])} are missing, unexpected or of another shape")
+        for name, shape in shapes.items():
+            abstract = nest({name: jax.ShapeDtypeStruct(shape, args[name].dtype)}, sep="/")
+            restore = ocp.args.PyTreeRestore(
+                item=abstract, restore_args=nest({name: args[name]}, sep="/"), partial_restore=True
+            )
+            leaves |= named_leaves(checkpointer.restore(folder.absolute(), args=restore))
+    return nest(leaves, sep="/")
+
+
+def _in_thread(function: Any, *args: Any) -> Any:
+    """Orbax cannot be called where an event loop runs, as in a notebook."""
+    with ThreadPoolExecutor(1, thread_name_prefix="base") as thread:
+        return thread.submit(function, *args).result()
+
+
+def _files(folder: Path, prefix: str = "") -> list[str]:
+    found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted((Path(prefix) / path).as_posix() for path in found)
+
+
+def _digest(described: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

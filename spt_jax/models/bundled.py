@@ -1,0 +1,38 @@
+"""Backbones as `save_backbone` writes them: small, and what spt-nano is shipped as.
+
+config.json         the T5Config, the name, and the fingerprint of the weights
+model.safetensors   the weights by name, `encoder/layers/mlp/wi_0/kernel` with layers stacked
+tokenizer.json      the tokenizer
+"""
+
+from pathlib import Path
+
+from spt_jax.models.formats.safetensors_file import open_safetensors
+from spt_jax.models.names import match
+from spt_jax.models.source import Source
+from spt_jax.t5 import T5Config
+from spt_jax.tokenizers.bpe import Tokenizer
+from spt_jax.tokenizers.published import load_tokenizer, read_json, require_fitting
+
+
+def open_bundled(folder: Path, tokenizer: Tokenizer | None = None) -> Source:
+    """Opens a backbone of ours.
+
+    Args:
+        folder: With the files above.
+        tokenizer: Instead of the one in the folder.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: Its files cannot be read, or do not fit each other.
+    """
+    described = read_json(folder / "config.json")
+    try:
+        config = T5Config(**described["t5"])
+        name, fingerprint = described["name"], described["fingerprint"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{folder / 'config.json'} is no config of ours ({error!r})") from None
+    leaves = match(open_safetensors(folder / "model.safetensors"), config, str(folder), None)
+    tokenizer = tokenizer or load_tokenizer(folder)
+    require_fitting(tokenizer, config.vocab_size, str(folder))
+    return Source(name, str(folder), config, leaves, tokenizer, fingerprint)

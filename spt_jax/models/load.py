@@ -1,0 +1,88 @@
+"""From a source to params: one leaf at a time is read, hashed, cast and placed on the devices.
+
+Host memory holds the largest leaf and what the devices of this host keep, no more.
+"""
+
+import hashlib
+from collections.abc import Iterator
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from spt_jax.models.source import Source, blocks
+from spt_jax.sharding import param_sharding
+from spt_jax.typing import PyTree
+
+
+def load_params(source: Source, *, param_dtype: str, mesh: Mesh) -> tuple[PyTree, str]:
+    """Reads every leaf of a source.
+
+    Args:
+        source: Opened, so that every leaf has its tensors.
+        param_dtype: Of the leaves in memory.
+        mesh: The devices that keep them, each its part.
+
+    Returns:
+        The params, and the fingerprint of the source's weights before the cast.
+
+    Raises:
+        ValueError: The mesh does not divide a leaf; or a tensor cannot be read, is not finite, or
+            is not what the source's fingerprint was taken of.
+    """
+    dtype = jnp.dtype(param_dtype)
+    targets = {name: param_sharding(name, leaf.shape, mesh) for name, leaf in source.leaves.items()}
+    leaves, reader = {}, Reader(source)
+    for name, array in reader:
+        leaves[name] = _place(array, targets[name], dtype)
+        del array  # before the next one is read
+    return flax.traverse_util.unflatten_dict(leaves, sep="/"), reader.fingerprint()
+
+
+def _place(array: np.ndarray, sharding: jax.sharding.Sharding, dtype: jnp.dtype) -> jax.Array:
+    """The array on its devices. (`make_array_from_callback` makes all the pieces, then copies.)"""
+    pieces = []
+    for device, index in sharding.addressable_devices_indices_map(array.shape).items():
+        one = jax.sharding.SingleDeviceSharding(device, memory_kind=sharding.memory_kind)
+        pieces.append(jax.device_put(array[index].astype(dtype), one).block_until_ready())
+    return jax.make_array_from_single_device_arrays(array.shape, sharding, pieces, dtype=dtype)
+
+
+class Reader:
+    """Iterates over (name, array) of a source's leaves, sorted by name, and hashes them.
+
+    After the last leaf, `fingerprint` is `pytree.fingerprint` of them all.
+    """
+
+    def __init__(self, source: Source):
+        self._source = source
+        self._digest = hashlib.sha256()
+        self._done = False
+
+    def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
+        for name in sorted(self._source.leaves):
+            array = self._source.leaves[name].read()
+            self._digest.update(f"{name} {array.shape} {array.dtype}\n".encode())
+            for block in blocks(array):
+                self._digest.update(block.reshape(-1).view(np.uint8).data)
+            yield name, array
+            del array
+        self._done = True
+
+    def fingerprint(self) -> str:
+        """sha256 of the weights, in hex.
+
+        Raises:
+            ValueError: The source keeps another one: its weights have changed since it was taken.
+        """
+        if not self._done:
+            raise RuntimeError("the fingerprint is known after the last leaf")
+        found, kept = self._digest.hexdigest(), self._source.fingerprint
+        if kept is not None and found != kept:
+            raise ValueError(
+                f"weights of {self._source.origin} have fingerprint {found[:12]} but its config "
+                f"says {kept[:12]}; they were changed or damaged, make or copy the folder again"
+            )
+        return found

@@ -1,0 +1,176 @@
+"""Which tensor of a source is which leaf of ours: two literal tables, to be checked by eye.
+
+`{i}` is the layer. Ours are stacked: the leaf `encoder/layers/...` has a leading axis of layers.
+Both tables have the MLPs of T5 1.0 (`wi`) and 1.1 (`wi_0`, `wi_1`); a model has one of them.
+"""
+
+from collections.abc import Mapping
+
+import jax
+
+from spt_jax.models.source import Leaf, Tensor
+from spt_jax.pytree import named_leaves
+from spt_jax.t5 import T5, T5Config
+
+_E, _D = "encoder.block.{i}.layer.", "decoder.block.{i}.layer."
+_BIAS = ".block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+
+TRANSFORMERS = {
+    "token_embedder/embedding": "shared.weight",
+    "encoder/relpos_bias/rel_embedding": "encoder" + _BIAS,
+    "encoder/layers/pre_attention_layer_norm/scale": _E + "0.layer_norm.weight",
+    "encoder/layers/attention/query/kernel": _E + "0.SelfAttention.q.weight",
+    "encoder/layers/attention/key/kernel": _E + "0.SelfAttention.k.weight",
+    "encoder/layers/attention/value/kernel": _E + "0.SelfAttention.v.weight",
+    "encoder/layers/attention/out/kernel": _E + "0.SelfAttention.o.weight",
+    "encoder/layers/pre_mlp_layer_norm/scale": _E + "1.layer_norm.weight",
+    "encoder/layers/mlp/wi/kernel": _E + "1.DenseReluDense.wi.weight",
+    "encoder/layers/mlp/wi_0/kernel": _E + "1.DenseReluDense.wi_0.weight",
+    "encoder/layers/mlp/wi_1/kernel": _E + "1.DenseReluDense.wi_1.weight",
+    "encoder/layers/mlp/wo/kernel": _E + "1.DenseReluDense.wo.weight",
+    "encoder/encoder_norm/scale": "encoder.final_layer_norm.weight",
+    "decoder/relpos_bias/rel_embedding": "decoder" + _BIAS,
+    "decoder/layers/pre_self_attention_layer_norm/scale": _D + "0.layer_norm.weight",
+    "decoder/layers/self_attention/query/kernel": _D + "0.SelfAttention.q.weight",
+    "decoder/layers/self_attention/key/kernel": _D + "0.SelfAttention.k.weight",
+    "decoder/layers/self_attention/value/kernel": _D + "0.SelfAttention.v.weight",
+    "decoder/layers/self_attention/out/kernel": _D + "0.SelfAttention.o.weight",
+    "decoder/layers/pre_cross_attention_layer_norm/scale": _D + "1.layer_norm.weight",
+    "decoder/layers/encoder_decoder_attention/query/kernel": _D + "1.EncDecAttention.q.weight",
+    "decoder/layers/encoder_decoder_attention/key/kernel": _D + "1.EncDecAttention.k.weight",
+    "decoder/layers/encoder_decoder_attention/value/kernel": _D + "1.EncDecAttention.v.weight",
+    "decoder/layers/encoder_decoder_attention/out/kernel": _D + "1.EncDecAttention.o.weight",
+    "decoder/layers/pre_mlp_layer_norm/scale": _D + "2.layer_norm.weight",
+    "decoder/layers/mlp/wi/kernel": _D + "2.DenseReluDense.wi.weight",
+    "decoder/layers/mlp/wi_0/kernel": _D + "2.DenseReluDense.wi_0.weight",
+    "decoder/layers/mlp/wi_1/kernel": _D + "2.DenseReluDense.wi_1.weight",
+    "decoder/layers/mlp/wo/kernel": _D + "2.DenseReluDense.wo.weight",
+    "decoder/decoder_norm/scale": "decoder.final_layer_norm.weight",
+    "decoder/logits_dense/kernel": "lm_head.weight",
+}
+"""Ours to transformers'. Their matrices are [out, in], and the position bias [buckets, N]."""
+
+_E, _D = "encoder/layers_{i}/", "decoder/layers_{i}/"
+
+T5X = {
+    "token_embedder/embedding": "token_embedder/embedding",
+    "encoder/relpos_bias/rel_embedding": "encoder/relpos_bias/rel_embedding",
+    "encoder/layers/pre_attention_layer_norm/scale": _E + "pre_attention_layer_norm/scale",
+    "encoder/layers/attention/query/kernel": _E + "attention/query/kernel",
+    "encoder/layers/attention/key/kernel": _E + "attention/key/kernel",
+    "encoder/layers/attention/value/kernel": _E + "attention/value/kernel",
+    "encoder/layers/attention/out/kernel": _E + "attention/out/kernel",
+    "encoder/layers/pre_mlp_layer_norm/scale": _E + "pre_mlp_layer_norm/scale",
+    "encoder/layers/mlp/wi/kernel": _E + "mlp/wi/kernel",
+    "encoder/layers/mlp/wi_0/kernel": _E + "mlp/wi_0/kernel",
+    "encoder/layers/mlp/wi_1/kernel": _E + "mlp/wi_1/kernel",
+    "encoder/layers/mlp/wo/kernel": _E + "mlp/wo/kernel",
+    "encoder/encoder_norm/scale": "encoder/encoder_norm/scale",
+    "decoder/relpos_bias/rel_embedding": "decoder/relpos_bias/rel_embedding",
+    "decoder/layers/pre_self_attention_layer_norm/scale": (
+        _D + "pre_self_attention_layer_norm/scale"
+    ),
+    "decoder/layers/self_attention/query/kernel": _D + "self_attention/query/kernel",
+    "decoder/layers/self_attention/key/kernel": _D + "self_attention/key/kernel",
+    "decoder/layers/self_attention/value/kernel": _D + "self_attention/value/kernel",
+    "decoder/layers/self_attention/out/kernel": _D + "self_attention/out/kernel",
+    "decoder/layers/pre_cross_attention_layer_norm/scale": (
+        _D + "pre_cross_attention_layer_norm/scale"
+    ),
+    "decoder/layers/encoder_decoder_attention/query/kernel": (
+        _D + "encoder_decoder_attention/query/kernel"
+    ),
+    "decoder/layers/encoder_decoder_attention/key/kernel": (
+        _D + "encoder_decoder_attention/key/kernel"
+    ),
+    "decoder/layers/encoder_decoder_attention/value/kernel": (
+        _D + "encoder_decoder_attention/value/kernel"
+    ),
+    "decoder/layers/encoder_decoder_attention/out/kernel": (
+        _D + "encoder_decoder_attention/out/kernel"
+    ),
+    "decoder/layers/pre_mlp_layer_norm/scale": _D + "pre_mlp_layer_norm/scale",
+    "decoder/layers/mlp/wi/kernel": _D + "mlp/wi/kernel",
+    "decoder/layers/mlp/wi_0/kernel": _D + "mlp/wi_0/kernel",
+    "decoder/layers/mlp/wi_1/kernel": _D + "mlp/wi_1/kernel",
+    "decoder/layers/mlp/wo/kernel": _D + "mlp/wo/kernel",
+    "decoder/decoder_norm/scale": "decoder/decoder_norm/scale",
+    "decoder/logits_dense/kernel": "decoder/logits_dense/kernel",
+}
+"""Ours to T5X's, whose matrices lie as ours do, [in, out]."""
+
+_LISTED = 12
+
+
+def leaf_shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
+    """The shape of every leaf of the model, by name."""
+    abstract = jax.eval_shape(T5(config).init_params, jax.random.key(0))
+    return {name: leaf.shape for name, leaf in named_leaves(abstract)}
+
+
+def match(
+    tensors: Mapping[str, Tensor],
+    config: T5Config,
+    origin: str,
+    table: Mapping[str, str] | None,
+    *,
+    transposed: bool = False,
+    scanned: bool = False,
+) -> dict[str, Leaf]:
+    """Gives every leaf its tensors, and every tensor to one leaf.
+
+    Args:
+        tensors: Of the source, by name.
+        config: The shape of our model.
+        origin: Of the tensors, for messages.
+        table: `TRANSFORMERS` or `T5X`; None where the tensors are our leaves themselves.
+        transposed: Matrices are [out, in]; the embedding table is not.
+        scanned: The layers of T5X are one tensor, with the layer on axis 1.
+
+    Raises:
+        ValueError: A leaf or a tensor is left over, or has another shape; all of them are listed.
+    """
+    leaves, used = {}, set()
+    missing, misshapen = [], []
+    for name, shape in leaf_shapes(config).items():
+        stacked = table is not None and "/layers/" in name
+        names, layout, fitting = [table[name] if table else name], "same", [shape]
+        if stacked:
+            fitting = [shape[1:]]
+            if table is T5X and "attention/" in name:
+                fitting.append(_heads_apart(name, shape[1:], config))
+        if stacked and scanned:
+            names, layout = [names[0].replace("layers_{i}", name.split("/")[0])], "scanned"
+            fitting = [(one[0], shape[0], *one[1:]) for one in fitting]
+        elif stacked:
+            names = [names[0].format(i=i) for i in range(shape[0])]
+        if transposed and name != "token_embedder/embedding":
+            layout, fitting = "transposed", [one[::-1] for one in fitting]
+        for one in names:
+            if one not in tensors:
+                missing.append(f"{one} {fitting[0]}")
+            elif tensors[one].shape not in fitting:
+                misshapen.append(f"{one} has shape {tensors[one].shape}, expected {fitting[0]}")
+        used.update(names)
+        if tensors.keys() >= set(names):
+            leaves[name] = Leaf(shape, tuple(tensors[one] for one in names), layout, stacked)
+    unexpected = [f"{one} {tensors[one].shape}" for one in sorted(tensors.keys() - used)]
+    problems = [
+        *_listed("missing ", sorted(missing)),
+        *_listed("unexpected ", unexpected),
+        *_listed("", misshapen),
+    ]
+    if problems:
+        raise ValueError(f"weights of {origin} do not fit its config: " + "; ".join(problems))
+    return leaves
+
+
+def _heads_apart(name: str, shape: tuple[int, ...], config: T5Config) -> tuple[int, ...]:
+    """The shape of an attention kernel whose heads [N, H] are two axes, as in scalable T5X."""
+    heads = config.num_heads, config.d_kv
+    return (*heads, shape[1]) if name.endswith("out/kernel") else (shape[0], *heads)
+
+
+def _listed(prefix: str, items: list[str]) -> list[str]:
+    more = [f"and {len(items) - _LISTED} more"] if len(items) > _LISTED else []
+    return [*(prefix + item for item in items[:_LISTED]), *more]

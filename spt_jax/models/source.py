@@ -1,0 +1,141 @@
+"""A model that somebody has stored: its tensors by name, and our leaves made of them.
+
+Nothing is read when a source is opened but headers. A leaf is read when its turn comes, so that
+host memory holds one leaf at a time.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import ml_dtypes
+import numpy as np
+
+from spt_jax.t5 import T5Config
+from spt_jax.tokenizers.bpe import Tokenizer
+
+FLOATS = {"float16", "bfloat16", "float32", "float64"}
+BLOCK_BYTES = 1 << 24
+
+Layout = Literal["same", "transposed", "scanned"]
+"""How a tensor lies in the source: as ours; [out, in]; or with the layers on axis 1."""
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of a source.
+
+    Args:
+        name: In the source.
+        shape: Its shape there.
+        dtype: Its dtype there.
+        read: Reads it whole, into memory of its own.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One leaf of our model, not read yet.
+
+    Args:
+        shape: Of the leaf; the first axis is the layer where it is stacked.
+        tensors: What it is made of: one for each layer, or a single one.
+        layout: Of each tensor.
+        stacked: Whether there is a tensor for each layer, or one that holds them all (scanned).
+    """
+
+    shape: tuple[int, ...]
+    tensors: tuple[Tensor, ...]
+    layout: Layout
+    stacked: bool = False
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Wide enough for every tensor of the leaf."""
+        return np.result_type(*(tensor.dtype for tensor in self.tensors))
+
+    def read(self) -> np.ndarray:
+        """The leaf on the host, in the source's dtype.
+
+        Raises:
+            ValueError: A tensor cannot be read, or holds NaN or inf.
+        """
+        if not self.stacked or self.layout == "scanned":
+            return self._place(self.tensors[0]).reshape(self.shape)
+        out = np.empty(self.shape, self.dtype)
+        for index, tensor in enumerate(self.tensors):
+            out[index] = self._place(tensor).reshape(self.shape[1:])
+        return out
+
+    def _place(self, tensor: Tensor) -> np.ndarray:
+        array = tensor.read()
+        require_finite(array, tensor.name)
+        if self.layout == "transposed":
+            return array.T
+        return np.moveaxis(array, 1, 0) if self.layout == "scanned" else array
+
+
+@dataclass(frozen=True)
+class Source:
+    """A stored model, opened and checked but not read.
+
+    Args:
+        name: Of the model, for people.
+        origin: Folder or address, for messages.
+        config: The shape of the model.
+        leaves: Every leaf of the model once, by name.
+        tokenizer: Of the model.
+        fingerprint: Of the weights, where the source keeps it. What is read must agree with it.
+    """
+
+    name: str
+    origin: str
+    config: T5Config
+    leaves: dict[str, Leaf]
+    tokenizer: Tokenizer
+    fingerprint: str | None = None
+
+
+def float_dtype(name: str, tensor: str) -> np.dtype:
+    """A numpy dtype by name.
+
+    Raises:
+        ValueError: It is no floating dtype.
+    """
+    if name not in FLOATS:
+        raise ValueError(
+            f"tensor {tensor} has dtype {name}, expected {', '.join(sorted(FLOATS))}; "
+            "quantized weights are not supported"
+        )
+    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+
+
+def blocks(array: np.ndarray) -> Iterator[np.ndarray]:
+    """The array in C-contiguous pieces of some megabytes along its first axis."""
+    if array.ndim == 0 or array.nbytes <= BLOCK_BYTES:
+        yield np.ascontiguousarray(array)
+        return
+    rows = max(1, BLOCK_BYTES * len(array) // array.nbytes)
+    for start in range(0, len(array), rows):
+        yield np.ascontiguousarray(array[start : start + rows])
+
+
+def require_finite(array: np.ndarray, name: str) -> None:
+    """Raises ValueError where an array holds NaN or inf."""
+    for block in blocks(array):
+        if not np.isfinite(block).all():
+            bad = "NaN" if np.isnan(block).any() else "inf"
+            raise ValueError(
+                f"tensor {name} holds {bad}, expected finite weights; the file is damaged, "
+                "or training diverged"
+            )
+
+
+def equal_tensors(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same values."""
+    return a is b or (a.shape == b.shape and bool(np.array_equal(a.read(), b.read())))

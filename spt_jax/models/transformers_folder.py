@@ -1,0 +1,184 @@
+"""A folder that transformers saved: T5 1.0 and 1.1, LM-adapted and Flan-T5, mT5 and ByT5.
+
+    config.json                      the shape
+    model.safetensors                or shards with model.safetensors.index.json,
+    pytorch_model.bin                or these, where torch is installed
+    tokenizer.json, spiece.model     the tokenizer; ByT5 has none
+
+What a config says of the head cannot be relied on: transformers 5 writes that it is tied for every
+T5, and keeps the old meaning of `tie_word_embeddings` in `scale_decoder_outputs`. So a model has a
+head of its own where its file holds one, and the config says only whether logits are scaled.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from spt_jax.models.formats.safetensors_file import open_safetensors
+from spt_jax.models.formats.torch_file import open_torch
+from spt_jax.models.names import TRANSFORMERS, match
+from spt_jax.models.source import Source, Tensor, equal_tensors
+from spt_jax.t5 import T5Config
+from spt_jax.tokenizers.bpe import Tokenizer
+from spt_jax.tokenizers.published import load_tokenizer, read_json, require_fitting
+
+WEIGHTS = {
+    "model.safetensors": open_safetensors,
+    "model.safetensors.index.json": open_safetensors,
+    "pytorch_model.bin": open_torch,
+    "pytorch_model.bin.index.json": open_torch,
+}
+"""Files of weights, the best first; an index names the file of each tensor."""
+
+REFUSED = {
+    "umt5": "every layer of UMT5 has a relative position bias of its own",
+    "longt5": "LongT5's encoder attends locally",
+    "switch_transformers": "its MLPs are mixtures of experts",
+}
+"""Others of the family, and why they are no T5."""
+
+_SIZES = {
+    "vocab_size": "vocab_size",
+    "d_model": "d_model",
+    "d_kv": "d_kv",
+    "d_ff": "d_ff",
+    "num_heads": "num_heads",
+    "num_layers": "num_layers",
+}
+_MAX_LAYERS = 1000  # the tensors of each are listed before they are looked for
+_MLPS = {"relu": "relu", "gated-gelu": "gated_gelu"}
+_IDS = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
+_TABLE, _HEAD = "shared.weight", "lm_head.weight"
+_ALIASES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+# In the files of T5 1.0; no version of transformers has ever used it.
+_DEAD = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
+
+
+def open_hf(folder: Path, name: str, tokenizer: Tokenizer | None = None) -> Source:
+    """Opens a transformers folder.
+
+    Args:
+        folder: With the files above.
+        name: Of the model.
+        tokenizer: Instead of the one in the folder.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: The model is no T5, or its files do not fit each other.
+    """
+    described = read_json(folder / "config.json")
+    config, scaled = read_config(described, str(folder / "config.json"))
+    tensors = _open_weights(folder)
+    tensors, tied = _resolve_head(tensors, scaled, str(folder))
+    config = T5Config(**config, tied_head=tied)
+    leaves = match(tensors, config, str(folder), TRANSFORMERS, transposed=True)
+    tokenizer = tokenizer or load_tokenizer(folder)
+    require_fitting(tokenizer, config.vocab_size, str(folder))
+    return Source(name, str(folder), config, leaves, tokenizer)
+
+
+def read_config(described: Mapping[str, Any], origin: str) -> tuple[dict[str, Any], bool]:
+    """The fields of `T5Config` but for the head, and whether a tied head scales its logits.
+
+    Raises:
+        ValueError: It describes another model, or one that this library does not have.
+    """
+    kind = described.get("model_type")
+    if kind not in ("t5", "mt5"):
+        reason = f": {REFUSED[kind]}" if kind in REFUSED else ""
+        raise ValueError(
+            f"{origin} describes a model of type {kind!r}, expected 't5' or 'mt5'{reason}"
+        )
+    for key, expected in _IDS.items():
+        if described.get(key, expected) != expected:
+            raise ValueError(f"{origin} has {key} {described[key]}, expected {expected}")
+    mlp = described.get("feed_forward_proj", "relu" if kind == "t5" else "gated-gelu")
+    if mlp not in _MLPS:
+        raise ValueError(
+            f"{origin} has feed_forward_proj {mlp!r}, expected {' or '.join(map(repr, _MLPS))}"
+        )
+    fields: dict[str, Any] = {ours: described.get(theirs) for ours, theirs in _SIZES.items()}
+    fields["num_decoder_layers"] = described.get("num_decoder_layers") or fields["num_layers"]
+    fields["relpos_buckets"] = described.get("relative_attention_num_buckets", 32)
+    fields["relpos_max_distance"] = described.get("relative_attention_max_distance", 128)
+    for field, value in fields.items():
+        limit = _MAX_LAYERS if field.endswith("layers") else 1 << 31
+        if type(value) is not int or not 1 <= value < limit:
+            raise ValueError(f"{origin} has {value!r} for {field}, expected a whole number")
+    epsilon = described.get("layer_norm_epsilon", 1e-6)
+    if type(epsilon) not in (int, float) or not 0 < epsilon < 1:
+        raise ValueError(f"{origin} has layer_norm_epsilon {epsilon!r}, expected such as 1e-6")
+    old = described.get("tie_word_embeddings") is not False
+    scaled = kind == "t5" and bool(described.get("scale_decoder_outputs", old))
+    return {**fields, "mlp": _MLPS[mlp], "layer_norm_epsilon": float(epsilon)}, scaled
+
+
+def _open_weights(folder: Path) -> dict[str, Tensor]:
+    for name, opener in WEIGHTS.items():
+        if not (folder / name).is_file():
+            continue
+        if not name.endswith(".index.json"):
+            return opener(folder / name)
+        return _open_shards(folder, name, opener)
+    raise FileNotFoundError(f"no weights in {folder}; expected {', '.join(WEIGHTS)}")
+
+
+def _open_shards(folder: Path, index: str, opener: Any) -> dict[str, Tensor]:
+    origin, files = folder / index, read_json(folder / index).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
+        raise ValueError(f"{origin} has no weight_map of tensor names to file names")
+    tensors: dict[str, Tensor] = {}
+    for file in sorted(set(files.values())):
+        if Path(file).name != file or not (folder / file).is_file():
+            raise FileNotFoundError(
+                f"shard {folder / file} does not exist, but {index} names it; "
+                "download the model again"
+            )
+        shard = opener(folder / file)
+        named = {name for name, place in files.items() if place == file}
+        for problem, names in (("lacks", named - shard.keys()), ("also has", shard.keys() - named)):
+            if names:
+                raise ValueError(
+                    f"shard {folder / file} {problem} {', '.join(sorted(names)[:5])}, against "
+                    f"{index}; the files are of different models"
+                )
+        tensors |= shard
+    return tensors
+
+
+def _resolve_head(
+    tensors: dict[str, Tensor], scaled: bool, origin: str
+) -> tuple[dict[str, Tensor], bool]:
+    """The tensors without aliases, with a head where the model has its own; and whether it is tied.
+
+    A head that is the table but unscaled, as transformers 5 makes it of a config of T5 1.1, is
+    taken for a head of its own.
+    """
+    tensors = dict(tensors)
+    tensors.pop(_DEAD, None)
+    aliases = {name: tensors.pop(name) for name in _ALIASES if name in tensors}
+    if _TABLE not in tensors and aliases:
+        tensors[_TABLE] = next(iter(aliases.values()))
+    if _TABLE not in tensors:
+        raise ValueError(f"weights of {origin} have no {_TABLE}, the embedding table")
+    table = tensors[_TABLE]
+    for alias in aliases.values():
+        if not equal_tensors(alias, table):
+            raise ValueError(
+                f"{alias.name} differs from {table.name} in {origin}; "
+                "expected one table for encoder and decoder"
+            )
+    head = tensors.get(_HEAD)
+    if head is None:
+        if not scaled:
+            tensors[_HEAD] = table
+        return tensors, scaled
+    if scaled:
+        if not equal_tensors(head, table):
+            raise ValueError(
+                f"{_HEAD} differs from {_TABLE} in {origin}, but its config says that they are "
+                "tied, so it is open whether logits are scaled; set tie_word_embeddings to false "
+                "there if the model is a T5 1.1"
+            )
+        del tensors[_HEAD]
+    return tensors, scaled

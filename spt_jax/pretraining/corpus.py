@@ -1,0 +1,219 @@
+"""The raw text that a backbone is pretrained on: docstrings of installed packages, and text files.
+
+Docstrings repeat each other a lot (an argument documented in two hundred classes), so one whose
+word 8-grams were mostly seen before is dropped. Two invariants: no docstring that falls into dev or
+test of the task `library`, nor a near-duplicate of one, is ever part of a corpus; and the corpus is
+a function of the installed packages, the files and the seed alone.
+"""
+
+import hashlib
+import lzma
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from spt_jax.config.pretrain import PRETRAINING_PACKAGES
+from spt_jax.data.builtin.docstrings import Docstring, read_docstrings
+from spt_jax.data.builtin.library import drop_held_out
+
+NGRAM = 8  # words
+REPEATED = 0.5  # share of n-grams seen before from which a docstring is dropped
+EXCERPT = 20_000  # characters of a book that are kept or left out together
+
+
+@dataclass(frozen=True)
+class Excerpt:
+    """A run of whole paragraphs of one book.
+
+    Args:
+        text: The paragraphs, joined by spaces.
+        title: Title of the book, None where it is not known.
+        author: Its author, None where not known.
+        book: Number of the book, counted over all files.
+    """
+
+    text: str
+    title: str | None
+    author: str | None
+    book: int
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Texts to pretrain on. Every text is one line."""
+
+    docstrings: tuple[Docstring, ...]
+    excerpts: tuple[Excerpt, ...]
+
+    def texts(self) -> Iterator[str]:
+        """All texts, docstrings first."""
+        for document in (*self.docstrings, *self.excerpts):
+            yield document.text
+
+    def fingerprint(self) -> str:
+        """sha256, in hex, over all texts in order."""
+        digest = hashlib.sha256()
+        for text in self.texts():
+            digest.update(f"{len(text)} {text}".encode())
+        return digest.hexdigest()
+
+    def sample_texts(self, characters: int, seed: int = 0) -> list[str]:
+        """Texts drawn evenly until they have this many characters: enough to learn a vocabulary."""
+        texts = list(self.texts())
+        random.Random(seed).shuffle(texts)
+        taken, total = [], 0
+        for text in texts:
+            if total >= characters:
+                break
+            taken.append(text)
+            total += len(text)
+        return taken
+
+    def split(self, share: float = 0.01) -> tuple["Corpus", "Corpus"]:
+        """The corpus as (train, held out): `share` of the documents, by a hash of their text."""
+
+        def is_held_out(document):
+            digest = hashlib.sha256(b"held out " + document.text.encode()).digest()
+            return int.from_bytes(digest[:8], "big") < share * 2**64
+
+        def part(held_out):
+            return Corpus(
+                tuple(d for d in self.docstrings if is_held_out(d) == held_out),
+                tuple(e for e in self.excerpts if is_held_out(e) == held_out),
+            )
+
+        return part(False), part(True)
+
+
+def read_corpus(
+    *,
+    packages: Sequence[str] = PRETRAINING_PACKAGES,
+    text_files: Sequence[str | Path] = (),
+    max_text_characters: int | None = 20_000_000,
+    seed: int = 0,
+) -> Corpus:
+    """Reads docstrings and text files.
+
+    Args:
+        packages: Whose docstrings to read; "python" is the standard library.
+        text_files: .txt or .txt.xz files in UTF-8, a paragraph a line and a form feed between
+            books. A file `<name>_list.txt` beside `<name>.txt` may list the books in the same order
+            as `author/title` lines.
+        max_text_characters: Of all text files together; a random sample of excerpts, spread over
+            the books. All where None.
+        seed: Of that sample.
+
+    Raises:
+        FileNotFoundError: A text file does not exist.
+        ValueError: A file is neither .txt nor .txt.xz, or broken; a package is not installed; or
+            there is no text at all.
+    """
+    docstrings = _read_packages(packages)
+    excerpts: list[Excerpt] = []
+    for path in text_files:
+        books = 1 + max((e.book for e in excerpts), default=-1)
+        excerpts.extend(_read_excerpts(Path(path), books))
+    if max_text_characters is not None:
+        total = sum(len(e.text) for e in excerpts)
+        order = random.Random(seed).sample(range(len(excerpts)), len(excerpts))
+        dropped = set()
+        for index in order:
+            if total <= max_text_characters:
+                break
+            total -= len(excerpts[index].text)
+            dropped.add(index)
+        excerpts = [e for index, e in enumerate(excerpts) if index not in dropped]
+    if not docstrings and not excerpts:
+        raise ValueError("the corpus is empty; give packages or text files to read")
+    return Corpus(tuple(docstrings), tuple(excerpts))
+
+
+def drop_repeated(texts: Sequence[str]) -> list[int]:
+    """Indices of the texts that mostly say something new, in order.
+
+    A text is dropped where at least half of its word 8-grams (or itself, where it is shorter) occur
+    in an earlier text.
+    """
+    ids: dict[str, int] = {"": 0}
+    words: list[int] = []
+    starts, lengths = [], []
+    for text in texts:
+        found = [ids.setdefault(word, len(ids)) for word in text.split()]
+        found += [0] * (NGRAM - len(found))
+        starts.append(len(words))
+        lengths.append(len(found) - NGRAM + 1)
+        words.extend(found)
+    if not starts:
+        return []
+    flat = np.array(words, np.uint64)
+    hashes = np.zeros(len(flat) - NGRAM + 1, np.uint64)
+    for offset in range(NGRAM):
+        hashes *= np.uint64(0x9E3779B97F4A7C15)
+        hashes ^= flat[offset : len(hashes) + offset] * np.uint64(0xD6E8FEB86659FD93)
+    _, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
+    kept = []
+    for index, (start, length) in enumerate(zip(starts, lengths)):
+        seen = np.count_nonzero(first[inverse[start : start + length]] < start)
+        if seen < REPEATED * length:
+            kept.append(index)
+    return kept
+
+
+def _read_packages(packages: Sequence[str]) -> list[Docstring]:
+    found = []
+    for docstring in read_docstrings(packages) if packages else ():
+        text = " ".join(docstring.text.split())
+        fields = (docstring.package, docstring.module, docstring.kind, docstring.name)
+        found.append(Docstring(*fields, text))
+    found = [found[index] for index in drop_repeated([d.text for d in found])]
+    allowed = set(drop_held_out([d.text for d in found])) if found else set()
+    return [d for d in found if d.text in allowed]
+
+
+def _read_excerpts(path: Path, first_book: int) -> list[Excerpt]:
+    if not path.is_file():
+        raise FileNotFoundError(f"text file '{path}' does not exist; expected a .txt or .txt.xz")
+    name = path.name.removesuffix(".xz")
+    if not name.endswith(".txt"):
+        raise ValueError(f"text file '{path}' is given, expected a name in .txt or .txt.xz")
+    opened = lzma.open if path.suffix == ".xz" else open
+    try:
+        with opened(path, "rt", encoding="utf-8") as file:
+            books = [book for book in file.read().split("\f") if book.strip()]
+    except (UnicodeDecodeError, lzma.LZMAError, EOFError) as error:
+        raise ValueError(
+            f"text file '{path}' cannot be read ({error}); expected UTF-8 text, packed by xz "
+            "where the name ends in .xz"
+        ) from None
+    excerpts = []
+    titles = _read_titles(path.with_name(f"{name.removesuffix('.txt')}_list.txt"), len(books))
+    for number, (book, (title, author)) in enumerate(zip(books, titles), first_book):
+        paragraphs: list[str] = []
+        length = 0
+        for paragraph in [*book.split("\n"), None]:
+            if paragraphs and (paragraph is None or length > EXCERPT):
+                excerpts.append(Excerpt(" ".join(paragraphs), title, author, number))
+                paragraphs, length = [], 0
+            if paragraph and (line := " ".join(paragraph.split())):
+                paragraphs.append(line)
+                length += len(line)
+    return excerpts
+
+
+def _read_titles(path: Path, count: int) -> list[tuple[str | None, str | None]]:
+    if not path.is_file():
+        return [(None, None)] * count
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if len(lines) != count:
+        raise ValueError(
+            f"'{path}' lists {len(lines)} books, expected {count} as in the text file; "
+            "one line 'author/title' for each"
+        )
+    titles = []
+    for line in lines:
+        author, slash, title = line.removesuffix(".md").rpartition("/")
+        titles.append((title.strip(), author.strip() if slash else None))
+    return titles

@@ -1,0 +1,237 @@
+"""The pretraining mixture: self-supervised text-to-text rows, as a pure function of (seed, step).
+
+A step is either *long* (span corruption and prefix LM, as in T5, and tasks that copy many words) or
+*short*: tasks that an instruction in plain words selects and a few tokens answer, each answer made
+from the text itself.
+Instructions come in several wordings and may rename the labels, so that the model learns to take
+them from the start of its input, which is where a soft prompt will stand.
+
+Invariant: batch n depends on the passages, the config, the seed and n, on nothing drawn before.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from spt_jax.config.pretrain import MixtureConfig
+from spt_jax.errors import suggest
+from spt_jax.pretraining import copy_tasks as dense_tasks
+from spt_jax.pretraining import passage_tasks, word_tasks
+from spt_jax.pretraining.corpus import Corpus
+from spt_jax.pretraining.draws import ARGUMENT, SHORT_ARGUMENT, Draw, Row
+from spt_jax.pretraining.instructions import INSTRUCTIONS
+from spt_jax.pretraining.packing import PackedRows
+from spt_jax.pretraining.passages import Passages, tokenize_corpus
+from spt_jax.tokenizers.bpe import Tokenizer
+
+PROBES = 8  # rows of a task that have to be found, each in so many tries, for a corpus to serve it
+PROBE_TRIES = 300
+TRIES = 5000  # for a row of a task that it serves
+
+
+@dataclass(frozen=True)
+class Task:
+    """A pretraining task. Its instructions are in `INSTRUCTIONS`, under the same name.
+
+    Args:
+        make: Makes a row, or None where the passage it drew does not serve.
+        labels: The answers, where they are few; `make` then gives the number of one.
+        long: Whether its targets have the long shape.
+        argument: Tokens kept free for each argument.
+    """
+
+    make: Callable[[Draw], Row | None]
+    labels: tuple[str, ...] = ()
+    long: bool = False
+    argument: int = ARGUMENT
+
+
+_YES_NO = ("yes", "no")
+
+TASKS: dict[str, Task] = {
+    "span_corruption": Task(passage_tasks.span_corruption, long=True),
+    "lm": Task(passage_tasks.lm, long=True),
+    "repeat": Task(dense_tasks.repeat, long=True),
+    "look_up": Task(dense_tasks.look_up, long=True),
+    "mend": Task(dense_tasks.mend, long=True),
+    "name": Task(passage_tasks.name),
+    "kind": Task(passage_tasks.kind, passage_tasks.KINDS),
+    "summary": Task(passage_tasks.summary),
+    "next": Task(passage_tasks.next_part, ("a", "b")),
+    "order": Task(passage_tasks.order, _YES_NO),
+    "together": Task(passage_tasks.together, _YES_NO),
+    "same": Task(passage_tasks.same, _YES_NO),
+    "scrambled": Task(passage_tasks.scrambled, _YES_NO),
+    "copy": Task(word_tasks.copy),
+    "first": Task(word_tasks.edge(0)),
+    "last": Task(word_tasks.edge(-1)),
+    "after": Task(word_tasks.neighbour(1)),
+    "before": Task(word_tasks.neighbour(-1)),
+    "contains": Task(word_tasks.contains, _YES_NO),
+    "count": Task(word_tasks.count, word_tasks.COUNTS),
+    "topic": Task(word_tasks.topic),
+    "pick": Task(word_tasks.pick, argument=SHORT_ARGUMENT),
+    "assign": Task(word_tasks.assign),
+    "odd": Task(word_tasks.odd),
+    "gap": Task(word_tasks.gap),
+    "choice": Task(word_tasks.choice),
+    "mood": Task(word_tasks.mood, ("bad", "good")),
+    "book": Task(passage_tasks.of_book("titles")),
+    "author": Task(passage_tasks.of_book("authors")),
+}
+
+
+def make_batches(
+    corpus: Corpus, tokenizer: Tokenizer, config: MixtureConfig, seed: int
+) -> "Mixture":
+    """Tokenizes a corpus and returns its endless sequence of batches.
+
+    Raises:
+        ValueError: `config.weights` names an unknown task, or leaves a kind of step without any, or
+            the corpus is too short or lacks what a task asks about.
+    """
+    return Mixture(tokenize_corpus(corpus, tokenizer), config, seed)
+
+
+class Mixture:
+    """`mixture[n]` is the batch of step n: ("long" or "short", {"inputs", "targets"}).
+
+    inputs: int32[B, T] and targets: int32[B, U], padded with 0 behind an end marker; the shapes
+    depend on the group alone. Packed batches have the segments of both beside them.
+
+    A task that the corpus cannot serve, such as one about books where there are none, is left out.
+    Raises what `make_batches` does.
+
+    Attributes:
+        tasks: Names of the tasks that rows are drawn from.
+        left_out: Names of the tasks that have a weight, but that the corpus does not serve.
+        groups: Those of "long" and "short" that steps can be.
+    """
+
+    def __init__(self, passages: Passages, config: MixtureConfig, seed: int):
+        self.passages, self.config, self.seed = passages, config, seed
+        for name in config.weights:
+            if name not in TASKS:
+                raise ValueError(
+                    f"unknown pretraining task 'mixture.weights.{name}'; "
+                    f"the tasks are: {', '.join(TASKS)}{suggest(name, TASKS)}"
+                )
+        encode = passages.tokenizer.encode
+        self._instructions = {
+            name: [[encode(part) for part in wording.split("{}")] for wording in wordings]
+            for name, wordings in INSTRUCTIONS.items()
+        }
+        self._labels = {n: [encode(label) for label in t.labels] for n, t in TASKS.items()}
+        self._for, self._say, self._colon = encode("for"), encode("say"), encode("text:")
+        shares = {"long": 1 - config.short_share, "short": config.short_share}
+        self.groups = tuple(group for group, share in shares.items() if share > 0)
+        wanted = [n for n, weight in config.weights.items() if weight > 0 and shares[_group(n)] > 0]
+        self.tasks = tuple(name for name in wanted if self._serves(name))
+        self.left_out = tuple(name for name in wanted if name not in self.tasks)
+        self._drawn_from = {}
+        for group in self.groups:
+            names = [name for name in self.tasks if _group(name) == group]
+            if not names:
+                raise ValueError(
+                    f"mixture.weights has no task with {group} targets that the corpus serves, but "
+                    f"mixture.short_share is {config.short_share}; "
+                    f"set it to {int(group == 'long')} or give such a task a weight"
+                )
+            weights = np.cumsum([config.weights[name] for name in names])
+            self._drawn_from[group] = (names, weights / weights[-1])
+
+    def __getitem__(self, step: int) -> tuple[str, dict[str, np.ndarray]]:
+        rng = np.random.default_rng([self.seed, step])
+        group = "short" if rng.random() < self.config.short_share else "long"
+        if group == "short" and self.config.pack > 1:
+            return group, self._packed_batch(rng)
+        return group, self._batch(self._draw_tasks(group, self.config.batch_size, rng), rng)
+
+    def task_batch(self, name: str, step: int) -> dict[str, np.ndarray]:
+        """A batch of one task alone, for measuring it. Also a pure function of (seed, step)."""
+        rng = np.random.default_rng([self.seed, step, 1 + list(TASKS).index(name)])
+        return self._batch([name] * self.config.batch_size, rng)
+
+    def _draw_tasks(self, group: str, count: int, rng: np.random.Generator) -> list[str]:
+        names, cumulative = self._drawn_from[group]
+        drawn = cumulative.searchsorted(rng.random(count), side="right")
+        return [names[min(int(index), len(names) - 1)] for index in drawn]
+
+    def _batch(self, tasks: list[str], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """A row of each task."""
+        shapes = {"inputs": self.config.inputs_length, "targets": self._width(tasks[0])}
+        batch = {name: np.zeros((len(tasks), width), np.int32) for name, width in shapes.items()}
+        for index, name in enumerate(tasks):
+            for array, ids in zip(batch.values(), self._example(name, rng)):
+                array[index, : len(ids)] = ids
+        return batch
+
+    def _packed_batch(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Rows of several examples of short tasks, until one finds no room."""
+        config, pack = self.config, self.config.pack
+        lengths = pack * config.inputs_length, pack * config.short_targets_length
+        rows = PackedRows(config.batch_size // pack, *lengths)
+        while rows.add(*self._example(self._draw_tasks("short", 1, rng)[0], rng)):
+            pass
+        return rows.batch()
+
+    def _example(self, name: str, rng: np.random.Generator) -> list[list[int]]:
+        """Ids of the input and of the answer of a task, both with an end marker.
+
+        Raises:
+            ValueError: No passage of the corpus serves the task.
+        """
+        row = self._row(name, rng, TRIES)
+        if row is None:
+            raise ValueError(
+                f"pretraining task '{name}' found no passage to ask about in {TRIES} tries; "
+                f"give more text, or set mixture.weights.{name} to 0"
+            )
+        longest = self.config.inputs_length, self._width(name)
+        return [[*ids[: most - 1], Tokenizer.eos_id] for ids, most in zip(row, longest)]
+
+    def _width(self, name: str) -> int:
+        return getattr(self.config, f"{_group(name)}_targets_length")
+
+    def _row(
+        self, name: str, rng: np.random.Generator, tries: int
+    ) -> tuple[list[int], list[int]] | None:
+        """Ids of the input and the answer of a task, or None where no passage served it."""
+        task, config = TASKS[name], self.config
+        options = self._instructions[name]
+        parts = options[0]
+        if len(options) > 1 and rng.random() < config.wording_share:
+            parts = options[int(rng.integers(1, len(options)))]
+        labels = self._labels[name]
+        renaming: list[int] = []
+        words = self.passages.labels
+        if len(labels) == 2 <= len(words) and rng.random() < config.relabel_share:
+            drawn = rng.choice(words, 2, replace=False)
+            renamed = [[int(i)] for i in drawn]
+            for old, new in zip(labels, renamed):
+                renaming += self._for + old + self._say + new
+            renaming += self._colon
+            labels = renamed
+        used = sum(map(len, parts)) + len(renaming) + task.argument * (len(parts) - 1)
+        room = config.inputs_length - 1 - used
+        draw = Draw(self.passages, rng, room, self._width(name) - 1, config.docstring_share)
+        for _ in range(tries):
+            row = task.make(draw)
+            if row is not None:
+                break
+        else:
+            return None
+        instruction = list(parts[0])
+        for argument, part in zip(row.arguments, parts[1:]):
+            instruction += argument[: task.argument] + part
+        answer = labels[row.answer] if isinstance(row.answer, int) else row.answer
+        return instruction + renaming + row.body, answer
+
+    def _serves(self, name: str) -> bool:
+        rng = np.random.default_rng(list(TASKS).index(name))
+        return all(self._row(name, rng, PROBE_TRIES) is not None for _ in range(PROBES))
+
+
+def _group(name: str) -> str:
+    return "long" if TASKS[name].long else "short"

@@ -1,0 +1,114 @@
+"""Trained prompts as models: a run with its backbone, several that share one, or a prompt alone."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax.numpy as jnp
+
+from spt_jax.config.devices import MeshConfig
+from spt_jax.config.train import TrainConfig, from_dict
+from spt_jax.distributed.main_process import on_main
+from spt_jax.models.backbone import Backbone, load_backbone
+from spt_jax.prompts.bank import PromptBank, load_bank
+from spt_jax.prompts.file import load_prompt, require_same_model
+from spt_jax.prompts.read import read_stored, require_model_of
+from spt_jax.runs.folder import RunFolder
+from spt_jax.runs.workdir import open_run
+from spt_jax.typing import Params
+
+
+def load_run(run: Path, *, mesh: MeshConfig | None = None) -> tuple[TrainConfig, Backbone, Params]:
+    """A trained run: its config, its backbone, and the params of its best step.
+
+    Args:
+        run: Its folder, here or in a bucket.
+        mesh: Of the devices here, which need not be those that it was trained on.
+
+    Raises:
+        FileNotFoundError: The folder holds no run, or one that has not been evaluated yet.
+        ValueError: The backbone is not the one that the prompt was trained on.
+    """
+    with open_run(run, model=True) as place:
+        folder = RunFolder(place)
+        config = _read_config(place)
+        tuned = config.tune == "model"
+        model = str(folder.model_folder) if tuned else config.model
+        backbone = _load_backbone(model, config, mesh)
+        params = {"t5": backbone.params}
+        if config.prompt is not None:
+            prompt, metadata = on_main(lambda: load_prompt(folder.prompt_file))
+            require_same_model(metadata, backbone, folder.prompt_file, tuned=tuned)
+            params["prompt"] = jnp.asarray(prompt)
+        return config, backbone, params
+
+
+def load_stored(
+    path: Path, config: TrainConfig, *, mesh: MeshConfig | None = None
+) -> tuple[Backbone, Params]:
+    """A prompt that has no run, such as Google's or PEFT's: the model of a config, and the params.
+
+    Args:
+        path: See `prompts.read.read_stored`.
+        config: Its model is the one that the prompt was trained on.
+        mesh: Of the devices here.
+
+    Raises:
+        FileNotFoundError: The path does not exist.
+        ValueError: It holds no prompt, or one of another model.
+    """
+    stored = on_main(lambda: read_stored(path))
+    backbone = _load_backbone(config.model, config, mesh)
+    require_model_of(stored, backbone, path)
+    return backbone, {"t5": backbone.params, "prompt": jnp.asarray(stored.prompt)}
+
+
+def load_runs(
+    runs: Sequence[Path], *, mesh: MeshConfig | None = None
+) -> tuple[list[TrainConfig], Backbone, PromptBank]:
+    """Trained runs that share one frozen model: their configs, the model, and their prompts.
+
+    Args:
+        runs: Their folders.
+        mesh: Of the devices here.
+
+    Returns:
+        In the bank, each prompt has the path of its run as its name.
+
+    Raises:
+        FileNotFoundError: A folder holds no run, or one that has not been evaluated yet.
+        ValueError: No run or the same run twice, or runs without a model in common.
+    """
+    if not runs:
+        raise ValueError("no run is given, expected the folders of one or more")
+    configs = []
+    for run in runs:
+        with open_run(run) as place:
+            configs.append(_read_config(place))
+    for number, (run, config) in enumerate(zip(runs, configs)):
+        if run in runs[:number]:
+            raise ValueError(f"run '{run}' is given twice; give each run once")
+        if config.tune == "model":
+            raise ValueError(
+                f"run '{run}' tuned the model, so it shares no frozen one; evaluate it alone"
+            )
+        if config.dtype != configs[0].dtype:
+            raise ValueError(
+                f"run '{run}' computes in {config.dtype} but '{runs[0]}' in {configs[0].dtype}; "
+                "evaluate them apart"
+            )
+    backbone = _load_backbone(configs[0].model, configs[0], mesh)
+    return configs, backbone, load_bank(backbone, {str(run): run for run in runs})
+
+
+def _load_backbone(model: str, config: TrainConfig, mesh: MeshConfig | None) -> Backbone:
+    return load_backbone(
+        model,
+        dtype=config.dtype,
+        param_dtype=config.param_dtype,
+        mesh=mesh,
+        rows=config.eval.batch_size,
+    )
+
+
+def _read_config(run: Path) -> TrainConfig:
+    return from_dict(TrainConfig, on_main(RunFolder(run).read_config))

@@ -1,0 +1,160 @@
+"""PEFT's folder of a prompt for T5: adapter_config.json and adapter_model.safetensors.
+
+The tensor is `prompt_embeddings`, [P, D] or [2P, D]: PEFT counts encoder and decoder as submodules,
+two by default, but puts the first P rows in front of the encoder's input and never uses the rest.
+P-tuning stores what its encoder made of the prompt, so it is read in the same way.
+
+We write [P, D] and one submodule. What we know of a prompt (task, scores, fingerprint) goes into
+the metadata of the tensor file, which PEFT does not read: its config may hold nothing unknown.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from spt_jax.models.formats.safetensors_file import open_safetensors
+from spt_jax.models.hub import is_hub_id
+from spt_jax.tokenizers.published import read_json
+
+CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+_TENSOR = "prompt_embeddings"
+_READABLE = ("PROMPT_TUNING", "P_TUNING")
+_REFUSED = {
+    "PREFIX_TUNING": "puts keys and values into every layer of the model, not a prompt in front "
+    "of its input",
+    "MULTITASK_PROMPT_TUNING": "holds a product of matrices for every task, not one prompt",
+    "CPT": "is of decoder-only models",
+}
+
+
+def read_peft(folder: Path) -> tuple[np.ndarray, dict[str, str]]:
+    """The prompt of an adapter, and what its config and tensor file say of it.
+
+    Returns:
+        float32 [P, D], its values not checked, and metadata: `model` is PEFT's base model,
+        with its revision as `--model` takes it.
+
+    Raises:
+        FileNotFoundError: A file of the adapter is missing.
+        ValueError: The adapter is damaged, of another type, or trained for no encoder-decoder.
+    """
+    config = read_json(folder / CONFIG)
+    length = _length(folder / CONFIG, config)
+    path = folder / TENSORS
+    if not path.is_file():
+        pickled = folder / "adapter_model.bin"
+        if pickled.is_file():
+            raise ValueError(
+                f"{pickled} is a pickle, which is never loaded; save the adapter again with "
+                "PEFT's save_pretrained(safe_serialization=True)"
+            )
+        raise FileNotFoundError(
+            f"adapter {folder} has no {TENSORS}; expected it beside {CONFIG}, copy the whole folder"
+        )
+    rows, metadata = _tensor(path)
+    _check_shape(path, rows.shape, length, config)
+    base, revision = config.get("base_model_name_or_path"), config.get("revision")
+    if isinstance(base, str) and base:
+        pinned = isinstance(revision, str) and revision and is_hub_id(base)
+        metadata.setdefault("model", f"{base}@{revision}" if pinned else base)
+    return rows[:length].astype(np.float32), metadata
+
+
+def peft_files(
+    prompt: np.ndarray, metadata: Mapping[str, str], base: str | None
+) -> dict[str, bytes]:
+    """The files of an adapter that PEFT loads.
+
+    Args:
+        prompt: float32 [P, D].
+        metadata: Of the prompt; it goes into the tensor file.
+        base: The model as transformers loads it, or `owner/model@revision`; None where that is not
+            known.
+    """
+    revision = None
+    if base is not None and is_hub_id(base) and "@" in base:
+        base, _, revision = base.partition("@")
+    config = {
+        "auto_mapping": None,
+        "base_model_name_or_path": base,
+        "inference_mode": True,
+        "modules_to_save": None,
+        "num_attention_heads": None,  # prompt tuning does not use these two
+        "num_layers": None,
+        "num_transformer_submodules": 1,
+        "num_virtual_tokens": prompt.shape[0],
+        "peft_type": "PROMPT_TUNING",
+        "prompt_tuning_init": "RANDOM",
+        "prompt_tuning_init_text": None,
+        "revision": revision,
+        "task_type": "SEQ_2_SEQ_LM",
+        "token_dim": prompt.shape[1],
+        "tokenizer_name_or_path": None,
+    }
+    tensors = safetensors.numpy.save({_TENSOR: prompt}, {**metadata, "format": "pt"})
+    return {CONFIG: json.dumps(config, indent=2, sort_keys=True).encode(), TENSORS: tensors}
+
+
+def _length(path: Path, config: Mapping[str, Any]) -> int:
+    kind, task, length = (
+        config.get(key) for key in ("peft_type", "task_type", "num_virtual_tokens")
+    )
+    if kind not in _READABLE:
+        reason = _REFUSED.get(kind, "is no prompt") if isinstance(kind, str) else "is no prompt"
+        raise ValueError(
+            f"adapter {path} has peft_type {kind!r}, which {reason}; "
+            f"expected {' or '.join(_READABLE)}"
+        )
+    if task != "SEQ_2_SEQ_LM":
+        raise ValueError(
+            f"adapter {path} has task_type {task!r}, expected 'SEQ_2_SEQ_LM': "
+            "a prompt for the encoder of a T5"
+        )
+    if type(length) is not int or length < 1:
+        raise ValueError(
+            f"adapter {path} has num_virtual_tokens {length!r}, expected a whole number from 1"
+        )
+    return length
+
+
+def _tensor(path: Path) -> tuple[np.ndarray, dict[str, str]]:
+    tensors = open_safetensors(path)
+    if list(tensors) != [_TENSOR]:
+        raise ValueError(
+            f"{path} holds the tensors {sorted(tensors)}, expected '{_TENSOR}' alone; "
+            "an adapter that trained other weights too is no prompt"
+        )
+    tensor = tensors[_TENSOR]
+    if tensor.dtype == np.float64:
+        raise ValueError(
+            f"{path} holds float64 {list(tensor.shape)}, expected float32, bfloat16 or float16"
+        )
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            metadata = dict(sorted((file.metadata() or {}).items()))
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file ({error})") from error
+    metadata.pop("format", None)
+    return tensor.read(), metadata
+
+
+def _check_shape(
+    path: Path, shape: tuple[int, ...], length: int, config: Mapping[str, Any]
+) -> None:
+    stated, width = config.get("num_transformer_submodules"), config.get("token_dim")
+    counts = (1, 2) if stated is None else (stated,)
+    if len(shape) != 2 or 0 in shape or shape[0] not in [length * n for n in (1, 2) if n in counts]:
+        raise ValueError(
+            f"{path} has shape {list(shape)}, but {CONFIG} says num_virtual_tokens {length} and "
+            f"num_transformer_submodules {stated}; expected [{length}, D] or [{2 * length}, D]"
+        )
+    if width is not None and width != shape[1]:
+        raise ValueError(
+            f"{path} has vectors of {shape[1]} numbers, but {CONFIG} says token_dim {width}; "
+            "the two files are of different adapters"
+        )

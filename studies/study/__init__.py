@@ -1,0 +1,1 @@
+"""The parts of `studies/results.py`: which runs there are, running them, and telling of them."""

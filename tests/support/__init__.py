@@ -1,0 +1,1 @@
+"""What several test modules share: tiny models, fake services, processes and checkpoints."""
