@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import yaml
 
-from spt_jax.cli.main import main as cli
+from spt_jax.cli import main as cli
 from spt_jax.cli.parser import Parser
 from spt_jax.cli.yaml_text import bundled_configs, find_config
 from spt_jax.config.pretrain import PretrainConfig

@@ -19,7 +19,7 @@ import pytest
 from support import checkpoints, tiny
 from support.checkpoints import SHAPE
 
-from spt_jax.cli.main import main as cli
+from spt_jax.cli import main as cli
 from spt_jax.config.devices import MeshConfig
 from spt_jax.models.backbone import convert_backbone, load_backbone, save_backbone
 from spt_jax.models.formats.msgpack_file import unpack

@@ -10,7 +10,7 @@ import pytest
 import tensorstore as ts
 from support import checkpoints
 
-from spt_jax.cli.main import main as cli
+from spt_jax.cli import main as cli
 from spt_jax.models import t5x
 from spt_jax.models.backbone import load_backbone
 from spt_jax.models.formats.msgpack_file import unpack

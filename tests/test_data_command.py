@@ -7,7 +7,7 @@ import pytest
 from support import tiny
 from support.fakes import FakeTokenizer
 
-from spt_jax.cli.main import main as cli
+from spt_jax.cli import main as cli
 from spt_jax.config.train import DataConfig
 from spt_jax.data.example import Example, Task
 from spt_jax.data.papers import tfds as tfds_source

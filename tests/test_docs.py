@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from spt_jax.cli.main import main as cli
+from spt_jax.cli import main as cli
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("docs/tpu.md", "docs/gpu.md")

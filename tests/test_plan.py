@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 from support import tiny
 
-from spt_jax.cli.main import main as cli
+from spt_jax.cli import main as cli
 from spt_jax.config.devices import MeshConfig
 from spt_jax.config.plan import PlanConfig
 from spt_jax.planning import hlo, plan

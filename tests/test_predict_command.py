@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from support import tiny
 
-from spt_jax.cli.main import main as cli
+from spt_jax.cli import main as cli
 from spt_jax.config.decode import DecodeConfig
 from spt_jax.models.backbone import load_backbone
 from spt_jax.prediction.predictor import Predictor

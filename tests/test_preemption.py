@@ -10,7 +10,7 @@ import pytest
 from support import tiny
 from test_train import outcome
 
-from spt_jax.cli.main import main as cli
+from spt_jax.cli import main as cli
 from spt_jax.config.train import EvalConfig, LogConfig
 from spt_jax.distributed import preemption
 from spt_jax.distributed.preemption import listening, poll, shared

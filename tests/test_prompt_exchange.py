@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from support import runs, tiny
 
-from spt_jax.cli.main import main as cli
+from spt_jax.cli import main as cli
 from spt_jax.errors import RunError
 from spt_jax.prompts import convert as transfer
 from spt_jax.prompts.convert import export_prompt, import_prompt

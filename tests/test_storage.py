@@ -16,7 +16,7 @@ import yaml
 from support import tiny
 from support.gcs import fake_gcs
 
-from spt_jax.cli.main import main as cli
+from spt_jax.cli import main as cli
 from spt_jax.config.train import LogConfig, to_dict
 from spt_jax.errors import RunError
 from spt_jax.evaluation.evaluate import evaluate_run, predict_run
