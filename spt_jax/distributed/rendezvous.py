@@ -1,9 +1,9 @@
-"""Where the processes of a run find each other, before jax is asked to connect them.
+"""Let the processes of a run find each other, before jax connects them.
 
-jax waits for a coordinator in C++ and ends the process there, longer than it was told and without a
-line that names the address. So the processes meet first, by plain sockets on the same port: process
-0 counts the others and tells them to go on, or why not. Each keeps its connection afterwards, and
-the end of that says that the other side is gone.
+jax waits for its coordinator in C++. It waits longer than its timeout, and then ends the process
+without naming the address. So the processes first connect by plain sockets on the same port.
+Process 0 counts the others and tells each to continue, or why the run cannot start. The connections
+stay open afterwards, so that a closed connection shows that the other process is gone.
 """
 
 import json
@@ -21,12 +21,12 @@ _LONGEST = 1 << 20
 
 @dataclass(frozen=True)
 class Place:
-    """Which process of a run this one is.
+    """The position of this process in the run.
 
     Args:
-        coordinator: HOST:PORT, an address of process 0 that all the others reach.
-        count: Of the processes.
-        index: Of this one, from 0.
+        coordinator: HOST:PORT, an address of process 0 that all other processes can reach.
+        count: Number of processes.
+        index: Index of this process, from 0.
     """
 
     coordinator: str
@@ -35,19 +35,19 @@ class Place:
 
 
 def meet(place: Place, timeout: float) -> dict[int, socket.socket]:
-    """Waits until all processes are there.
+    """Wait until all processes are connected to process 0.
 
     Args:
-        place: Of this process.
-        timeout: Seconds.
+        place: Position of this process.
+        timeout: Longest time to wait, in seconds.
 
     Returns:
-        On process 0 a connection to each other process by its index, on the others one to process
-        0. The processes hear of each other's end by them; see `watch.py`.
+        Connections by the index of the other process: on process 0 one to each other process,
+        on the others one to process 0. `watch.py` uses them to notice that a process ended.
 
     Raises:
-        RunError: Process 0 cannot be reached, others have not come, or the processes were told
-            different things. What process 0 finds is raised on all that have come.
+        RunError: Process 0 cannot be reached, a process is missing, or the processes were given
+            contradicting options. An error found by process 0 is raised on all connected processes.
     """
     host, _, port = place.coordinator.rpartition(":")
     deadline = time.monotonic() + timeout
@@ -75,7 +75,7 @@ def _gather(place: Place, port: int, deadline: float, timeout: float) -> dict[in
             try:
                 peer.settimeout(_HELLO_SECONDS)
                 index, count = receive(peer)
-            except (OSError, ValueError, TypeError):  # no process of ours, or one that died
+            except (OSError, ValueError, TypeError):  # not one of our processes, or it died
                 peer.close()
                 continue
             if count != place.count:
@@ -143,7 +143,7 @@ def _join(place: Place, host: str, port: int, deadline: float, timeout: float) -
 
 
 def send(peer: socket.socket, message: Any) -> None:
-    """Sends a line of JSON; nothing happens where the other side is gone."""
+    """Send a line of JSON. Do nothing if the other side is gone."""
     try:
         peer.sendall((json.dumps(message) + "\n").encode())
     except OSError:
@@ -151,7 +151,7 @@ def send(peer: socket.socket, message: Any) -> None:
 
 
 def receive(peer: socket.socket) -> Any:
-    """Waits for a line of JSON; raises OSError or ValueError where no whole one comes."""
+    """Wait for a line of JSON; raise OSError or ValueError if no complete line arrives."""
     data = b""
     while not data.endswith(b"\n"):
         block = peer.recv(1 << 16)

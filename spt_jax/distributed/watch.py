@@ -1,13 +1,13 @@
-"""How the processes of a run end together: by one cause, which process 0 prints, once.
+"""End all processes of a run when one of them ends early, and print the cause once.
 
-Every process has a connection to process 0 (`rendezvous.py`). One that fails says so there, and
-process 0 tells the others; one that is killed is known by the end of its connection, and a machine
-that is gone by the kernel, which asks after it. Each then leaves at once, from a thread: the main
-one may wait in a collective operation for the process that is gone, and would wait for good.
+Every process has a connection to process 0 (`rendezvous.py`). A process that fails sends its error
+there, and process 0 tells the others. The connection of a process that is killed closes. TCP
+keepalive closes the connection of a machine that is gone. Each process then exits from a thread,
+because its main thread may wait forever in a collective operation for the missing process.
 
-jax has a heartbeat as well, which ends a process in C++ with a stack trace. It is set to twice the
-time, for what the connections do not show, such as a process that was halted. Where process 0 is
-gone, jax aborts the others at once, before Python could say why; so an abort waits a little.
+jax also has a heartbeat, which ends a process in C++ with a stack trace. It waits twice as long
+and covers what the connections do not show, such as a suspended process. When process 0 is
+gone, jax aborts the others before Python can print the cause, so SIGABRT is delayed.
 """
 
 import ctypes
@@ -30,12 +30,12 @@ _C = ctypes.CDLL(None)
 
 
 class Watch:
-    """Ends this process when another one ends before its time.
+    """Ends this process when another process ends early.
 
     Args:
-        place: Of this process.
-        links: From `rendezvous.meet`.
-        heartbeat: Seconds after which a machine that does not answer is gone.
+        place: Position of this process in the run.
+        links: Connections from `rendezvous.meet`.
+        heartbeat: Seconds after which a machine that does not answer counts as gone.
     """
 
     def __init__(self, place: Place, links: Mapping[int, socket.socket], heartbeat: int):
@@ -50,30 +50,30 @@ class Watch:
             thread.start()
 
     def stop(self) -> None:
-        """Tells the others that this process ends as it should."""
+        """Tell the other processes that this one ends normally."""
         for link in self._links.values():
             send(link, None)
         _set_abort(self._old_abort)
 
     def fail(self, error: BaseException, argv: Sequence[str]) -> NoReturn:
-        """Ends all processes by this error, unless another one came first.
+        """End all processes with this error, unless another process failed first.
 
         Args:
-            error: What this process raised.
+            error: The exception that this process raised.
             argv: The command and its arguments.
         """
         if "--debug" in argv:
             traceback.print_exception(error, file=sys.__stderr__)
         if type(error).__name__ == "JaxRuntimeError":
-            # Often only the consequence of a process that is gone, which `_listen` hears of.
+            # This is often caused by another process being gone, which `_listen` reports.
             time.sleep(self._heartbeat + 1)
         line, code = describe(error, argv)
         if self._place.index == 0:
             self._end(line, code)
         else:
-            time.sleep(_SAME_ERROR_SECONDS)  # an error of every process is process 0's to tell
+            time.sleep(_SAME_ERROR_SECONDS)  # if all fail alike, process 0 reports first
             send(self._links[0], {"line": line, "code": code})
-            time.sleep(_LEAVE_SECONDS)  # process 0 tells it, and this process to leave
+            time.sleep(_LEAVE_SECONDS)  # process 0 prints it and tells us to exit
             self._leave(line, code)
         raise AssertionError("unreachable")
 
@@ -83,7 +83,7 @@ class Watch:
         except (OSError, ValueError):
             gone = f"error: process {index} of {self._place.count} is gone: it was killed, or its "
             line = gone + "machine or network failed; see its own output and its system's log"
-            # Without process 0, the first of the others speaks.
+            # If process 0 is gone, process 1 prints.
             news = {"line": line if self._place.index <= 1 else "", "code": 1}
         else:
             if news is not None and news["line"] and self._place.index == 0:
@@ -96,11 +96,11 @@ class Watch:
             self._leave(**news)
 
     def _end(self, line: str, code: int) -> None:
-        """On process 0: says why, tells the others to leave, and leaves after them."""
+        """On process 0: print the cause, tell the others to exit, and exit after them."""
         if not self._ending.acquire(blocking=False):
             if threading.current_thread() in self._threads:
                 return
-            time.sleep(2 * _LEAVE_SECONDS)  # the thread that was first ends this process
+            time.sleep(2 * _LEAVE_SECONDS)  # the first thread ends this process
         for link in self._links.values():
             send(link, {"line": "", "code": code})
         _print(line)
@@ -117,11 +117,11 @@ class Watch:
 
 
 def _set_abort(handler: int | None) -> int | None:
-    """Makes a C function the handler of SIGABRT; returns the one before.
+    """Set a C function as the handler of SIGABRT and return the previous handler.
 
-    No Python runs in a thread that aborts, but C's `sleep` does: what it gets as a handler is the
-    number of the signal, and so it sleeps 6 seconds, while `_listen` says who is gone and leaves.
-    Where nobody is gone, the process aborts then.
+    Python cannot run in a thread that aborts, but C's `sleep` can. A handler receives the number of
+    its signal, so `sleep` waits 6 seconds. In that time `_listen` prints which process is gone and
+    exits. If no process is gone, the process aborts after the 6 seconds.
     """
     set_handler = _C.signal
     set_handler.argtypes, set_handler.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
@@ -134,7 +134,7 @@ def _print(line: str) -> None:
 
 
 def _ask_after(link: socket.socket, seconds: int) -> None:
-    """Has the kernel end a connection whose other side has not answered for about `seconds`."""
+    """Let TCP keepalive close a connection whose other side is silent for about `seconds`."""
     each = max(1, seconds // 3)
     link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (("TCP_KEEPIDLE", each), ("TCP_KEEPINTVL", each), ("TCP_KEEPCNT", 2)):

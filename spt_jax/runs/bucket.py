@@ -1,9 +1,9 @@
-"""Objects below an address of Google Cloud Storage, `gs://BUCKET/FOLDER`, by TensorStore.
+"""Read, write, list and delete objects of Google Cloud Storage with TensorStore.
 
 TensorStore finds the credentials (`GOOGLE_APPLICATION_CREDENTIALS`, those of `gcloud auth
-application-default login`, or the account of a VM) and repeats what has failed on the way, so that
-nothing is repeated here. Two of its calls hide a refusal: a listing without permission is empty,
-and deleting a range deletes what it may. Objects are deleted by name, therefore.
+application-default login`, or the account of a VM). It also retries requests that fail in transit,
+so this module does not retry. Two of its calls hide a missing permission: listing returns nothing,
+and deleting a range deletes only the objects it may delete. Objects are therefore deleted by name.
 
 Invariant: a method has done what it says, or has raised an error that says what to do.
 """
@@ -21,15 +21,15 @@ _BRIEF = {"max_retries": 4, "initial_delay": "1s", "max_delay": "4s"}
 
 
 class Bucket:
-    """The objects below an address.
+    """The objects below one address.
 
     Args:
         address: `gs://BUCKET/FOLDER`.
-        patient: Repeat what fails on the way for as long as TensorStore does by default, a quarter
-            of an hour; otherwise for ten seconds.
+        patient: Whether failed requests are retried for about 15 minutes, TensorStore's default.
+            Otherwise they are retried for about 10 seconds.
 
     Raises:
-        ValueError: That is no name of a bucket.
+        ValueError: The bucket's name is not valid.
     """
 
     def __init__(self, address: str, *, patient: bool = False):
@@ -46,53 +46,57 @@ class Bucket:
             ) from error
 
     def names(self) -> list[str]:
-        """The names of all objects, in order; none also where there is no permission to list."""
+        """Return the sorted names of all objects.
+
+        The list is also empty where the permission to list is missing.
+        """
         found = self._call("listing", "", self._store.list)
         return sorted(os.fsdecode(name) for name in found)
 
     def read(self, name: str) -> bytes | None:
-        """The bytes of an object; None where there is none.
+        """Return the bytes of an object, or None if it does not exist.
 
         Raises:
-            PermissionError, ConnectionError: It cannot be read.
+            PermissionError, ConnectionError: The object cannot be read.
         """
         return self.read_version(name)[0]
 
     def read_version(self, name: str) -> tuple[bytes | None, bytes]:
-        """As `read`, and which version of the object that is, or that there is none."""
+        """Return what `read` returns, and the version of the object or of its absence."""
         found = self._call("reading", name, functools.partial(self._store.read, name))
         return found.value if found.state == "value" else None, found.stamp.generation
 
     def write(self, name: str, data: bytes, *, over: bytes | None = None) -> bytes | None:
-        """Writes an object, whole or not at all.
+        """Write an object, whole or not at all.
 
         Args:
-            name: Of the object.
-            data: All of its bytes.
-            over: The version that it replaces, from `read_version`; whichever there is by default.
+            name: Name of the object.
+            data: Its complete content.
+            over: The version to replace, from `read_version`. By default any version is replaced.
 
         Returns:
-            The new version; None where there is another one than `over`, and nothing was written.
+            The new version, or None if the bucket holds another version than `over`. Nothing was
+            written then.
 
         Raises:
-            FileNotFoundError: There is no such bucket.
-            PermissionError, ConnectionError: It cannot be written.
+            FileNotFoundError: The bucket does not exist.
+            PermissionError, ConnectionError: The object cannot be written.
         """
         call = functools.partial(self._store.write, name, data, if_equal=over)
         return self._call("writing", name, call).generation or None
 
     def delete(self, name: str) -> None:
-        """Deletes an object, if there is one.
+        """Delete an object if it exists.
 
         Raises:
-            PermissionError, ConnectionError: It cannot be deleted.
+            PermissionError, ConnectionError: The object cannot be deleted.
         """
         self._call("deleting", name, functools.partial(self._store.write, name, None))
 
     def _call(self, doing: str, name: str, call: Any) -> Any:
         try:
             return call().result()
-        except Exception as error:  # which exception it is depends on what has failed
+        except Exception as error:  # TensorStore raises various classes
             raise self._explained(f"{doing} {self.address}/{name}", error) from error
 
     def _explained(self, what: str, error: Exception) -> Exception:
@@ -109,7 +113,7 @@ class Bucket:
         )
 
     def refused(self, what: str, reason: str) -> PermissionError:
-        """The error for what this machine may not do in this bucket."""
+        """Return the error for a refused request, with the command that allows it."""
         return PermissionError(
             f"no permission on the bucket '{self.name}': {what} was refused ({reason}); allow it "
             f"to {_account()}: gcloud storage buckets add-iam-policy-binding gs://{self.name} "
@@ -118,13 +122,13 @@ class Bucket:
 
 
 def _account() -> str:
-    """Who asks, as far as one can know without asking anyone."""
+    """Describe the account in use, as far as the environment tells."""
     if file := os.environ.get("GOOGLE_APPLICATION_CREDENTIALS"):
         return f"the account of {file} (GOOGLE_APPLICATION_CREDENTIALS)"
     return "the account of `gcloud auth application-default login` or of this VM"
 
 
 def _reason(error: Exception) -> str:
-    """What TensorStore says, without the code before it and the details behind it."""
+    """Return TensorStore's message without the status code before it and the details after it."""
     text = re.sub(r"\s*\[[\w_]+='.*", "", " ".join(str(error).split()))
     return re.sub(r"^[A-Z_]+: ", "", text)[:300].rstrip(".")

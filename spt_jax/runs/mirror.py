@@ -1,17 +1,17 @@
-"""A folder in a bucket and its copy on this machine, in which a run works as in any other folder.
+"""A local copy of a folder in a bucket. A run works in the copy and pushes its changes.
 
-A bucket cannot append, rename or lock, and has no folder that changes at once. All of that is done
-in the copy, and `push` brings the bucket to where the copy is: files that are new or changed are
-written, then the index, then what the index no longer names is deleted.
+A bucket cannot append, rename or lock, and cannot change several objects at once. The run does all
+of that in the copy. `push` then makes the bucket equal to the copy in three steps: it writes new
+and changed files, it writes the index, and it deletes the files that the index no longer names.
 
     .index.json    {"session": ..., "files": [names]}
 
-Invariant: what the index names is whole at every moment. A log may be longer than the newest
-checkpoint in the index, as on a disk, and resuming cuts it; a checkpoint never changes.
+Invariant: every file that the index names is complete at every moment. A log may be longer than the
+newest checkpoint in the index, as on a disk; resuming cuts it. A checkpoint never changes.
 
-An index is written over the one that this copy knows, or not at all. So the address belongs to the
-copy that was opened last: an older one finds that out at its next push, or, where that has begun
-already, at its end, and writes no more.
+A copy writes an index only over the index version that it wrote or read last. Opening a copy writes
+an index, so the address belongs to the copy that was opened last. An older copy notices this when
+its next push starts, or at the end of a push that is already running, and writes no more.
 """
 
 import contextlib
@@ -28,22 +28,22 @@ from spt_jax.runs.bucket import Bucket
 INDEX = ".index.json"
 
 _AT_ONCE = 8
-"""Files on their way at the same time, each of them in memory."""
+"""Number of files transferred at the same time, each held in memory."""
 
 
 class NotPushed(RunError):
-    """The bucket is not where the copy is."""
+    """The changes of the copy are not all in the bucket."""
 
 
 class Mirror:
-    """A copy of a folder in a bucket.
+    """A local copy of a folder in a bucket.
 
     Args:
         address: `gs://BUCKET/FOLDER`.
-        folder: Where the copy is made; what is there is deleted.
+        folder: Local folder of the copy. `pull` deletes what it contains.
 
     Raises:
-        ValueError: That is no name of a bucket.
+        ValueError: The bucket's name is not valid.
     """
 
     def __init__(self, address: str, folder: Path):
@@ -54,15 +54,15 @@ class Mirror:
         self._had_index = False
 
     def pull(self, folders: Sequence[str], only: str = "") -> None:
-        """Makes the copy: the files at the address, and those in some folders there.
+        """Download the files at the address and those in some of its folders.
 
         Args:
-            folders: Their names. Whatever else is below the address is not looked at.
-            only: The one file that is wanted, instead of all.
+            folders: Names of the folders. Other folders below the address are ignored.
+            only: Name of a single file to download instead of all.
 
         Raises:
             PermissionError, ConnectionError: The bucket cannot be read.
-            RunError: It changes meanwhile.
+            RunError: The bucket changed during the download.
         """
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
@@ -91,36 +91,37 @@ class Mirror:
         _all_at_once(fetch, wanted)
 
     def claim(self, folders: Sequence[str]) -> None:
-        """Takes the address for this copy, after `pull`.
+        """Make this copy the only one that may write to the address. Call `pull` first.
 
         Args:
-            folders: Those that are all its own, in which nothing remains that the index lacks: a
-                push that was cut short has left it.
+            folders: Names of the folders that belong to the run alone. Files there that the index
+                does not name are leftovers of an interrupted push, and are deleted.
 
         Raises:
-            FileNotFoundError, PermissionError, ConnectionError: It cannot be written or listed.
-            RunError: Another process has written there since.
+            FileNotFoundError, PermissionError, ConnectionError: The bucket cannot be written or
+                listed.
+            RunError: Another process has written to the address since `pull`.
         """
         self._write_index(self._bucket, sorted(self._pushed))
         names = self._bucket.names()
-        # A listing that is refused looks empty, and a run would start over where it should go on.
+        # A refused listing looks empty, and the run would start over instead of resuming.
         if INDEX not in names:
             refused = self._bucket.refused(
                 f"listing {self._bucket.address}/", "it lacks what was just written there"
             )
-            if not self._had_index:  # and the next `pull` looks at what is there again
+            if not self._had_index:  # so that the next `pull` lists the objects again
                 with contextlib.suppress(OSError):
                     self._bucket.delete(INDEX)
             raise refused
-        if self._had_index:  # without one, what is there is from someone else, and no remainder
+        if self._had_index:  # without an index these objects are not leftovers of ours
             own = [name for name in names if "/" in name and _is_in(name, folders)]
             _all_at_once(self._bucket.delete, sorted({*own} - self._pushed.keys()))
 
     def push(self) -> None:
-        """Brings the bucket to where the copy is.
+        """Make the bucket equal to the copy.
 
         Raises:
-            NotPushed: The bucket cannot be written, or the address belongs to another copy now.
+            NotPushed: The bucket cannot be written, or another copy has claimed the address.
         """
         try:
             if self._patient.read_version(INDEX)[1] != self._version:
@@ -146,7 +147,7 @@ class Mirror:
         data = (json.dumps(index, indent=1) + "\n").encode()
         version = bucket.write(INDEX, data, over=self._version)
         if version is None:
-            # Of a write that was repeated, the first may have been done.
+            # TensorStore may have retried a write that had succeeded: the index is ours then.
             found, version = bucket.read_version(INDEX)
             if found != data:
                 raise self._taken()
@@ -166,7 +167,7 @@ def _all_at_once(function: Callable[[str], object], names: Sequence[str]) -> Non
 
 
 def _stamps(folder: Path) -> dict[str, tuple[int, int]]:
-    """The files of a copy by name, each with what changes when it changes."""
+    """Return the size and the modification time of every file of a copy, by name."""
     names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return {name: _stamp(folder / name) for name in sorted(names) if _is_kept(name)}
 
@@ -176,7 +177,7 @@ def _is_in(name: str, folders: Sequence[str]) -> bool:
 
 
 def _is_kept(name: str) -> bool:
-    """Locks, drafts and the index are no part of the copy, nor are the marks of made-up folders."""
+    """Return False for hidden files (locks, drafts, the index) and for folder placeholders."""
     return not name.rpartition("/")[2].startswith(".") and not name.endswith("/")
 
 
