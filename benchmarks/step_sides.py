@@ -143,11 +143,10 @@ class Ours:
         import jax.numpy as jnp
         from safetensors.numpy import load_file
 
-        from spt_jax.compiler import step_options
         from spt_jax.config.train import LossConfig, OptimizerConfig
         from spt_jax.optim import make_tx
         from spt_jax.pytree import label_params, split
-        from spt_jax.step import init_state, train_step
+        from spt_jax.step import init_state, step_options, train_step
         from spt_jax.t5 import T5
 
         self._job, self._jax, folder = job, jax, Path(job["folder"])

@@ -1,28 +1,48 @@
-"""Where the frozen weights, the rows and the trained leaves go on a mesh of devices.
+"""The device mesh, and how arrays are cut over it.
 
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, model=2))        8 devices
     params = jax.device_put(params, param_shardings(params, mesh))
     state = jax.device_put(state, state_shardings(state, mesh))  a prompt is whole on every device
     batch = place_batch(batch, mesh)                             rows over data and fsdp
 
-Weights are cut by `RULES`; what is trained is cut like the weight that it is, or not at all. XLA's
-partitioner does the rest: `T5` says by `axes.constrain` how its activations lie.
+The mesh has three axes:
+
+    data     rows of a batch
+    fsdp     rows of a batch as well; each device also stores only a part of every frozen weight,
+             and a layer's weights are gathered when the layer runs
+    model    heads, MLP features and the vocabulary: tensor parallelism
+
+`RULES` says how weights are stored, and `CUTS` how activations lie and how weights lie while they
+are used. A trained weight is cut like a frozen one. T5 marks its activations with `constrain`, and
+XLA's partitioner derives everything else. Axis letters are those of `typing`.
 """
 
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from spt_jax.axes import CUTS, MESH_AXES, spec
 from spt_jax.config.devices import MeshConfig
 from spt_jax.pytree import leaf_name, named_leaves
 from spt_jax.typing import PyTree
+
+MESH_AXES = ("data", "fsdp", "model")
+
+CUTS: dict[str, str | tuple[str, ...]] = {
+    "B": ("data", "fsdp"),
+    "N": "model",
+    "F": "model",
+    "V": "model",
+}
+"""The mesh axes that an axis of an activation, or of a weight in use, is cut along.
+
+An axis that is not listed is whole on every device.
+"""
 
 RULES = (
     ("token_embedder/embedding", "VD"),
@@ -37,20 +57,42 @@ RULES = (
     ("(encoder|decoder)/(encoder|decoder)_norm/scale", "."),
     ("decoder/logits_dense/kernel", "DV"),
 )
-"""T5's parameters and their axes: N is N * H, heads first; `.` is an axis that is never cut."""
+"""The axes of every parameter of T5. N stands for N * H, heads first; `.` is never cut."""
 
 WEIGHT_CUTS = {"D": "fsdp", "N": "model", "F": "model", "V": "model"}
-"""The mesh axis that an axis of a weight is cut along where it is kept."""
+"""The mesh axis that an axis of a stored weight is cut along."""
 
 _CALLED = {"D": "d_model", "N": "heads", "F": "d_ff", "V": "vocab_size"}
 
+Tree = TypeVar("Tree")
+
+
+def spec(axes: str) -> PartitionSpec:
+    """Return how an array with these axes is cut.
+
+    `spec("BSD")` is P(("data", "fsdp"), None, None).
+    """
+    return PartitionSpec(*(CUTS.get(axis) for axis in axes))
+
+
+def constrain(x: Tree, axes: str, mesh: Mesh | None) -> Tree:
+    """Lay `x` out over the mesh by its axes, in a traced function; on one device return `x`."""
+    if mesh is None or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec(axes)))
+
+
+def platform(mesh: Mesh | None) -> str:
+    """Return `cpu`, `gpu` or `tpu`: that of the mesh, or jax's default without a mesh."""
+    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh of a config.
+    """Arrange devices in the mesh of a config.
 
     Args:
-        config: Its axes; one may be -1, for what the others leave.
-        devices: All that there are by default. Where the axes need fewer, the first are taken.
+        config: Sizes of the axes. One may be -1: it gets the devices that the others leave.
+        devices: Devices to use, by default all. If the axes need fewer, the first are taken.
 
     Raises:
         ValueError: The axes do not fit the devices.
@@ -72,20 +114,21 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
             f"mesh {_show(sizes)} needs {needed} devices but there are {kind}; "
             "change an axis, or set one to -1 for what is left"
         )
-    # jax.make_mesh refuses axes that are no product of a slice's own, such as fsdp=2 on v6e:4x4.
+    # jax.make_mesh refuses an axis that does not match the axes of the TPU slice, such as fsdp=2 on
+    # v6e:4x4.
     placed = create_device_mesh(sizes, devices[:needed], allow_split_physical_axes=True)
     return Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def param_shardings(params: PyTree, mesh: Mesh) -> PyTree:
-    """How the parameters of a T5 are kept: cut over `fsdp` and `model` by `RULES`.
+    """Return how the parameters of a T5 are stored: cut over `fsdp` and `model` by `RULES`.
 
     Args:
-        params: Of a T5, or their `ShapeDtypeStruct`s.
+        params: Parameters of a T5, or their `ShapeDtypeStruct`s.
         mesh: The devices.
 
     Raises:
-        ValueError: A leaf has no rule or several, or an axis of the mesh does not divide it.
+        ValueError: A leaf has no rule or several, or a mesh axis does not divide an axis of it.
     """
 
     def place(path, leaf):
@@ -95,11 +138,11 @@ def param_shardings(params: PyTree, mesh: Mesh) -> PyTree:
 
 
 def param_sharding(name: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
-    """How one parameter is kept.
+    """Return how one parameter is stored.
 
     Args:
-        name: Its path, such as `encoder/layers/mlp/wo/kernel`.
-        shape: Its shape.
+        name: Path of the parameter, such as `encoder/layers/mlp/wo/kernel`.
+        shape: Shape of the parameter.
         mesh: The devices.
 
     Raises:
@@ -128,10 +171,10 @@ def param_sharding(name: str, shape: tuple[int, ...], mesh: Mesh) -> NamedShardi
 
 
 def state_shardings(state: PyTree, mesh: Mesh) -> PyTree:
-    """How a train state is kept: a prompt and its slots whole on every device.
+    """Return how a train state is stored: a prompt and its slots are whole on every device.
 
-    Where the model is tuned, its weights and the slots of their shape are cut as `param_shardings`
-    has them. The other slots are whole: they are those that Adafactor keeps of rows and columns.
+    In model tuning, weights and optimizer slots of a weight's shape are cut as in
+    `param_shardings`. The other slots, Adafactor's means over rows and columns, are whole.
 
     Args:
         state: A `TrainState`, or its `ShapeDtypeStruct`s.
@@ -149,27 +192,30 @@ def state_shardings(state: PyTree, mesh: Mesh) -> PyTree:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Whole on every device."""
+    """Return the sharding of an array that is whole on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def row_devices(mesh: Mesh | None) -> int:
-    """Over how many devices the rows of a batch are spread; 1 where there is no mesh."""
+    """Return how many devices share the rows of a batch: data * fsdp, or 1 without a mesh."""
     return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in CUTS["B"])
 
 
 def spreadable_rows(mesh: Mesh | None, rows: int) -> int:
-    """The least number of rows, `rows` or more, that spreads evenly over the devices."""
+    """Round `rows` up to a multiple of `row_devices`."""
     return -(-rows // row_devices(mesh)) * row_devices(mesh)
 
 
 def require_rows(mesh: Mesh, rows: int, what: str) -> None:
-    """Raises ValueError where the rows of a batch cannot be spread evenly.
+    """Require that the rows of a batch spread evenly over the devices.
 
     Args:
         mesh: The devices.
-        rows: Of a batch.
-        what: How the user calls this number, such as `data.batch_size`.
+        rows: Rows of a batch.
+        what: Name of this number for the user, such as `data.batch_size`.
+
+    Raises:
+        ValueError: `rows` is no multiple of `row_devices`.
     """
     if rows % row_devices(mesh):
         sizes = [mesh.shape[axis] for axis in MESH_AXES]
@@ -180,10 +226,10 @@ def require_rows(mesh: Mesh, rows: int, what: str) -> None:
 
 
 def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh | None) -> dict[str, Any]:
-    """A batch on its devices, rows over `data` and `fsdp`; each process transfers its rows alone.
+    """Put a batch on the devices, its rows cut over `data` and `fsdp`.
 
-    Returns at once: the rows travel while the devices compute. Without a mesh the batch stays as
-    it is.
+    Each process transfers only its own rows. The call returns before the transfer is done, so
+    that it overlaps with computation. Without a mesh the arrays stay as they are.
     """
     if mesh is None:
         return dict(batch)

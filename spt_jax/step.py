@@ -8,7 +8,9 @@ of (seed, n), so a resumed run draws what the undisturbed one would have drawn.
 """
 
 import dataclasses
+import functools
 import math
+import platform as machine
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,13 +18,14 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jax.sharding import Mesh
 
-from spt_jax.axes import constrain
 from spt_jax.config.train import LossConfig
 from spt_jax.errors import RunError
 from spt_jax.forward import forward
 from spt_jax.losses import Loss, cross_entropy
 from spt_jax.pytree import merge
+from spt_jax.sharding import constrain, platform
 from spt_jax.t5 import T5, Segments
 from spt_jax.typing import Array, Batch, Int, Key, PyTree
 
@@ -202,3 +205,32 @@ def require_finite(step: int, metrics: Mapping[str, float]) -> None:
             f"{bad[0]} is {float(metrics[bad[0]])} at step {step} ({shown}); "
             "lower optimizer.learning_rate or set optimizer.clip_norm, and run again"
         )
+
+
+_EIGEN = {"xla_cpu_experimental_ynn_fusion_type": ""}
+"""Makes XLA multiply matrices with Eigen instead of YNNPACK on CPU.
+
+YNNPACK takes a quarter longer for a training step of T5 small on x86 (commit 259ef58). Other
+processors were not measured and keep XLA's default; so does decoding, where YNNPACK needs 0.6 of
+Eigen's time for 32 rows of small (docs/benchmarks.md).
+"""
+
+
+def step_options(mesh: Mesh | None) -> dict[str, str]:
+    """Return the `compiler_options` of `jax.jit` for a training step.
+
+    Args:
+        mesh: The devices; jax's default where None.
+    """
+    on_x86 = platform(mesh) == "cpu" and machine.machine().lower() in ("x86_64", "amd64")
+    return dict(_EIGEN) if on_x86 and _knows_eigen() else {}
+
+
+@functools.cache
+def _knows_eigen() -> bool:
+    """Return whether this XLA has the option; an unknown option is an error of the compilation."""
+    try:
+        jax.jit(jnp.negative, compiler_options=_EIGEN).lower(0.0).compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from spt_jax.compiler import step_options
 from spt_jax.config.train import TrainConfig, to_dict
 from spt_jax.data.pipeline import (
     data_fingerprint,
@@ -47,7 +46,14 @@ from spt_jax.runs.tensorboard import require_tensorboard
 from spt_jax.runs.timing import Clock
 from spt_jax.runs.workdir import open_workdir
 from spt_jax.sharding import place_batch, replicated, require_rows, state_shardings
-from spt_jax.step import Best, TrainState, init_state, require_finite, train_step
+from spt_jax.step import (
+    Best,
+    TrainState,
+    init_state,
+    require_finite,
+    step_options,
+    train_step,
+)
 from spt_jax.t5.flops import peak_flops
 from spt_jax.typing import Array, Params, PyTree
 

@@ -1,4 +1,5 @@
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 from support.tiny import pack, random_params
 
+from spt_jax import step
 from spt_jax.config.train import LossConfig, OptimizerConfig
 from spt_jax.errors import RunError
 from spt_jax.optim import make_tx
@@ -147,3 +149,38 @@ def test_a_metric_that_is_not_finite_ends_the_run():
     with pytest.raises(RunError, match=r"loss is nan at step 12 \(loss nan, grad_norm 3\); lower"):
         require_finite(12, {"loss": float("nan"), "grad_norm": 3.0})
     require_finite(12, {"loss": 1.0})
+
+
+@pytest.fixture
+def eigen_unknown():
+    """Have `step_options` ask XLA again, before the test and after it."""
+    step._knows_eigen.cache_clear()
+    yield
+    step._knows_eigen.cache_clear()
+
+
+def test_a_step_multiplies_without_ynnpack_on_x86(monkeypatch, eigen_unknown):
+    def program(options):
+        x = jnp.ones((256, 256))
+        return jax.jit(jnp.matmul, compiler_options=options).lower(x, x).compile().as_text()
+
+    monkeypatch.setattr(step.machine, "machine", lambda: "x86_64")
+    options = step.step_options(None)
+    if "__ynn_fusion" not in program({}):
+        pytest.skip("this jaxlib, or this processor, multiplies without YNNPACK")
+    assert "__ynn_fusion" not in program(options)
+
+
+def test_an_option_that_xla_does_not_know_is_left_out(monkeypatch, eigen_unknown):
+    monkeypatch.setattr(step.machine, "machine", lambda: "x86_64")
+    monkeypatch.setattr(step, "_EIGEN", {"xla_cpu_of_another_year": ""})
+    assert step.step_options(None) == {}
+
+
+@pytest.mark.parametrize(
+    "platform, machine", [("tpu", "x86_64"), ("gpu", "x86_64"), ("cpu", "arm64")]
+)
+def test_other_devices_get_no_options(monkeypatch, eigen_unknown, platform, machine):
+    monkeypatch.setattr(step.machine, "machine", lambda: machine)
+    monkeypatch.setattr(step, "platform", lambda mesh: platform)
+    assert step.step_options(types.SimpleNamespace()) == {}

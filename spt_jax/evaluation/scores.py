@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spt_jax.axes import constrain
 from spt_jax.config.train import DataConfig
 from spt_jax.data.example import Task
 from spt_jax.data.pipeline import TokenizedSplit, eval_batches
@@ -29,7 +28,7 @@ from spt_jax.evaluation.metrics import compute, invalid, mean_score
 from spt_jax.forward import encode
 from spt_jax.models.backbone import Backbone
 from spt_jax.prompts.bank import BankArrays, PromptBank
-from spt_jax.sharding import place_batch, spreadable_rows
+from spt_jax.sharding import constrain, place_batch, spreadable_rows
 from spt_jax.t5 import T5
 from spt_jax.tokenizers.bpe import Tokenizer
 from spt_jax.typing import Array, Float, Int, Params

@@ -12,14 +12,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from spt_jax.axes import spec
 from spt_jax.config.decode import DecodeConfig
 from spt_jax.config.plan import PlanConfig
 from spt_jax.config.train import LossConfig, OptimizerConfig
 from spt_jax.decoding.generate import generate
 from spt_jax.optim import make_tx
 from spt_jax.pytree import label_params, split
-from spt_jax.sharding import param_shardings, replicated, state_shardings
+from spt_jax.sharding import param_shardings, replicated, spec, state_shardings
 from spt_jax.step import init_state, train_step
 from spt_jax.t5 import T5
 from spt_jax.typing import PyTree

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from spt_jax.axes import constrain
 from spt_jax.config.decode import DecodeConfig
 from spt_jax.config.train import DataConfig
 from spt_jax.data.pipeline import TokenizedSplit, eval_batches
@@ -18,7 +17,7 @@ from spt_jax.decoding.generate import generate
 from spt_jax.distributed.preemption import poll
 from spt_jax.models.backbone import Backbone
 from spt_jax.prompts.bank import BankArrays, PromptBank
-from spt_jax.sharding import place_batch, spreadable_rows
+from spt_jax.sharding import constrain, place_batch, spreadable_rows
 from spt_jax.t5 import T5
 from spt_jax.typing import Array, Float, Int, Key, Params
 

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spt_jax.compiler import step_options
 from spt_jax.config.devices import MeshConfig
 from spt_jax.config.pretrain import PretrainConfig
 from spt_jax.config.train import to_dict
@@ -35,7 +34,7 @@ from spt_jax.runs.progress import Bar, say
 from spt_jax.runs.saver import Saver, was_evaluated
 from spt_jax.runs.tensorboard import require_tensorboard
 from spt_jax.runs.workdir import open_workdir
-from spt_jax.step import TrainState, init_state, require_finite, train_step
+from spt_jax.step import TrainState, init_state, require_finite, step_options, train_step
 from spt_jax.t5 import T5, T5Config
 from spt_jax.tokenizers.bpe import train_tokenizer
 from spt_jax.typing import Array, Key

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.tree_util import Partial
 
-from spt_jax.axes import constrain, platform
+from spt_jax.sharding import constrain, platform
 from spt_jax.t5.attend import attend, given
 from spt_jax.t5.config import T5Config
 from spt_jax.t5.layers import Dense, DType, RMSNorm, dropout

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from spt_jax.axes import constrain
+from spt_jax.sharding import constrain
 from spt_jax.t5.config import T5Config
 from spt_jax.typing import Array, Float, Int
 

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from spt_jax.axes import constrain, platform
 from spt_jax.config.devices import Remat
+from spt_jax.sharding import constrain, platform
 from spt_jax.t5.attention import RelativePositionBias
 from spt_jax.t5.cache import LAYOUT, Cache, Past, append, append_to_layer, extend, visible
 from spt_jax.t5.config import T5Config

@@ -10,8 +10,8 @@ import flax.linen as nn
 import jax
 from jax.sharding import Mesh
 
-from spt_jax.axes import constrain, platform
 from spt_jax.config.devices import Remat
+from spt_jax.sharding import constrain, platform
 from spt_jax.t5.attention import Attention
 from spt_jax.t5.cache import LAYOUT, cached
 from spt_jax.t5.config import T5Config
