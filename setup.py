@@ -19,7 +19,10 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["spt_jax", "spt_jax.*"]), "spt_jax.configs"],
     package_dir={"spt_jax.configs": "configs"},  # `--config quickstart` works without a checkout
-    package_data={"spt_jax": ["backbones/**/*"], "spt_jax.configs": ["*.yaml", "*/*.yaml"]},
+    package_data={
+        "spt_jax": ["py.typed", "backbones/**/*"],
+        "spt_jax.configs": ["*.yaml", "*/*.yaml"],
+    },
     entry_points={"console_scripts": ["spt-jax = spt_jax.cli.main:main"]},
     install_requires=[
         "docstring-parser>=0.17",

@@ -43,42 +43,40 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_NAMES = {  # the imports above, by module
-    "models.backbone": (
-        "Backbone",
-        "convert_backbone",
-        "describe",
-        "load_backbone",
-        "save_backbone",
-    ),
-    "prompts.bank": ("PromptBank", "load_bank"),
-    "config.train": (
-        "DataConfig",
-        "EvalConfig",
-        "LogConfig",
-        "LossConfig",
-        "OptimizerConfig",
-        "PromptConfig",
-        "TaskConfig",
-        "TrainConfig",
-    ),
-    "data.example": ("Example", "Task"),
-    "data.tasks": ("load_task", "task_names"),
-    "config.decode": ("DecodeConfig",),
-    "evaluation.ensemble": ("evaluate_ensemble",),
-    "errors": ("RunError",),
-    "evaluation.evaluate": ("evaluate_run", "evaluate_runs", "predict_run"),
-    "decoding.generate": ("generate",),
-    "prompts.words": ("nearest_words",),
-    "evaluation.metrics": ("superglue_score",),
-    "prediction.predictor": ("Answers", "Predictor"),
-    "prediction.jsonl": ("predict_file",),
-    "config.pretrain": ("ArchitectureConfig", "MixtureConfig", "PretrainConfig"),
-    "prompts.file": ("load_prompt", "save_prompt"),
-    "tokenizers.bpe": ("Tokenizer", "train_tokenizer"),
-    "train": ("fit",),
+# fmt: off
+__all__ = [  # spelled out, because type checkers read it
+    "Answers", "ArchitectureConfig", "Backbone", "DataConfig", "DecodeConfig", "EvalConfig",
+    "Example", "LogConfig", "LossConfig", "MixtureConfig", "OptimizerConfig", "Predictor",
+    "PretrainConfig", "PromptBank", "PromptConfig", "RunError", "Task", "TaskConfig", "Tokenizer",
+    "TrainConfig", "convert_backbone", "describe", "evaluate_ensemble", "evaluate_run",
+    "evaluate_runs", "fit", "generate", "load_backbone", "load_bank", "load_prompt", "load_task",
+    "nearest_words", "predict_file", "predict_run", "save_backbone", "save_prompt",
+    "superglue_score", "task_names", "train_tokenizer",
+]
+# fmt: on
+
+_NAMES = {  # the imports above: {module: names}
+    "models.backbone": "Backbone convert_backbone describe load_backbone save_backbone",
+    "prompts.bank": "PromptBank load_bank",
+    "config.train": "DataConfig EvalConfig LogConfig LossConfig OptimizerConfig PromptConfig "
+    "TaskConfig TrainConfig",
+    "data.example": "Example Task",
+    "data.tasks": "load_task task_names",
+    "config.decode": "DecodeConfig",
+    "evaluation.ensemble": "evaluate_ensemble",
+    "errors": "RunError",
+    "evaluation.evaluate": "evaluate_run evaluate_runs predict_run",
+    "decoding.generate": "generate",
+    "prompts.words": "nearest_words",
+    "evaluation.metrics": "superglue_score",
+    "prediction.predictor": "Answers Predictor",
+    "prediction.jsonl": "predict_file",
+    "config.pretrain": "ArchitectureConfig MixtureConfig PretrainConfig",
+    "prompts.file": "load_prompt save_prompt",
+    "tokenizers.bpe": "Tokenizer train_tokenizer",
+    "train": "fit",
 }
-_MODULES = {name: f"spt_jax.{module}" for module, names in _NAMES.items() for name in names}
+_MODULES = {name: f"spt_jax.{module}" for module in _NAMES for name in _NAMES[module].split()}
 
 
 def __getattr__(name: str) -> Any:

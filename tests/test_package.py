@@ -22,6 +22,19 @@ def test_public_names_are_those_that_type_checkers_see():
     seen = {a.name: node.module for node in imports for a in node.names}
     del seen["TYPE_CHECKING"], seen["Any"]
     assert seen == spt_jax._MODULES
+    assert set(spt_jax.__all__) == set(seen)
+
+
+def test_a_star_import_brings_every_public_name():
+    names: dict = {}
+    exec("from spt_jax import *", names)
+    assert set(names) - {"__builtins__"} == set(spt_jax._MODULES)
+    assert names["fit"] is spt_jax.fit
+
+
+def test_the_package_says_that_it_has_types():
+    assert (PACKAGE / "py.typed").read_bytes() == b""
+    assert '"spt_jax": ["py.typed", ' in (PACKAGE.parent / "setup.py").read_text()
 
 
 @pytest.mark.parametrize("name", sorted(spt_jax._MODULES))
