@@ -1,4 +1,4 @@
-"""The commands of docs/tpu.md and docs/gpu.md: scripts accept them, and every option exists."""
+"""The commands of the documentation exist with all their options, and its links resolve."""
 
 import re
 import shlex
@@ -11,15 +11,18 @@ import pytest
 from spt_jax.cli import main as cli
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("docs/tpu.md", "docs/gpu.md")
+PAGES = ("README.md", "docs/running.md", "docs/spt-nano.md", "docs/tpu.md", "docs/gpu.md")
+TEXTS = ("CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
 
 
 def commands(page: str) -> list[list[str]]:
     """The lines of the code blocks as words, continued lines joined and comments left out."""
     text = (ROOT / page).read_text()
-    blocks = re.findall(r"^```\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines()
-    return [words for line in lines if (words := shlex.split(line, comments=True))]
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    plain = "".join(block for language, block in blocks if not language)
+    lines = plain.replace("\\\n", " ").splitlines()
+    begins = ("spt-jax ", "srun ", "scripts/", "python ")
+    return [shlex.split(line, comments=True) for line in lines if line.startswith(begins)]
 
 
 def spt_jax_commands() -> list[list[str]]:
@@ -31,12 +34,13 @@ def spt_jax_commands() -> list[list[str]]:
                 found.append(words[words.index("spt-jax") + 1 :])
             elif words[0].endswith("launch.sh"):
                 found.append(words[words.index("--") + 1 :])
-    assert len(found) >= 12
+    assert len(found) >= 35
     return found
 
 
 @pytest.mark.parametrize("arguments", spt_jax_commands(), ids=" ".join)
-def test_options_of_spt_jax_exist(arguments, capsys):
+def test_options_of_spt_jax_exist(arguments, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)  # which `--config configs/quickstart.yaml` starts from
     command, *rest = arguments
     if command == "train":
         assert cli.main([command, *rest, "--print-config"]) == 0
@@ -57,3 +61,38 @@ def test_scripts_accept_their_arguments():
         where = ["--tpu=t", "--zone=z", "--project=p", "--dry-run"]
         result = subprocess.run([ROOT / script, *where, *arguments], capture_output=True, text=True)
         assert result.returncode == 0, (script, arguments, result.stderr)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_scripts_in_commands_exist(page):
+    for words in commands(page):
+        name = words[1] if words[0] == "python" else words[0]
+        if "/" in name:
+            assert (ROOT / name).is_file(), words
+
+
+def slug(heading: str) -> str:
+    """The name by which a link reaches a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", ["README.md", *TEXTS])
+def test_links_resolve(page):
+    links = re.findall(r"\]\(([^)\s]+)\)", (ROOT / page).read_text())
+    for link in links:
+        if link.startswith("https://"):
+            continue
+        name, _, anchor = link.partition("#")
+        target = ((ROOT / page).parent / name).resolve() if name else ROOT / page
+        assert target.exists(), f"{page}: {link}"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+            assert anchor in map(slug, headings), f"{page}: {link}"
+
+
+@pytest.mark.parametrize("page", ["README.md", *TEXTS])
+def test_files_of_the_repository_that_are_named_exist(page):
+    folders = "spt_jax|tests|scripts|benchmarks|studies|configs|docs"
+    text = (ROOT / page).read_text()
+    for name in re.findall(rf"`((?:{folders})/[\w./-]+\.\w+)`", text):
+        assert (ROOT / name).is_file(), f"{page}: {name}"

@@ -39,6 +39,12 @@ def test_configs_exist(config):
     assert (ROOT / "configs" / f"{config}.yaml").is_file()
 
 
+def test_the_first_screen_has_the_figure_the_commands_and_the_table():
+    first_screen = "\n".join(README.splitlines()[:36])
+    for needed in ("prompt_tuning.svg)", "\nspt-jax train ", "&& pytest\n", "| **soft prompt**"):
+        assert needed in first_screen
+
+
 def test_the_tree_has_every_module_and_imports_go_down_only():
     tree = README.split("spt_jax/\n", 1)[1].split("configs/", 1)[0]
     rows = [re.split(r"  +", line.strip())[0].split() for line in tree.splitlines() if line]
