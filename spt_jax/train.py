@@ -1,14 +1,15 @@
-"""The train loop: `fit` trains a prompt for a frozen T5, or the whole T5 as the paper's baseline.
+"""The recipe of a training run: `fit` goes from a config to a result.
 
-`fit` reads from top to bottom: check the folder, load the backbone and the task, make the state,
-resume, train with evaluations in between, verify, test the best step. What a step computes is in
-`step.py`; this module decides when.
+`fit` trains a prompt for a frozen T5, or with `tune: model` the whole T5, the paper's baseline.
+What one update computes is in `step.py`; when the run logs, evaluates and saves is in `loop.py`.
 """
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,45 +18,32 @@ import optax
 
 from spt_jax.config.train import TrainConfig, to_dict
 from spt_jax.data.pipeline import (
+    TokenizedSplit,
     data_fingerprint,
     prefetch,
+    tokenize_split,
     train_batches,
 )
-from spt_jax.distributed.main_process import (
-    is_main,
-    main_only,
-    on_main,
-    process_count,
-    require_same,
-    to_host,
-)
-from spt_jax.distributed.preemption import poll
-from spt_jax.errors import Preempted, RunError, explain_out_of_memory
-from spt_jax.models.backbone import Backbone, load_backbone
+from spt_jax.data.tasks import Task, load_task
+from spt_jax.distributed.main_process import main_process, require_same, to_host
+from spt_jax.errors import RunError, explain_out_of_memory
+from spt_jax.evaluation.evaluate import evaluate
+from spt_jax.evaluation.scores import Scores, encode_answers, majority_score
+from spt_jax.loop import Batch, Job, Labels, run_job
+from spt_jax.models.backbone import Backbone, load_backbone, save_backbone
 from spt_jax.optim import make_tx
+from spt_jax.prompts.file import save_prompt
 from spt_jax.prompts.init import init_prompt
-from spt_jax.pytree import count_params, device_digest, label_params, merge, split
-from spt_jax.run import Run, data_facts, load_rows, make_result, write_artifacts
-from spt_jax.runs.checkpoints import Checkpoints, Restored
+from spt_jax.pytree import count_params, device_digest, label_params, merge, nbytes, split
 from spt_jax.runs.folder import RunFolder
-from spt_jax.runs.log import RunLog, write_json_atomic
-from spt_jax.runs.profiling import StepTrace
-from spt_jax.runs.progress import Bar, print_split, say
-from spt_jax.runs.saver import Saver, was_evaluated
+from spt_jax.runs.progress import print_split, say
 from spt_jax.runs.tensorboard import require_tensorboard
-from spt_jax.runs.timing import Clock
+from spt_jax.runs.timing import summarize
 from spt_jax.runs.workdir import open_workdir
 from spt_jax.sharding import place_batch, replicated, require_rows, state_shardings
-from spt_jax.step import (
-    Best,
-    TrainState,
-    init_state,
-    require_finite,
-    step_options,
-    train_step,
-)
-from spt_jax.t5.flops import peak_flops
-from spt_jax.typing import Array, Params, PyTree
+from spt_jax.step import Best, TrainState, init_state, step_options, train_step
+from spt_jax.t5.flops import step_flops
+from spt_jax.typing import Key, Params, PyTree
 
 
 def fit(
@@ -66,7 +54,7 @@ def fit(
     command: Sequence[str] = (),
     profile: int = 0,
 ) -> dict:
-    """Trains what the config says, in its folder, and returns its result.
+    """Train what the config says, in its folder, and return its result.
 
     Args:
         config: The run.
@@ -93,16 +81,81 @@ def fit(
     """
     require_tensorboard(config.log.tensorboard)
     with open_workdir(Path(workdir)) as folder:
-        return _fit(config, folder, overwrite=overwrite, command=command, profile=profile)
-
-
-def _fit(
-    config: TrainConfig, folder: RunFolder, *, overwrite: bool, command: Sequence[str], profile: int
-) -> dict:
-    if (result := on_main(lambda: _finished(folder, config, overwrite))) is not None:
-        say(f"{folder} is finished; --overwrite trains it again")
+        if (result := folder.finished(to_dict(config), overwrite=overwrite)) is not None:
+            say(f"{folder} is finished; --overwrite trains it again")
+            return result
+        run = _prepare(config)
+        state = _init_state(run)
+        digest = device_digest(run.frozen)
+        facts = _data_facts(run.task, run.rows)
+        with folder.claim(to_dict(config), run.identity, facts, command, overwrite=overwrite):
+            with explain_out_of_memory(_memory_advice(run)):
+                state = run_job(_make_job(run, state, profile), folder, state)
+            if (steps := int(state.step)) < config.steps:
+                say(f"stopped at step {steps}: {config.eval.patience} evaluations without gain")
+            _require_unchanged(run.frozen, digest)
+            result = _make_result(run, state, folder)
+            _write_artifacts(run, to_host(state.best.trained), result, folder)
+            folder.write_result(result)
         return result
 
+
+@dataclass(frozen=True)
+class Run:
+    """What stays the same from the first step to the last.
+
+    Args:
+        config: The resolved config.
+        backbone: The frozen model, which is also what model tuning starts from.
+        task: The task that is learned.
+        rows: Each split of the task as token ids.
+        identity: Names and fingerprints that must be the same when the run is resumed.
+        trained: The trained leaves of the params tree before the first step.
+        frozen: The other leaves.
+        tx: The optimizer.
+        key: The key that the dropout keys of all steps are derived from.
+    """
+
+    config: TrainConfig
+    backbone: Backbone
+    task: Task
+    rows: Mapping[str, TokenizedSplit]
+    identity: Mapping[str, str]
+    trained: PyTree
+    frozen: PyTree
+    tx: optax.GradientTransformation
+    key: Key
+
+    def evaluate(self, params: Params, split: str) -> Scores:
+        """Score params on a split; on dev, `eval.max_rows` may limit the rows."""
+        config = self.config
+        return evaluate(
+            self.backbone,
+            params,
+            self.rows[split],
+            config.data,
+            label_words=self.task.label_words,
+            batch_size=config.eval.batch_size,
+            metrics=self.task.metrics,
+            max_rows=config.eval.max_rows if split == "dev" else None,
+        )
+
+    def flops(self, batch: Batch) -> float:
+        """Count the floating point operations of a step on a batch."""
+        rows, inputs = batch["inputs"].shape
+        prompt = self.config.prompt
+        return step_flops(
+            self.backbone.model.config,
+            rows=rows,
+            inputs=inputs,
+            targets=batch["targets"].shape[1],
+            prompt=prompt.length if prompt else 0,
+            tune=self.config.tune,
+        )
+
+
+def _prepare(config: TrainConfig) -> Run:
+    """Load the model and the task, and cut the params tree into trained and frozen leaves."""
     backbone = load_backbone(
         config.model,
         dtype=config.dtype,
@@ -114,7 +167,7 @@ def _fit(
         tune=config.tune,
     )
     require_rows(backbone.mesh, config.data.batch_size, "data.batch_size")
-    task, rows = load_rows(config, backbone)
+    task, rows = _load_rows(config, backbone)
     identity = {
         "model": backbone.name,
         "model_fingerprint": backbone.fingerprint,
@@ -130,75 +183,51 @@ def _fit(
         params = {**params, "prompt": prompt}
     trained, frozen = split(params, label_params(params, config.tune))
     print_split(trained, frozen)
-    digest = device_digest(frozen)
-    # Copied, because the state is donated and model tuning would give away the backbone's weights.
-    trained = jax.tree.map(jnp.copy, trained)
     tx = make_tx(config.optimizer, config.steps, config.tune)
-    make = functools.partial(init_state, tx=tx, patience=config.eval.patience, keep_best=True)
-    shardings = state_shardings(jax.eval_shape(make, trained), backbone.mesh)
-    state = jax.jit(make, out_shardings=shardings)(trained)
-    run = Run(config, folder, backbone, task, rows, identity, frozen, run_key, profile)
-
-    facts = data_facts(task, rows)
-    with main_only(
-        lambda: folder.claim(to_dict(config), identity, facts, command, overwrite=overwrite)
-    ):
-        with main_only(
-            lambda: Checkpoints(folder.checkpoints, keep=config.log.keep, saved=folder.publish)
-        ) as checkpoints:
-            if (restored := _restore(checkpoints, state)) is not None:
-                state = restored.state
-                say(f"resumed at step {int(state.step)} of {config.steps}")
-            with explain_out_of_memory(_memory_advice(config, backbone)):
-                state = _train(run, state, tx, checkpoints, evaluated=was_evaluated(restored))
-        _require_unchanged(frozen, digest)
-        result = make_result(run, state)
-        best = to_host(state.best.trained)
-        on_main(lambda: write_artifacts(run, best, result))
-        on_main(lambda: write_json_atomic(folder.result_file, result))
-    return result
+    return Run(config, backbone, task, rows, identity, trained, frozen, tx, run_key)
 
 
-def _finished(folder: RunFolder, config: TrainConfig, overwrite: bool) -> dict | None:
-    """The result of a run that is finished; raises where the folder cannot have this one."""
-    folder.check_place()
-    if overwrite:
-        return None
-    folder.check_config(to_dict(config))
-    return folder.read_result(to_dict(config))
+def _load_rows(config: TrainConfig, backbone: Backbone) -> tuple[Task, dict[str, TokenizedSplit]]:
+    """Load the task of a config, and tokenize its splits.
 
-
-def _restore(checkpoints: Checkpoints, state: TrainState) -> Restored | None:
-    """The newest checkpoint, read by process 0, placed like `state` on all."""
-    if process_count() == 1:
-        return checkpoints.restore_newest(state)
-    host = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state)
-    restored = on_main(lambda: checkpoints.restore_newest(host))
-
-    def place(leaf, value):
-        return jax.make_array_from_callback(leaf.shape, leaf.sharding, value.__getitem__)
-
-    return restored and restored._replace(state=jax.tree.map(place, state, restored.state))
-
-
-def _train(
-    run: Run,
-    state: TrainState,
-    tx: optax.GradientTransformation,
-    checkpoints: Checkpoints,
-    *,
-    evaluated: bool,
-) -> TrainState:
-    """The steps from `state.step` on, with evaluations and checkpoints; returns the last state.
-
-    `evaluated` is false where a signal kept the run from the evaluation of `state.step`.
+    Raises:
+        FileNotFoundError, ValueError: A file is missing, or the rows do not fit task or model.
     """
-    config, frozen, train, mesh = run.config, run.frozen, run.rows["train"], run.backbone.mesh
+    task = load_task(config.task)
+    for note in task.notes:
+        say(note)
+    if task.label_words is not None:  # Refuses words that the model cannot write.
+        encode_answers(task.label_words, backbone.tokenizer, config.data.targets_length)
+    rows = {
+        name: tokenize_split(examples, backbone.tokenizer, config.data)
+        for name, examples in task.splits.items()
+    }
+    say(
+        f"cut to length: {100 * rows['train'].truncated:.1f}% of inputs, "
+        f"{100 * rows['train'].truncated_targets:.1f}% of targets"
+    )
+    return task, rows
+
+
+def _init_state(run: Run) -> TrainState:
+    """Make the state before the first step, laid out over the devices."""
+    # A copy, because the state is donated: model tuning would give the backbone's weights away.
+    trained = jax.tree.map(jnp.copy, run.trained)
+    make = functools.partial(
+        init_state, tx=run.tx, patience=run.config.eval.patience, keep_best=True
+    )
+    shardings = state_shardings(jax.eval_shape(make, trained), run.backbone.mesh)
+    return jax.jit(make, out_shardings=shardings)(trained)
+
+
+def _make_job(run: Run, state: TrainState, profile: int) -> Job:
+    """Hand the run to the loop: its batches, its compiled update, and its evaluation on dev."""
+    config, mesh, train = run.config, run.backbone.mesh, run.rows["train"]
     update = jax.jit(
         functools.partial(
             train_step,
             model=run.backbone.model,
-            tx=tx,
+            tx=run.tx,
             loss=config.loss,
             accumulate=config.optimizer.accumulate,
         ),
@@ -206,78 +235,35 @@ def _train(
         out_shardings=(state_shardings(state, mesh), replicated(mesh)),
         compiler_options=step_options(mesh),
     )
-    batches = train_batches(
+    dataset = train_batches(
         train, config.data, seed=config.seed, targets_width=max(map(len, train.targets))
     )
-    start = int(state.step)
-    events = run.folder.events_folder if config.log.tensorboard else None
-    steps = run.profile if is_main() else 0
-    with (
-        main_only(
-            lambda: RunLog(run.folder.log_file, resume_at=start, evaluated=evaluated, events=events)
-        ) as log,
-        main_only(lambda: RunLog(run.folder.timing_file, resume_at=start)) as timing,
-        main_only(lambda: Bar(f"training {run.task.name}", config.steps, start)) as bar,
-        StepTrace(
-            run.folder.profile_folder,
-            steps,
-            start=start,
-            stop=config.steps,
-            place=f"{run.folder}/profile",
-        ) as trace,
-    ):
-        clock = Clock(timing, run.flops, peak_flops(mesh.devices.flat))
-        saver = Saver(
-            checkpoints, (log, timing), config.log, {"config": to_dict(config), **run.identity}
-        )
-        poll()  # before the first step is compiled
-        if not evaluated:
-            state = _evaluate_dev(run, state, log)
-        stopped = int(state.patience_left) == 0
-        shown = {"score": float(state.best.score)} if int(state.best.step) else {}
-        pending: list[dict[str, Array]] = []
-        prefetched = clock.watch(prefetch(batches, start, config.steps))
-        for step, batch in enumerate(prefetched, start=start + 1):
-            if stopped:
-                break
-            with trace.step(step, state):
-                state, metrics = update(state, frozen, place_batch(batch, mesh), run.key)
-            pending.append(metrics)
-            evaluating = step == config.steps or step % config.eval.every == 0
-            saving = evaluating or saver.due(step)
-            if saving or step % config.log.every == 0:
-                # The step just dispatched stays in flight, unless its result is needed now.
-                ahead = [] if saving else [pending.pop()]
-                shown |= _write_metrics(log, step - len(ahead), pending)
-                shown |= clock.lap(step, len(pending))
-                pending = ahead
-                bar.update(step, shown)
-            try:
-                poll()
-                if evaluating:
-                    state = _evaluate_dev(run, state, log)
-                    stopped = int(state.patience_left) == 0
-                    bar.update(step, shown := shown | {"score": float(state.best.score)})
-            except Preempted as notice:
-                _write_metrics(log, step, pending)
-                saver.leave(step, state, notice, evaluated=not evaluating)
-            if saving:  # after everything of this step is in the log, so that a kill loses no line
-                saver.save(step, state)
-                clock.restart()
-    if stopped:
-        say(f"stopped at step {int(state.step)}: {config.eval.patience} evaluations without gain")
-    return state
 
+    def batches(start: int, stop: int) -> Iterator[tuple[Labels, Batch]]:
+        return (({}, batch) for batch in prefetch(dataset, start, stop))
 
-def _evaluate_dev(run: Run, state: TrainState, log: RunLog) -> TrainState:
-    """Evaluates a step and logs it; returns the state that knows of it."""
-    scores = run.evaluate(merge(state.trained, run.frozen), "dev")
-    log.write({"step": int(state.step), "split": "dev", **scores.to_dict()})
-    return _keep_best(state, scores.score, run.config.eval.patience)
+    def evaluate_dev(state: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        scores = run.evaluate(merge(state.trained, run.frozen), "dev")
+        record = {"split": "dev", **scores.to_dict()}
+        return _keep_best(state, scores.score, config.eval.patience), record
+
+    return Job(
+        title=f"training {run.task.name}",
+        steps=config.steps,
+        batches=batches,
+        update=lambda state, batch: update(state, run.frozen, place_batch(batch, mesh), run.key),
+        evaluate=evaluate_dev,
+        evaluate_every=config.eval.every,
+        log=config.log,
+        metadata={"config": to_dict(config), **run.identity},
+        flops=run.flops,
+        mesh=mesh,
+        profile=profile,
+    )
 
 
 def _keep_best(state: TrainState, score: float, patience: int | None) -> TrainState:
-    """The state after an evaluation of its step."""
+    """Return the state after an evaluation of its step: the best so far, and the patience left."""
     best = state.best
     improved = score > float(best.score)
     if improved:
@@ -291,17 +277,79 @@ def _keep_best(state: TrainState, score: float, patience: int | None) -> TrainSt
     return dataclasses.replace(state, best=best, patience_left=jnp.int32(left))
 
 
-def _write_metrics(log: RunLog, step: int, pending: Sequence[Mapping[str, Array]]) -> dict:
-    """Logs the steps that are pending, the last of them `step`; returns their mean loss."""
-    fetched = jax.device_get(list(pending))
-    for number, metrics in enumerate(fetched, start=step - len(fetched) + 1):
-        require_finite(number, metrics)
-        log.write({"step": number, **metrics})
-    return {"loss": float(np.mean([m["loss"] for m in fetched]))} if fetched else {}
+def _data_facts(task: Task, rows: Mapping[str, TokenizedSplit]) -> dict:
+    """Describe the data for the manifest."""
+    return {
+        "task": task.name,
+        "rows": {name: len(part.inputs) for name, part in rows.items()},
+        "label_words": task.label_words,
+        "truncated": {name: part.truncated for name, part in rows.items()},
+        "notes": task.notes,
+    }
 
 
-def _memory_advice(config: TrainConfig, backbone: Backbone) -> str:
-    sizes = backbone.mesh.shape
+def _make_result(run: Run, state: TrainState, folder: RunFolder) -> dict:
+    """Score the best step on test, and put the baselines and the costs beside it."""
+    config = run.config
+    test = run.evaluate(merge(state.best.trained, run.frozen), "test")
+    plain = None
+    if config.eval.baselines:
+        plain = run.evaluate({"t5": run.backbone.params}, "test")
+    return {
+        "task": run.task.name,
+        "model": run.backbone.name,
+        "tune": config.tune,
+        "score": test.score,
+        "rank_score": test.rank_score,
+        "invalid": test.invalid,
+        "metrics": dict(test.metrics),
+        "majority_score": majority_score(run.task),
+        "unprompted_score": plain.score if plain else None,
+        "unprompted_rank_score": plain.rank_score if plain else None,
+        "dev_score": round(float(state.best.score), 4),  # kept as float32
+        "best_step": int(state.best.step),
+        "steps": config.steps,
+        "steps_done": int(state.step),
+        "trained_params": count_params(state.trained),
+        "frozen_params": count_params(run.frozen),
+        "frozen_unchanged": True if jax.tree.leaves(run.frozen) else None,
+        "opt_state_bytes": nbytes(state.opt_state),
+        "checkpoint_bytes": folder.checkpoint_bytes(int(state.step)),
+        **summarize(folder.read_timing()),
+        "seed": config.seed,
+    }
+
+
+@main_process
+def _write_artifacts(run: Run, best: PyTree, result: Mapping, folder: RunFolder) -> None:
+    """Write the best prompt as a file of its own, and the model where that was trained."""
+    config, backbone = run.config, run.backbone
+    if config.tune == "model":
+        save_backbone(
+            folder.model_folder,
+            f"{backbone.name} tuned on {run.task.name}",
+            backbone.model.config,
+            best["t5"],
+            backbone.tokenizer,
+            dtype="float32",
+        )
+    if config.prompt is not None:
+        metadata = {
+            "model": backbone.name,
+            "fingerprint": backbone.fingerprint,
+            "task": run.task.name,
+            "length": config.prompt.length,
+            "init": config.prompt.init,
+            "step": result["best_step"],
+            "dev_score": result["dev_score"],
+            "score": result["score"],
+            "rank_score": result["rank_score"],
+        }
+        save_prompt(folder.prompt_file, np.asarray(best["prompt"]), metadata)
+
+
+def _memory_advice(run: Run) -> str:
+    config, sizes = run.config, run.backbone.mesh.shape
     return (
         f"try --remat=full, a larger --optimizer.accumulate (now {config.optimizer.accumulate}), a "
         f"smaller --eval.batch_size, or more of --mesh.fsdp or --mesh.model (now {sizes['fsdp']} "

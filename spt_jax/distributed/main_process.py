@@ -1,19 +1,20 @@
 """Many processes as one run: who this one is, and what they tell each other.
 
     if is_main(): ...                         process 0, which alone writes and prints
-    text = on_main(path.read_text)            done there, known to all; so is its error
-    with main_only(lambda: RunLog(path)) as log:
-        log.write(record)                     does nothing on the others
+    text = on_main(path.read_text)            process 0 calls it; all get its result or its error
+    @main_process                             the same for every call of a function
+    def write_result(path, result): ...
 
 Values travel through the store of jax's coordinator, not through devices, and cost no compilation.
 All processes call these functions in the same order. In a single process they cost nothing.
 """
 
 import contextlib
+import functools
 import itertools
 import pickle
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import numpy as np
@@ -29,6 +30,7 @@ _CHUNK_BYTES = 8 << 20
 
 _numbers = itertools.count()
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -107,6 +109,16 @@ def on_main(function: Callable[[], T]) -> T:
     if sent is not None:
         raise error or sent
     return value
+
+
+def main_process(function: Callable[P, T]) -> Callable[P, T]:
+    """Decorate a function that process 0 alone runs; all processes call it, see `on_main`."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        return on_main(lambda: function(*args, **kwargs))
+
+    return call
 
 
 @contextlib.contextmanager

@@ -1,48 +1,45 @@
 """Pretraining of a small T5 from scratch: the backbone that the package ships, or your own.
 
-The step is that of `train.py` with every leaf trained and no prompt. Whether a prompt can ever
-steer the result is measured on the way: see `pretraining/probes.py`.
+It runs in the loop of `loop.py` with every leaf trained and no prompt. Probes measure on the way
+whether a prompt can ever steer the result; see `probes.py`.
 """
 
 import dataclasses
 import functools
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import grain
 import jax
 import jax.numpy as jnp
-import numpy as np
+import optax
 
 from spt_jax.config.devices import MeshConfig
 from spt_jax.config.pretrain import PretrainConfig
 from spt_jax.config.train import to_dict
-from spt_jax.distributed.preemption import poll
-from spt_jax.errors import Preempted
+from spt_jax.loop import Batch, Job, Labels, run_job
 from spt_jax.models.backbone import Backbone, load_backbone, save_backbone
 from spt_jax.optim import make_tx
 from spt_jax.pretraining.corpus import Corpus, read_corpus
 from spt_jax.pretraining.mixture import Mixture, make_batches
 from spt_jax.pretraining.probes import Probes
 from spt_jax.pytree import count_params
-from spt_jax.runs.checkpoints import Checkpoints
-from spt_jax.runs.folder import RunFolder
-from spt_jax.runs.log import RunLog, write_json_atomic
-from spt_jax.runs.progress import Bar, say
-from spt_jax.runs.saver import Saver, was_evaluated
+from spt_jax.runs.progress import say
 from spt_jax.runs.tensorboard import require_tensorboard
 from spt_jax.runs.workdir import open_workdir
-from spt_jax.step import TrainState, init_state, require_finite, step_options, train_step
+from spt_jax.step import TrainState, init_state, step_options, train_step
 from spt_jax.t5 import T5, T5Config
+from spt_jax.t5.flops import step_flops
 from spt_jax.tokenizers.bpe import train_tokenizer
-from spt_jax.typing import Array, Key
+from spt_jax.typing import Key, Params
 
 TOKENIZER_CHARACTERS = 12_000_000
-"""Text that the vocabulary is learned from."""
+"""Characters of text that the vocabulary is learned from."""
 
 AHEAD = 8
+"""Batches that are made ahead."""
 
 
 def pretrain(
@@ -67,18 +64,68 @@ def pretrain(
     """
     require_tensorboard(config.log.tensorboard)
     with open_workdir(Path(workdir)) as folder:
-        return _pretrain(config, folder, overwrite=overwrite, command=command)
-
-
-def _pretrain(
-    config: PretrainConfig, folder: RunFolder, *, overwrite: bool, command: Sequence[str]
-) -> dict:
-    folder.check_place()
-    if not overwrite:
-        folder.check_config(to_dict(config))
-        if (result := folder.read_result(to_dict(config))) is not None:
+        if (result := folder.finished(to_dict(config), overwrite=overwrite)) is not None:
             return result
-    # First, since reading the corpus takes minutes that a misspelled name should not cost.
+        run = _prepare(config)
+        state = init_state(run.trained, run.tx, patience=None, keep_best=False)
+        say(f"{config.name}: {count_params(run.trained):,} parameters")
+        with folder.claim(to_dict(config), run.identity, run.facts, command, overwrite=overwrite):
+            state = run_job(_make_job(run), folder, state)
+            result = _make_result(run, state)
+            model = run.init.model.config
+            save_backbone(
+                folder.model_folder, config.name, model, state.trained["t5"], run.init.tokenizer
+            )
+            folder.write_result(result)
+        return result
+
+
+@dataclass(frozen=True)
+class Run:
+    """What stays the same from the first step to the last.
+
+    Args:
+        config: The resolved config.
+        init: The model before the first step, with its tokenizer.
+        batches: The training mixture.
+        probes: Measurements on held-out text.
+        identity: Fingerprints that must be the same when the run is resumed.
+        facts: The size of the corpus, for people to read.
+        tx: The optimizer.
+        key: The key that the dropout keys of all steps are derived from.
+    """
+
+    config: PretrainConfig
+    init: Backbone
+    batches: Mixture
+    probes: Probes
+    identity: Mapping[str, str]
+    facts: Mapping[str, int]
+    tx: optax.GradientTransformation
+    key: Key
+
+    @property
+    def trained(self) -> Params:
+        """The params tree, all of whose leaves are trained."""
+        return {"t5": self.init.params}
+
+    def flops(self, batch: Batch) -> float:
+        """Count the floating point operations of a step on a batch."""
+        rows, inputs = batch["inputs"].shape
+        return step_flops(
+            self.init.model.config,
+            rows=rows,
+            inputs=inputs,
+            targets=batch["targets"].shape[1],
+            prompt=0,
+            tune="model",
+        )
+
+
+def _prepare(config: PretrainConfig) -> Run:
+    """Read the corpus, and load or make the model."""
+    # The model first, because reading the corpus takes minutes that a misspelled name should not
+    # cost.
     init = None
     if config.init:
         one = MeshConfig(data=1)
@@ -94,74 +141,54 @@ def _pretrain(
     train, held_out = corpus.split(config.held_out_share)
     key, init_key = jax.random.split(jax.random.key(config.seed))
     init = init or _make_init(config, train, init_key)
-    model, tokenizer, params = init.model, init.tokenizer, {"t5": init.params}
     identity = {
         "corpus_fingerprint": corpus.fingerprint(),
-        "tokenizer_fingerprint": tokenizer.fingerprint,
+        "tokenizer_fingerprint": init.tokenizer.fingerprint,
         "init_fingerprint": init.fingerprint,
     }
-    nothing_frozen = jax.tree.map(lambda _: None, params)
+    apart = dataclasses.replace(config.mixture, pack=1)
+    probes = Probes(init.model, make_batches(held_out, init.tokenizer, apart, config.seed + 1))
+    batches = make_batches(train, init.tokenizer, config.mixture, config.seed)
     tx = make_tx(config.optimizer, config.steps, "model")
-    state = init_state(params, tx, patience=None, keep_best=False)
-    say(f"{config.name}: {count_params(params):,} parameters")
+    return Run(config, init, batches, probes, identity, facts, tx, key)
 
+
+def _make_job(run: Run) -> Job:
+    """Hand the run to the loop: its batches, its compiled update, and its probes."""
+    config, nothing_frozen = run.config, jax.tree.map(lambda _: None, run.trained)
     update = jax.jit(
-        functools.partial(train_step, model=model, tx=tx, loss=config.loss),
+        functools.partial(train_step, model=run.init.model, tx=run.tx, loss=config.loss),
         donate_argnums=0,
         compiler_options=step_options(None),
     )
-    apart = dataclasses.replace(config.mixture, pack=1)
-    probes = Probes(model, make_batches(held_out, tokenizer, apart, config.seed + 1))
-    gaps: dict[str, float] = {}
-    batches = make_batches(train, tokenizer, config.mixture, config.seed)
 
-    with (
-        folder.claim(to_dict(config), identity, facts, command, overwrite=overwrite),
-        Checkpoints(folder.checkpoints, keep=config.log.keep, saved=folder.publish) as checkpoints,
-    ):
-        if (restored := checkpoints.restore_newest(state)) is not None:
-            state = restored.state
-            say(f"resumed at step {restored.step}")
-        start, evaluated = int(state.step), was_evaluated(restored)
-        events = folder.events_folder if config.log.tensorboard else None
-        with (
-            RunLog(folder.log_file, resume_at=start, evaluated=evaluated, events=events) as log,
-            RunLog(folder.timing_file, resume_at=start) as timing,
-            Bar(f"pretraining {config.name}", config.steps, start) as bar,
-        ):
-            saver = Saver(checkpoints, (log, timing), config.log, identity)
-            poll()  # before the first step is compiled
-            if not evaluated:  # a signal has kept the run from it
-                gaps = _measure(probes, state, log)
-            pending: list[tuple[str, dict[str, Array]]] = []
-            since = time.perf_counter()
-            for step, (group, batch) in enumerate(
-                _prefetch(batches, start, config.steps), start=start + 1
-            ):
-                state, metrics = update(state, nothing_frozen, batch, key)
-                pending.append((group, metrics))
-                measuring = step == config.steps or step % config.gap_every == 0
-                saving = step == config.steps or saver.due(step)
-                if len(pending) >= config.log.every or saving or measuring:
-                    shown = _write_losses(log, step, pending)
-                    timing.write({"step": step, "seconds": time.perf_counter() - since})
-                    pending, since = [], time.perf_counter()
-                    bar.update(step, shown)
-                try:
-                    poll()
-                    if measuring:
-                        gaps = _measure(probes, state, log)
-                except Preempted as notice:
-                    _write_losses(log, step, pending)
-                    saver.leave(step, state, notice, evaluated=not measuring)
-                if saving:
-                    saver.save(step, state)
-    result = {"name": config.name, "steps": config.steps, "params": count_params(state.trained)}
-    result |= gaps or probes.gaps(state.trained)
-    result["probes"] = probes.scores(state.trained)
-    save_backbone(folder.model_folder, config.name, model.config, state.trained["t5"], tokenizer)
-    write_json_atomic(folder.result_file, result)
-    return result
+    def measure(state: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        gaps = run.probes.gaps(state.trained)
+        say(f"step {int(state.step)}  " + "  ".join(f"{k} {gap:.3f}" for k, gap in gaps.items()))
+        return state, {"split": "held_out", **gaps}
+
+    return Job(
+        title=f"pretraining {config.name}",
+        steps=config.steps,
+        batches=functools.partial(_prefetch, run.batches),
+        update=lambda state, batch: update(state, nothing_frozen, batch, run.key),
+        evaluate=measure,
+        evaluate_every=config.gap_every,
+        log=config.log,
+        metadata=run.identity,
+        flops=run.flops,
+    )
+
+
+def _make_result(run: Run, state: TrainState) -> dict:
+    """Measure the last step: losses, encoder gaps, and the score of each task."""
+    return {
+        "name": run.config.name,
+        "steps": run.config.steps,
+        "params": count_params(state.trained),
+        **run.probes.gaps(state.trained),
+        "probes": run.probes.scores(state.trained),
+    }
 
 
 def _make_init(config: PretrainConfig, corpus: Corpus, key: Key) -> Backbone:
@@ -175,33 +202,11 @@ def _make_init(config: PretrainConfig, corpus: Corpus, key: Key) -> Backbone:
     return Backbone(config.name, model, params, tokenizer, fingerprint="")
 
 
-def _prefetch(batches: Mixture, start: int, stop: int) -> Iterator[Any]:
-    """(group, batch) of steps start to stop - 1, made ahead by a thread."""
+def _prefetch(batches: Mixture, start: int, stop: int) -> Iterator[tuple[Labels, Batch]]:
+    """Yield (labels, batch) of steps start to stop - 1, which a thread makes ahead."""
     steps = grain.MapDataset.range(start, stop).map(batches.__getitem__)
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=AHEAD)
-    return iter(steps.to_iter_dataset(options))
-
-
-def _measure(probes: Probes, state: TrainState, log: RunLog) -> dict[str, float]:
-    """Measures a step on held-out text, and logs it."""
-    step, gaps = int(state.step), probes.gaps(state.trained)
-    log.write({"step": step, "split": "held_out", **gaps})
-    say(f"step {step}  " + "  ".join(f"{name} {gap:.3f}" for name, gap in gaps.items()))
-    return gaps
-
-
-def _write_losses(log: RunLog, step: int, pending: list) -> dict[str, float]:
-    """Logs the steps up to `step` that are pending; returns their mean loss by group."""
-    fetched = jax.device_get([metrics for _, metrics in pending])
-    groups = [group for group, _ in pending]
-    first = step - len(pending) + 1
-    for number, (group, metrics) in enumerate(zip(groups, fetched), start=first):
-        require_finite(number, metrics)
-        log.write({"step": number, "group": group, **metrics})
-    return {
-        group: float(np.mean([m["loss"] for g, m in zip(groups, fetched) if g == group]))
-        for group in sorted(set(groups))
-    }
+    return (({"group": group}, batch) for group, batch in steps.to_iter_dataset(options))
 
 
 def _corpus_facts(corpus: Corpus) -> dict:

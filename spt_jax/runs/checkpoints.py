@@ -27,6 +27,13 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import unflatten_dict
 
 import spt_jax.runs.orbax_log  # noqa: F401
+from spt_jax.distributed.main_process import (
+    is_main,
+    main_process,
+    on_main,
+    process_count,
+    to_host,
+)
 from spt_jax.errors import RunError
 from spt_jax.pytree import fingerprint, leaf_name, named_leaves
 from spt_jax.runs.log import lock_folder, sync_tree
@@ -44,7 +51,8 @@ class Restored(NamedTuple):
 class Checkpoints:
     """The checkpoints of one run, written in a thread while the run goes on.
 
-    A context manager; leaving it waits for the last save.
+    A context manager; leaving it waits for the last save. Of several processes, all make it and
+    call its methods, and process 0 reads and writes.
 
     Args:
         directory: The folder of the steps; made if missing, and locked until `close`.
@@ -69,6 +77,10 @@ class Checkpoints:
         self._keep, self._saved = keep, saved
         self._unusable: set[int] = set()
         self._pending: Future | None = None
+        self._open()
+
+    @main_process
+    def _open(self) -> None:
         self._lock = lock_folder(self._directory)
         for pattern in ("*.orbax-checkpoint-tmp*", "*.deleted"):
             for left in self._directory.glob(pattern):  # by a process that was killed
@@ -76,7 +88,7 @@ class Checkpoints:
         # One thread for all of Orbax, which cannot be called where an event loop runs (notebooks).
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         registry = ocp.type_handlers.create_type_handler_registry((np.ndarray, _OneByOne()))
-        # Of several processes this one alone writes, so Orbax must not wait for the others.
+        # Process 0 alone writes, so Orbax must not wait for the others.
         alone = ocp.options.MultiprocessingOptions(
             primary_host=jax.process_index(), active_processes={jax.process_index()}
         )
@@ -109,7 +121,11 @@ class Checkpoints:
             TypeError: A leaf is no array or number, or `metadata` has no JSON form.
             ValueError: The step is not new, or a leaf has no elements.
         """
-        self.wait()
+        if process_count() > 1:
+            state = to_host(state)  # All processes gather what is cut over them.
+        if not is_main():
+            return
+        self._wait()
         newest = max(set(self.steps()) - self._unusable, default=-1)
         if step <= newest:
             raise ValueError(
@@ -137,7 +153,18 @@ class Checkpoints:
             RunError: There are steps, and none is whole.
             ValueError: The newest whole step does not fit the template.
         """
-        self.wait()
+        if process_count() == 1:
+            return self._restore_newest(template)
+        host = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template)
+        restored = on_main(lambda: self._restore_newest(host))
+
+        def place(leaf, value):
+            return jax.make_array_from_callback(leaf.shape, leaf.sharding, value.__getitem__)
+
+        return restored and restored._replace(state=jax.tree.map(place, template, restored.state))
+
+    def _restore_newest(self, template: PyTree) -> Restored | None:
+        self._wait()
         steps = self.steps()
         for step in reversed(steps):
             try:
@@ -160,12 +187,16 @@ class Checkpoints:
             )
         return None
 
+    @main_process
     def wait(self) -> None:
-        """Blocks until the last save is on disk, and what `saved` does is done.
+        """Block all processes until the last save is on disk, and what `saved` does is done.
 
         Raises:
             RunError: It failed (disk full); older steps are untouched. Raised once.
         """
+        self._wait()
+
+    def _wait(self) -> None:
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
@@ -176,8 +207,10 @@ class Checkpoints:
         Raises:
             RunError: The last save failed.
         """
+        if not is_main():
+            return
         try:
-            self.wait()
+            self._wait()
         finally:
             self._thread.shutdown()
             self._orbax.close()

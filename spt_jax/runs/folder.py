@@ -6,11 +6,12 @@
     timing.jsonl         steps and examples per second, utilisation, the wait for data
     events/              the numbers of log.jsonl for TensorBoard, where log.tensorboard is on
     profile/             a trace of a few steps, where --profile was given
-    checkpoints/<step>/  see checkpoint.py
+    checkpoints/<step>/  see checkpoints.py
     prompt.safetensors   the best prompt      result.json    what `train --json` prints
 
 Where the run is kept in a bucket, this is the copy that a process works in (`runs/workdir.py`).
 A folder belongs to one config, model and dataset: a run resumes in its own folder and in no other.
+Of several processes, all call what changes the folder, and process 0 alone does it.
 """
 
 import contextlib
@@ -28,7 +29,8 @@ import jax
 import yaml
 
 from spt_jax import __version__
-from spt_jax.runs.log import lock_folder, write_atomic, write_json_atomic
+from spt_jax.distributed.main_process import main_only, main_process
+from spt_jax.runs.log import lock_folder, read_log, write_atomic, write_json_atomic
 
 RESUMABLE = ("eval.", "log.", "mesh", "remat")
 """Settings that may differ when a run is resumed, beside more `steps`."""
@@ -111,13 +113,31 @@ class RunFolder:
             )
         return yaml.safe_load(self.config_file.read_text())
 
+    @main_process
+    def finished(self, config: Mapping[str, Any], *, overwrite: bool) -> dict | None:
+        """Return the result of a finished run of this config; None where there is work to do.
+
+        Args:
+            config: Resolved.
+            overwrite: The run that is there, if any, will be deleted.
+
+        Raises:
+            NotADirectoryError: The folder cannot be made, because it is below a file.
+            ValueError: The folder holds a run that `config` does not go on with.
+        """
+        self._check_place()
+        if overwrite:
+            return None
+        self.check_config(config)
+        return self.read_result(config)
+
     def read_result(self, config: Mapping[str, Any]) -> dict | None:
         """The result of a finished run of this config, None if it is not finished."""
         if not self.result_file.is_file() or self.read_config()["steps"] != config["steps"]:
             return None
         return json.loads(self.result_file.read_text())
 
-    def check_place(self) -> None:
+    def _check_place(self) -> None:
         """Raises NotADirectoryError where the folder cannot be made, because it is below a file."""
         for place in (self.path, *self.path.parents):
             if place.exists():
@@ -156,7 +176,7 @@ class RunFolder:
         *,
         overwrite: bool,
     ) -> Iterator[None]:
-        """Holds the folder for a run, having written its config and, the first time, its manifest.
+        """Hold the folder for a run, having written its config and, the first time, its manifest.
 
         Args:
             config: Resolved.
@@ -169,16 +189,47 @@ class RunFolder:
             ValueError: The run there has another identity.
             RunError: Another process holds the folder, or it cannot be written.
         """
-        with lock_folder(self.path):
-            if overwrite:
-                self._clear()
-                self.publish()  # or a step of that run were taken for one of this
-            self._check_identity(identity)
-            self.result_file.unlink(missing_ok=True)  # of fewer steps; it is not the result now
-            write_atomic(self.config_file, yaml.safe_dump(dict(config), sort_keys=False).encode())
-            if not self.manifest_file.exists():
-                write_json_atomic(self.manifest_file, _manifest(identity, facts, command))
+        with main_only(lambda: lock_folder(self.path)):
+            self._start(config, identity, facts, command, overwrite)
             yield
+
+    @main_process
+    def _start(
+        self,
+        config: Mapping[str, Any],
+        identity: Mapping[str, Any],
+        facts: Mapping[str, Any],
+        command: Sequence[str],
+        overwrite: bool,
+    ) -> None:
+        if overwrite:
+            self._clear()
+            self.publish()  # or a step of that run were taken for one of this
+        self._check_identity(identity)
+        self.result_file.unlink(missing_ok=True)  # of fewer steps; it is not the result now
+        write_atomic(self.config_file, yaml.safe_dump(dict(config), sort_keys=False).encode())
+        if not self.manifest_file.exists():
+            write_json_atomic(self.manifest_file, _manifest(identity, facts, command))
+
+    @main_process
+    def checkpoint_bytes(self, step: int) -> int:
+        """Return the size of a checkpoint on the disk; 0 where there is none."""
+        files = (self.checkpoints / str(step)).rglob("*")
+        return sum(file.stat().st_size for file in files if file.is_file())
+
+    @main_process
+    def read_timing(self) -> list[dict]:
+        """Return the records of timing.jsonl."""
+        return read_log(self.timing_file)
+
+    @main_process
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Write the result, which makes the run a finished one.
+
+        Raises:
+            RunError: It could not be written.
+        """
+        write_json_atomic(self.result_file, result)
 
     def _check_identity(self, identity: Mapping[str, Any]) -> None:
         if not self.manifest_file.exists():

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from spt_jax.distributed.main_process import main_process
 from spt_jax.errors import RunError
 from spt_jax.runs.tensorboard import EventLog
 
@@ -117,7 +118,7 @@ def read_log(path: str | os.PathLike) -> list[dict]:
 
 
 class RunLog:
-    """A log open for writing.
+    """A log open for writing. Of several processes, process 0 alone writes.
 
     Args:
         path: The .jsonl file; its folder exists.
@@ -140,9 +141,15 @@ class RunLog:
         events: Path | None = None,
     ):
         self._path = Path(path)
+        self._file: IO[bytes] | None = None
+        self._events: EventLog | None = None
+        self._open(resume_at, evaluated, events)
+
+    @main_process
+    def _open(self, resume_at: int | None, evaluated: bool, events: Path | None) -> None:
         kept = []
         if resume_at is not None and self._path.exists():
-            # Of a step, the evaluation is what has a split.
+            # A record with a split is an evaluation, and follows the metrics of its step.
             last = (resume_at, evaluated)
             kept = [
                 line
@@ -151,7 +158,8 @@ class RunLog:
             ]
         write_atomic(self._path, b"".join(kept))
         self._file = open(self._path, "ab", buffering=0)
-        self._events = EventLog(events, resume_at or 0) if events is not None else None
+        if events is not None:
+            self._events = EventLog(events, resume_at or 0)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Adds one line; a SIGKILL right after this call does not lose it.
@@ -163,6 +171,8 @@ class RunLog:
             RunError: The disk is full or the file is gone.
             ValueError: There is no integer "step", which resuming needs.
         """
+        if self._file is None:
+            return
         plain = _plain(record)
         if type(plain.get("step")) is not int:
             raise ValueError(
@@ -187,6 +197,8 @@ class RunLog:
         Raises:
             RunError: The disk has failed.
         """
+        if self._file is None:
+            return
         try:
             os.fsync(self._file.fileno())
         except OSError as error:
@@ -194,9 +206,9 @@ class RunLog:
 
     def close(self) -> None:
         """Closes the file; harmless when repeated."""
-        self._file.close()
-        if self._events is not None:
-            self._events.close()
+        for file in (self._file, self._events):
+            if file is not None:
+                file.close()
 
     def __enter__(self) -> "RunLog":
         return self

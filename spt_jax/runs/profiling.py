@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 
+from spt_jax.distributed.main_process import is_main
 from spt_jax.runs.progress import say
 from spt_jax.typing import PyTree
 
@@ -26,7 +27,7 @@ def libtpu_without_tpu() -> bool:
 
 
 class StepTrace:
-    """Traces steps of a training loop. A context manager.
+    """Traces steps of a training loop, on process 0. A context manager.
 
     Args:
         folder: Where the trace is written, in `plugins/profile/<time>/<host>.xplane.pb`.
@@ -46,7 +47,7 @@ class StepTrace:
                 "the process; set JAX_PLATFORMS=cpu, or cuda, before it starts, or uninstall libtpu"
             )
         self._folder, self._place = folder, place or str(folder)
-        steps = min(steps, stop - start)
+        steps = min(steps, stop - start) if is_main() else 0
         self._first = start + 1 + min(WARM_UP, stop - start - steps)
         self._last = self._first + steps - 1
         self._running = False

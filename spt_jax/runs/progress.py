@@ -15,6 +15,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from spt_jax.distributed.main_process import is_main
 from spt_jax.pytree import count_params, named_leaves, nbytes
 from spt_jax.typing import PyTree
 
@@ -23,7 +24,7 @@ PLAIN_SECONDS = 10.0
 
 
 class Bar:
-    """Progress of a run, on stderr. A context manager.
+    """Progress of a run, on the stderr of process 0. A context manager.
 
     Args:
         title: What is running.
@@ -36,8 +37,8 @@ class Bar:
         self._started, self._first, self._spoken = time.monotonic(), done, 0.0
         self._fields, self._printed = "", ""
         console = Console(stderr=True)
-        self._bar = None
-        if console.is_terminal:
+        self._silent, self._bar = not is_main(), None
+        if console.is_terminal and not self._silent:
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=24),
@@ -76,6 +77,8 @@ class Bar:
         return f"{self._title} {done}  {self._fields}"
 
     def _print_line(self) -> None:
+        if self._silent:
+            return
         self._spoken, self._printed = time.monotonic(), self._numbers()
         seconds = self._spoken - self._started
         rate, left = (self._done - self._first) / seconds if seconds > 0 else 0.0, ""

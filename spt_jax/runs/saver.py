@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from spt_jax.config.train import LogConfig
-from spt_jax.distributed.main_process import broadcast, on_main, to_host
+from spt_jax.distributed.main_process import broadcast
 from spt_jax.errors import Preempted
 from spt_jax.runs.checkpoints import Checkpoints, Restored
 from spt_jax.runs.log import RunLog
@@ -64,7 +64,7 @@ class Saver:
         for log in self._logs:
             log.sync()
         metadata = {**self._metadata, "evaluated": evaluated}
-        self._checkpoints.save(step, to_host(state), metadata)
+        self._checkpoints.save(step, state, metadata)
         self._since = time.monotonic()
 
     def leave(self, step: int, state: PyTree, notice: Preempted, *, evaluated: bool) -> NoReturn:
@@ -75,7 +75,7 @@ class Saver:
             RunError: It could not be saved.
         """
         self.save(step, state, evaluated=evaluated)
-        on_main(self._checkpoints.wait)  # the end of another process would end this one too
+        self._checkpoints.wait()
         raise Preempted(f"{notice} at step {step}, which is saved") from None
 
 

@@ -31,19 +31,20 @@ class Clock:
         self._waiting = 0.0
         self._running: deque[tuple[int, float]] = deque()  # (rows, operations) of a step
 
-    def watch(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The batches, one for each step, with the time that each is waited for.
+    def watch(self, batches: Iterator[tuple[Any, Batch]]) -> Iterator[tuple[Any, Batch]]:
+        """Yield (labels, batch) of each step, and add up the time that batches are waited for.
 
-        The devices may be busy with earlier steps meanwhile: they have waited as long at most.
+        The devices may be busy with earlier steps meanwhile, so they wait as long at most.
         """
         while True:
             started = time.perf_counter()
-            batch = next(batches, None)
+            labelled = next(batches, None)
             self._waiting += time.perf_counter() - started
-            if batch is None:
+            if labelled is None:
                 return
+            batch = labelled[1]
             self._running.append((len(batch["targets"]), self._flops(batch)))
-            yield batch
+            yield labelled
 
     def lap(self, step: int, steps: int) -> dict[str, float]:
         """Logs the `steps` that were finished since the last lap; returns their speed."""
