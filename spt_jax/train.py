@@ -140,19 +140,6 @@ class Run:
             max_rows=config.eval.max_rows if split == "dev" else None,
         )
 
-    def flops(self, batch: Batch) -> float:
-        """Count the floating point operations of a step on a batch."""
-        rows, inputs = batch["inputs"].shape
-        prompt = self.config.prompt
-        return step_flops(
-            self.backbone.model.config,
-            rows=rows,
-            inputs=inputs,
-            targets=batch["targets"].shape[1],
-            prompt=prompt.length if prompt else 0,
-            tune=self.config.tune,
-        )
-
 
 def _prepare(config: TrainConfig) -> Run:
     """Load the model and the task, and cut the params tree into trained and frozen leaves."""
@@ -256,7 +243,12 @@ def _make_job(run: Run, state: TrainState, profile: int) -> Job:
         evaluate_every=config.eval.every,
         log=config.log,
         metadata={"config": to_dict(config), **run.identity},
-        flops=run.flops,
+        flops=functools.partial(
+            step_flops,
+            run.backbone.model.config,
+            prompt=config.prompt.length if config.prompt else 0,
+            tune=config.tune,
+        ),
         mesh=mesh,
         profile=profile,
     )

@@ -45,7 +45,7 @@ def test_the_formula_is_what_xla_counts(mlp, tied_head, targets, tune):
     batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name, shape in ids.items()}
     step = jax.jit(functools.partial(loss_and_grads, model=model, loss=LossConfig()))
     counted = step.lower(trained, frozen, batch, jax.random.key(0)).cost_analysis()["flops"]
-    expected = step_flops(config, rows=4, inputs=108, targets=targets, prompt=20, tune=tune)
+    expected = step_flops(config, batch, prompt=20, tune=tune)
     assert expected == pytest.approx(counted, rel=0.02)
 
 

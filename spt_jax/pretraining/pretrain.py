@@ -33,7 +33,7 @@ from spt_jax.step import TrainState, init_state, step_options, train_step
 from spt_jax.t5 import T5, T5Config
 from spt_jax.t5.flops import step_flops
 from spt_jax.tokenizers.bpe import train_tokenizer
-from spt_jax.typing import Key, Params
+from spt_jax.typing import Key
 
 TOKENIZER_CHARACTERS = 12_000_000
 """Characters of text that the vocabulary is learned from."""
@@ -67,10 +67,11 @@ def pretrain(
         if (result := folder.finished(to_dict(config), overwrite=overwrite)) is not None:
             return result
         run = _prepare(config)
-        state = init_state(run.trained, run.tx, patience=None, keep_best=False)
-        say(f"{config.name}: {count_params(run.trained):,} parameters")
+        params = {"t5": run.init.params}
+        state = init_state(params, run.tx, patience=None, keep_best=False)
+        say(f"{config.name}: {count_params(params):,} parameters")
         with folder.claim(to_dict(config), run.identity, run.facts, command, overwrite=overwrite):
-            state = run_job(_make_job(run), folder, state)
+            state = run_job(_make_job(run, state), folder, state)
             result = _make_result(run, state)
             model = run.init.model.config
             save_backbone(
@@ -104,23 +105,6 @@ class Run:
     tx: optax.GradientTransformation
     key: Key
 
-    @property
-    def trained(self) -> Params:
-        """The params tree, all of whose leaves are trained."""
-        return {"t5": self.init.params}
-
-    def flops(self, batch: Batch) -> float:
-        """Count the floating point operations of a step on a batch."""
-        rows, inputs = batch["inputs"].shape
-        return step_flops(
-            self.init.model.config,
-            rows=rows,
-            inputs=inputs,
-            targets=batch["targets"].shape[1],
-            prompt=0,
-            tune="model",
-        )
-
 
 def _prepare(config: PretrainConfig) -> Run:
     """Read the corpus, and load or make the model."""
@@ -153,11 +137,12 @@ def _prepare(config: PretrainConfig) -> Run:
     return Run(config, init, batches, probes, identity, facts, tx, key)
 
 
-def _make_job(run: Run) -> Job:
+def _make_job(run: Run, state: TrainState) -> Job:
     """Hand the run to the loop: its batches, its compiled update, and its probes."""
-    config, nothing_frozen = run.config, jax.tree.map(lambda _: None, run.trained)
+    config, model = run.config, run.init.model
+    nothing_frozen = jax.tree.map(lambda _: None, state.trained)
     update = jax.jit(
-        functools.partial(train_step, model=run.init.model, tx=run.tx, loss=config.loss),
+        functools.partial(train_step, model=model, tx=run.tx, loss=config.loss),
         donate_argnums=0,
         compiler_options=step_options(None),
     )
@@ -176,7 +161,7 @@ def _make_job(run: Run) -> Job:
         evaluate_every=config.gap_every,
         log=config.log,
         metadata=run.identity,
-        flops=run.flops,
+        flops=functools.partial(step_flops, model.config, prompt=0, tune="model"),
     )
 
 

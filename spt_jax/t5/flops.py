@@ -12,8 +12,10 @@ What is computed again under remat is not counted, nor are norms, softmax and dr
 work of the model, and utilisation is its share of what the devices could do in the time.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+import numpy as np
 
 from spt_jax.t5 import T5Config
 
@@ -50,18 +52,18 @@ doubling for sparse matrices.
 
 
 def step_flops(
-    config: T5Config, *, rows: int, inputs: int, targets: int, prompt: int, tune: str
+    config: T5Config, batch: Mapping[str, np.ndarray], *, prompt: int, tune: str
 ) -> float:
-    """The operations of one training step.
+    """Count the operations of one training step.
 
     Args:
         config: The shape of the model.
-        rows: B of the batch.
-        inputs: T that the rows are padded to, without the prompt; padding is computed too.
-        targets: U, likewise.
+        batch: `inputs` [B, T] without the prompt, and `targets` [B, U]; padding is computed too.
         prompt: P, 0 for none.
         tune: `prompt` or `model`.
     """
+    rows, inputs = batch["inputs"].shape
+    targets = batch["targets"].shape[1]
     c, encoded = config, prompt + inputs
     inner = c.num_heads * c.d_kv
     few = targets < c.d_kv
