@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from spt_jax.distributed.main_process import main_process
 from spt_jax.errors import RunError
 from spt_jax.runs.tensorboard import EventLog
 
@@ -143,9 +142,11 @@ class RunLog:
         self._path = Path(path)
         self._file: IO[bytes] | None = None
         self._events: EventLog | None = None
-        self._open(resume_at, evaluated, events)
+        # Imported here, so that reading a log needs no jax.
+        from spt_jax.distributed.main_process import on_main
 
-    @main_process
+        on_main(lambda: self._open(resume_at, evaluated, events))
+
     def _open(self, resume_at: int | None, evaluated: bool, events: Path | None) -> None:
         kept = []
         if resume_at is not None and self._path.exists():
