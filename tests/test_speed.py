@@ -28,10 +28,10 @@ def time(monkeypatch) -> Time:
 
 
 def batches(time: Time, seconds: float):
-    """Batches of 4 rows, each made in `seconds`."""
+    """Labels and batches of 4 rows, each made in `seconds`."""
     for width in (8, 8, 8, 16, 16, 8):
         time.sleep(seconds)
-        yield {"targets": np.zeros((4, width))}
+        yield {}, {"targets": np.zeros((4, width))}
 
 
 def run(time: Time, timing: RunLog, peak: float | None) -> list[dict[str, float]]:
