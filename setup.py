@@ -50,6 +50,7 @@ setup(
     ],
     extras_require={
         "test": [
+            "hypothesis>=6.130",
             "pyright>=1.1.400",
             "pytest>=8.4",
             "pytest-xdist>=3.8",
