@@ -96,3 +96,8 @@ def test_files_of_the_repository_that_are_named_exist(page):
     text = (ROOT / page).read_text()
     for name in re.findall(rf"`((?:{folders})/[\w./-]+\.\w+)`", text):
         assert (ROOT / name).is_file(), f"{page}: {name}"
+
+
+def test_the_results_hold_their_notes_as_they_are():
+    notes = (ROOT / "docs" / "results_notes.md").read_text()
+    assert f"## What to make of it\n\n{notes}\n## Tasks\n" in (ROOT / "docs/results.md").read_text()
