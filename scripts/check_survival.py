@@ -32,7 +32,8 @@ from pathlib import Path
 import jax
 import yaml
 
-from spt_jax.config.train import EvalConfig, LogConfig, OptimizerConfig, TrainConfig, to_dict
+from spt_jax.config.fields import to_dict
+from spt_jax.config.train import EvalConfig, LogConfig, OptimizerConfig, TrainConfig
 from spt_jax.prompts.file import load_prompt
 from spt_jax.runs.folder import RunFolder
 from spt_jax.runs.log import read_log

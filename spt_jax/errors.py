@@ -2,7 +2,10 @@
 
 import contextlib
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class RunError(RuntimeError):
@@ -88,6 +91,19 @@ def require(condition: bool, message: str) -> None:
     """Raises ValueError with the message where the condition does not hold."""
     if not condition:
         raise ValueError(message)
+
+
+def choose(what: str, given: str, known: Mapping[str, T]) -> T:
+    """Return the value of `known` under a given name. Dispatch on a name ends here in an error.
+
+    Raises:
+        ValueError: There is no such name. The message calls it `what`.
+    """
+    if given not in known:
+        raise ValueError(
+            f"{what} is {given!r}, expected one of {', '.join(known)}{suggest(str(given), known)}"
+        )
+    return known[given]
 
 
 def suggest(given: str, known: Iterable[str]) -> str:

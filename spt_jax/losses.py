@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from spt_jax.config.train import LossConfig
+from spt_jax.errors import choose
 from spt_jax.typing import Array, Bool, Float, Int
 
 
@@ -27,9 +28,14 @@ class Loss:
     correct: Float[Array, ""]
 
     def total(self, reduction: str) -> Float[Array, ""]:
-        """What is minimized: the `sum` over the tokens, or their `mean`."""
+        """Return what is minimized: the `sum` over the tokens, or their `mean`.
+
+        Raises:
+            ValueError: `reduction` is neither.
+        """
         total = self.cross_entropy + self.z_loss
-        return total if reduction == "sum" else total / jnp.maximum(self.tokens, 1)
+        mean = total / jnp.maximum(self.tokens, 1)
+        return choose("reduction", reduction, {"sum": total, "mean": mean})
 
 
 def token_losses(

@@ -9,10 +9,13 @@ then within 1.5e-5 of 1 from the first update, v is in effect a running sum, and
 the update to RMS 1 sets the step size: the first update is 0.3 times the sign of the gradient.
 """
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 import optax
 
 from spt_jax.config.train import OptimizerConfig
+from spt_jax.errors import choose
 from spt_jax.pytree import FROZEN, TRAINED, label_params
 
 PRETRAINED_STEPS = 1_100_000
@@ -34,12 +37,13 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.ScalarOrSchedule
         # join_schedules counts from the end of the warm-up, so below 0 during it.
         return peak * (warmup / jnp.maximum(count + warmup, 1)) ** 0.5
 
-    schedule: optax.Schedule = {
+    schedules: dict[str, Callable[[], optax.Schedule]] = {
         "constant": lambda: optax.constant_schedule(peak),
         "linear": lambda: optax.linear_schedule(peak, 0.0, max(steps - warmup, 1)),
         "cosine": lambda: optax.cosine_decay_schedule(peak, max(steps - warmup, 1)),
         "rsqrt": lambda: rsqrt,
-    }[config.schedule]()
+    }
+    schedule = choose("optimizer.schedule", config.schedule, schedules)()
     if warmup:
         warm = optax.linear_schedule(0.0, peak, warmup)
         schedule = optax.join_schedules([warm, schedule], [warmup])
@@ -54,34 +58,30 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     """The optimizer of the trained leaves."""
     rate = make_schedule(config, steps)
     decay = config.weight_decay
-    if config.name == "adafactor":
-        tx = optax.adafactor(
+    b1 = 0.9 if config.momentum is None else config.momentum
+    # Negative for t5x_1100k, so that the first update sees the decay of step 1,100,000.
+    offset = choose("optimizer.preset", config.preset, {"t5x_1100k": -PRETRAINED_STEPS, "fresh": 0})
+    makers: dict[str, Callable[[], optax.GradientTransformation]] = {
+        "adafactor": lambda: optax.adafactor(
             rate,
             min_dim_size_to_factor=128,
             decay_rate=0.8,
-            # Negative, so that the first update sees the decay of step 1,100,000.
-            decay_offset=-PRETRAINED_STEPS if config.preset == "t5x_1100k" else 0,
+            decay_offset=offset,
             multiply_by_parameter_scale=config.multiply_by_parameter_scale,
             clipping_threshold=1.0,
             momentum=config.momentum,
             weight_decay_rate=decay or None,
             eps=1e-30,
-        )
-    elif config.name == "adamw":
-        tx = optax.adamw(rate, b1=_or(config.momentum, 0.9), weight_decay=decay)
-    elif config.name == "adam":
-        tx = optax.adam(rate, b1=_or(config.momentum, 0.9))
-    elif config.name == "lion":
-        tx = optax.lion(rate, b1=_or(config.momentum, 0.9), weight_decay=decay)
-    else:
-        tx = optax.sgd(rate, momentum=config.momentum)
+        ),
+        "adamw": lambda: optax.adamw(rate, b1=b1, weight_decay=decay),
+        "adam": lambda: optax.adam(rate, b1=b1),
+        "lion": lambda: optax.lion(rate, b1=b1, weight_decay=decay),
+        "sgd": lambda: optax.sgd(rate, momentum=config.momentum),
+    }
+    tx = choose("optimizer.name", config.name, makers)()
     if config.clip_norm is not None:
         tx = optax.chain(optax.clip_by_global_norm(config.clip_norm), tx)
     return tx
-
-
-def _or(value: float | None, default: float) -> float:
-    return default if value is None else value
 
 
 def make_tx(config: OptimizerConfig, steps: int, tune: str) -> optax.GradientTransformation:

@@ -21,7 +21,7 @@ from flax import struct
 from jax.sharding import Mesh
 
 from spt_jax.config.train import LossConfig
-from spt_jax.errors import RunError
+from spt_jax.errors import RunError, choose
 from spt_jax.forward import forward
 from spt_jax.losses import Loss, cross_entropy
 from spt_jax.pytree import merge
@@ -136,7 +136,7 @@ def loss_and_grads(
             return jax.tree.map(jnp.add, total, grad_fn(trained, *part)), None
 
         (grads, sums), _ = jax.lax.scan(add, zeros, (micro, keys))
-    if loss.reduction == "mean":
+    if choose("loss.reduction", loss.reduction, {"mean": True, "sum": False}):
         tokens = jnp.maximum(sums.tokens, 1)
         grads = jax.tree.map(lambda g: g / tokens.astype(g.dtype), grads)
     return sums, grads

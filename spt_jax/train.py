@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from spt_jax.config.train import TrainConfig, to_dict
+from spt_jax.config.fields import to_dict
+from spt_jax.config.train import TrainConfig
 from spt_jax.data.pipeline import (
     TokenizedSplit,
     data_fingerprint,
@@ -81,7 +82,7 @@ def fit(
     """
     require_tensorboard(config.log.tensorboard)
     with open_workdir(Path(workdir)) as folder:
-        if (result := folder.finished(to_dict(config), overwrite=overwrite)) is not None:
+        if (result := folder.finished(config, overwrite=overwrite)) is not None:
             say(f"{folder} is finished; --overwrite trains it again")
             return result
         run = _prepare(config)

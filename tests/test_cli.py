@@ -23,8 +23,9 @@ import yaml
 from spt_jax.cli import main as cli
 from spt_jax.cli.parser import Parser
 from spt_jax.cli.yaml_text import bundled_configs, find_config
+from spt_jax.config.fields import to_dict
 from spt_jax.config.pretrain import PretrainConfig
-from spt_jax.config.train import TrainConfig, to_dict
+from spt_jax.config.train import TrainConfig
 from spt_jax.errors import RunError
 
 RESULT = {"task": "library", "score": 61.5, "rank_score": np.float32(70.25), "gap": float("nan")}

@@ -7,8 +7,9 @@ import pytest
 import yaml
 from support import tiny
 
+from spt_jax.config.fields import from_dict, to_dict
 from spt_jax.config.pretrain import PretrainConfig
-from spt_jax.config.train import TaskConfig, TrainConfig, from_dict, to_dict
+from spt_jax.config.train import TaskConfig, TrainConfig
 from spt_jax.data.papers.splits import paper_task_names
 from spt_jax.data.papers.tasks import PAPER_TASKS, TRANSFERS
 from spt_jax.evaluation.metrics import SUPERGLUE

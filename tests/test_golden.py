@@ -16,8 +16,9 @@ import pytest
 import yaml
 
 from spt_jax.cli.main import COMMANDS, main
+from spt_jax.config.fields import from_dict, to_dict
 from spt_jax.config.pretrain import PretrainConfig
-from spt_jax.config.train import TrainConfig, from_dict, to_dict
+from spt_jax.config.train import TrainConfig
 from spt_jax.evaluation.evaluate import evaluate_run
 from spt_jax.models.backbone import load_backbone
 from spt_jax.pretraining.pretrain import pretrain

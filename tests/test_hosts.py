@@ -11,7 +11,8 @@ import pytest
 import yaml
 from support import hosts, tiny
 
-from spt_jax.config.train import DataConfig, EvalConfig, LogConfig, OptimizerConfig, to_dict
+from spt_jax.config.fields import to_dict
+from spt_jax.config.train import DataConfig, EvalConfig, LogConfig, OptimizerConfig
 from spt_jax.evaluation.evaluate import evaluate_run
 from spt_jax.models.backbone import convert_backbone
 from spt_jax.prediction.jsonl import predict_file

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from support import tiny
 
-from spt_jax.config.train import TaskConfig, to_dict
+from spt_jax.config.fields import to_dict
+from spt_jax.config.train import TaskConfig
 from spt_jax.data.files import read_rows
 from spt_jax.data.tasks import Example, Task, load_task
 from spt_jax.runs.folder import RunFolder

@@ -17,7 +17,8 @@ from support import tiny
 from support.gcs import fake_gcs
 
 from spt_jax.cli import main as cli
-from spt_jax.config.train import LogConfig, to_dict
+from spt_jax.config.fields import to_dict
+from spt_jax.config.train import LogConfig
 from spt_jax.errors import RunError
 from spt_jax.evaluation.evaluate import evaluate_run, predict_run
 from spt_jax.models.backbone import load_backbone

@@ -19,7 +19,8 @@ import pytest
 import yaml
 from support import tiny
 
-from spt_jax.config.train import EvalConfig, LogConfig, OptimizerConfig, PromptConfig, to_dict
+from spt_jax.config.fields import to_dict
+from spt_jax.config.train import EvalConfig, LogConfig, OptimizerConfig, PromptConfig
 from spt_jax.errors import RunError
 from spt_jax.prompts.file import load_prompt
 from spt_jax.runs.checkpoints import Checkpoints

@@ -15,7 +15,7 @@ from spt_jax.cache import keep_programs
 from spt_jax.cli.parser import Parser, option_helps
 from spt_jax.config.decode import DecodeConfig
 from spt_jax.config.devices import DistributedConfig, MeshConfig
-from spt_jax.config.train import to_dict
+from spt_jax.config.fields import to_dict
 from spt_jax.errors import suggest
 
 

@@ -2,42 +2,39 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from spt_jax.config.fields import Config, Count, Rule
 from spt_jax.errors import require
 
 Remat = Literal["none", "light", "minimal", "full"]
-"""What of a layer is computed again in the backward pass.
+"""Values of a layer that the backward pass computes again, so that they need not be kept.
 
-    none       what costs little beside its size: norms, gates, on TPU the weights of attention
-    light      and keys and values of the encoder; meant for TPU
-    minimal    all but the products with kernels, on GPU the weights of attention as well
+    none       those that cost little beside their size: norms, gates, on TPU the attention weights
+    light      also keys and values of the encoder; meant for TPU
+    minimal    all but the products with kernels, and on GPU the attention weights
     full       all but the layer's input
 """
 
+Axis = Annotated[int, Rule(lambda n: n >= 1 or n == -1, "1 or more, or -1 for what is left")]
+
 
 @dataclass(frozen=True, kw_only=True)
-class MeshConfig:
-    """Devices on a grid of three axes; -1, for one of them, is what the others leave.
+class MeshConfig(Config, section="mesh"):
+    """Devices on a grid of three axes. One axis may be -1: all devices that the others leave.
 
     Args:
-        data: Devices that share the rows of a batch.
-        fsdp: Devices that share the rows, and keep a part of every weight each.
-        model: Devices that share heads, MLP features and vocabulary.
+        data: Number of devices that share the rows of a batch.
+        fsdp: Number of devices that share the rows and keep a part of every weight each.
+        model: Number of devices that share attention heads, MLP features and vocabulary.
     """
 
-    data: int = -1
-    fsdp: int = 1
-    model: int = 1
+    data: Axis = -1
+    fsdp: Axis = 1
+    model: Axis = 1
 
-    def __post_init__(self):
-        sizes = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        for name, size in sizes.items():
-            require(
-                size >= 1 or size == -1,
-                f"mesh.{name} is {size}, expected 1 or more, or -1 for what is left",
-            )
-        left = [name for name, size in sizes.items() if size == -1]
+    def check(self) -> None:
+        left = [f.name for f in dataclasses.fields(self) if getattr(self, f.name) == -1]
         require(
             len(left) <= 1,
             f"mesh.{' and mesh.'.join(left)} are -1, expected at most one axis that is what is "
@@ -46,26 +43,27 @@ class MeshConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistributedConfig:
+class DistributedConfig(Config, section="distributed"):
     """Processes on several hosts. On a TPU slice and under SLURM nothing has to be set.
 
     Args:
         coordinator: HOST:PORT, an address of process 0 that all processes reach.
-        num_processes: How many there are; set with the coordinator.
-        process_id: Which of them this one is, from 0; set with the coordinator.
-        detect: Without a coordinator, ask the machine; false runs this process alone.
+        num_processes: Number of processes; set together with the coordinator.
+        process_id: Number of this process, from 0; set together with the coordinator.
+        detect: Without a coordinator, ask the machine for the other processes; false runs this
+            process alone.
         timeout: Seconds to wait for the other processes at the start.
         heartbeat: Seconds after which a machine that does not answer counts as gone.
     """
 
     coordinator: str | None = None
-    num_processes: int | None = None
+    num_processes: Count | None = None
     process_id: int | None = None
     detect: bool = True
-    timeout: int = 300
-    heartbeat: int = 20
+    timeout: Count = 300
+    heartbeat: Annotated[int, Rule(lambda n: n >= 3, "3 or more")] = 20
 
-    def __post_init__(self):
+    def check(self) -> None:
         names = ("coordinator", "num_processes", "process_id")
         given = [name for name in names if getattr(self, name) is not None]
         require(
@@ -86,7 +84,3 @@ class DistributedConfig:
                 f"distributed.process_id is {self.process_id}, expected 0 to "
                 f"{self.num_processes - 1} with distributed.num_processes {self.num_processes}",
             )
-        require(self.timeout >= 1, f"distributed.timeout is {self.timeout}, expected 1 or more")
-        require(
-            self.heartbeat >= 3, f"distributed.heartbeat is {self.heartbeat}, expected 3 or more"
-        )

@@ -1,47 +1,55 @@
-"""Every option of a run, as frozen dataclasses: what a YAML file or a dotted flag can set.
+"""Every option of a training run, as frozen dataclasses: what a YAML file or a flag can set.
 
 The defaults are the training setup of Lester et al. 2021, section 3. Nothing here imports jax, so
 that `--help` and a misspelled option answer at once. Each class checks its own values when it is
 made; what needs a file or a model to be checked is checked where that is read.
 """
 
-import dataclasses
-import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from spt_jax.config.devices import MeshConfig, Remat
+from spt_jax.config.fields import (
+    Config,
+    Count,
+    CountOrZero,
+    Positive,
+    PositiveOrZero,
+    Rate,
+    Rule,
+    Seed,
+    show,
+)
 from spt_jax.errors import require
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptConfig:
-    """The soft prompt: how many vectors, and where they start.
+class PromptConfig(Config, section="prompt"):
+    """The soft prompt: its length and its initial vectors.
 
     Args:
         length: Number of trainable vectors P (paper: 1, 5, 20, 100, 150).
-        init: `class_labels`: row i is the mean embedding of label word i, the rest is sampled from
-            the vocabulary (the paper's default); `sampled_vocab`: embeddings of P of the first
-            5,000 vocabulary entries, without replacement; `uniform_paper`: uniform in [-0.5, 0.5];
-            `uniform_official`: uniform in [0, 0.5), what the released code draws; `text`: the
-            embeddings of `text`, the rest sampled; `file`: the vectors in `file`.
+        init: Initial vectors. `class_labels`: row i is the mean embedding of label word i, the rest
+            is sampled from the vocabulary (the paper's default); `sampled_vocab`: embeddings of P
+            of the first 5,000 vocabulary entries, without replacement; `uniform_paper`: uniform in
+            [-0.5, 0.5]; `uniform_official`: uniform in [0, 0.5), as in the released code; `text`:
+            the embeddings of `text`, the rest sampled from the vocabulary; `file`: the vectors in
+            `file`.
         text: Words for `init: text`.
         file: For `init: file`, a prompt.safetensors, an .npy array, or the folder of a run.
     """
 
-    length: int = 100
+    length: Annotated[
+        int, Rule(lambda n: n >= 1, "1 or more; set 'prompt: null' for a run without a prompt")
+    ] = 100
     init: Literal[
         "class_labels", "sampled_vocab", "uniform_paper", "uniform_official", "text", "file"
     ] = "class_labels"
     text: str | None = None
     file: str | None = None
 
-    def __post_init__(self):
-        require(
-            self.length >= 1,
-            f"prompt.length is {self.length}, expected 1 or more; "
-            "set 'prompt: null' for a run without a prompt",
-        )
+    def check(self) -> None:
         for name in ("text", "file"):
             given = getattr(self, name)
             require(
@@ -52,25 +60,28 @@ class PromptConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaskConfig:
-    """The task: a built-in one or one of the papers by name, or a file of your own.
+class TaskConfig(Config, section="task"):
+    """The task: a built-in one or one of the papers by its name, or a file of your own.
 
     Args:
-        name: A task (see `spt-jax train --task.name=?`), or a title for your own.
+        name: Name of a task (`spt-jax train --task.name=?` lists them), or a title for your own.
         origin: Where the rows of a task of the papers come from: `tfds`, `hub`, or a folder with
-            train.jsonl and validation.jsonl (.csv, .tsv, .parquet) in the dataset's columns.
+            train.jsonl and validation.jsonl (or .csv, .tsv, .parquet) in the dataset's columns.
         prefix: Begin the inputs of a task of the papers with its name, as T5's own tasks do. The
-            paper's prompts were trained without.
-        dev_from_train: Choose the best step of a task of the papers on rows taken from train, where
-            the paper chooses it on those that it reports, because the test labels are hidden.
-        source: Training rows: a .jsonl, .csv, .tsv or .parquet file with a field per column.
-        dev_source: Rows to choose the best step by; taken from `source` by a hash where not given.
-        test_source: Rows for the final score; taken from `source` by a hash where not given.
-        template: Input text of a row, such as '{sentence}' or 'question: {q} context: {c}'.
-        label: The field that holds the label or target text.
-        label_words: The words that the model may answer, or {value in the file: word}. Inferred
-            from the data where not given. Ignored for `free_text`.
-        free_text: The targets are free text: no label words, no rank score.
+            paper's prompts were trained without it.
+        dev_from_train: Choose the best step of a task of the papers on rows taken from its train
+            split. The paper chooses it on the rows whose scores it reports, because the labels of
+            the test split are hidden.
+        source: File of training rows: .jsonl, .csv, .tsv or .parquet, with named columns.
+        dev_source: File of rows for choosing the best step. Without it, a hash takes rows from
+            `source`.
+        test_source: File of rows for the final score. Without it, a hash takes rows from `source`.
+        template: Input text made of a row's columns, such as '{sentence}' or
+            'question: {q} context: {c}'.
+        label: Column that holds the label or the target text.
+        label_words: Words that the model may answer, or a mapping from the label in the file to
+            its word. Without it, the labels in the data are the words. Ignored with `free_text`.
+        free_text: Targets are free text, so there are no label words and no rank score.
     """
 
     name: str | None = None
@@ -82,10 +93,14 @@ class TaskConfig:
     test_source: str | None = None
     template: str | None = None
     label: str | None = None
-    label_words: dict[str, str] | list[str] | None = None
+    label_words: Annotated[
+        dict[str, str] | list[str] | None,
+        "a mapping such as '{0: negative, 1: positive}', a list such as '[negative, positive]', "
+        "or null",
+    ] = None
     free_text: bool = False
 
-    def __post_init__(self):
+    def check(self) -> None:
         if self.source is None:
             require(
                 self.name is not None,
@@ -107,188 +122,184 @@ class TaskConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Lengths and batches, in tokens and rows.
+class DataConfig(Config, section="data"):
+    """Lengths in tokens, and rows of a batch.
 
     Args:
-        inputs_length: Longest input kept, in tokens with the end marker; the prompt comes on top.
-        targets_length: Longest target kept, in tokens with the end marker.
+        inputs_length: Most tokens of an input, with the end marker and without the prompt. Longer
+            inputs are cut.
+        targets_length: Most tokens of a target, with the end marker. Longer targets are cut.
         batch_size: Rows of one optimizer step.
-        buckets: Lengths that a batch is padded to: the smallest that holds its longest row. Each
-            is one compilation. `inputs_length` is always added as the last.
-        group_by_length: Draw batches of rows of similar length. Faster, but no longer the paper's
-            sampling.
+        buckets: Lengths in tokens that batches are padded to: the smallest that holds the batch's
+            longest row. Each length is compiled once. `inputs_length` is always the last.
+        group_by_length: Put rows of similar length into one batch. Faster, but not the sampling of
+            the paper.
     """
 
-    inputs_length: int = 512
-    targets_length: int = 32
-    batch_size: int = 32
-    buckets: tuple[int, ...] = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 128, 192, 256, 384)
+    inputs_length: Count = 512
+    targets_length: Count = 32
+    batch_size: Count = 32
+    buckets: Annotated[
+        tuple[int, ...],
+        Rule(
+            lambda lengths: all(n >= 1 for n in lengths) and list(lengths) == sorted({*lengths}),
+            "increasing lengths of 1 or more",
+        ),
+    ] = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 128, 192, 256, 384)
     group_by_length: bool = False
 
-    def __post_init__(self):
-        for name in ("inputs_length", "targets_length", "batch_size"):
-            value = getattr(self, name)
-            require(value >= 1, f"data.{name} is {value}, expected 1 or more")
-        require(
-            all(b >= 1 for b in self.buckets) and list(self.buckets) == sorted(set(self.buckets)),
-            f"data.buckets is {list(self.buckets)}, expected increasing lengths of 1 or more",
-        )
+
+USED_BY = {
+    "preset": ("adafactor",),
+    "multiply_by_parameter_scale": ("adafactor",),
+    "weight_decay": ("adafactor", "adamw", "lion"),
+}
+"""The optimizers that an option has an effect on, for the options without effect on some."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """The optimizer of the trained leaves.
+class OptimizerConfig(Config, section="optimizer"):
+    """Optimizer of the trained weights, and its learning-rate schedule.
 
     Args:
-        name: `adafactor`, `adamw`, `adam`, `sgd` or `lion`.
-        preset: For adafactor. `t5x_1100k`: as the official runs behave, which restore the step
-            count 1,100,000 of the pretrained model beside an empty second moment; `fresh`: plain
-            Optax, counting from 0.
+        name: Optimizer.
+        preset: Adafactor only. `t5x_1100k` behaves as the official runs, which restore the step
+            count 1,100,000 of the pretrained model beside an empty second moment; `fresh` counts
+            from 0, as Optax does.
         learning_rate: Peak learning rate.
-        schedule: `constant` (the paper), `linear` (to 0 at the last step), `cosine`, or `rsqrt`
-            (T5's pretraining: learning_rate / sqrt(max(step, warmup_steps) / warmup_steps)).
-        warmup_steps: Steps of linear warm-up from 0.
-        cooldown_steps: Last steps, over which the rate falls linearly to 0 whatever the schedule.
-        weight_decay: Share of every weight removed per step; for adafactor not multiplied by the
-            learning rate (as in T5X).
-        multiply_by_parameter_scale: Adafactor's relative step sizes: off for prompts, on for
-            pretraining and model tuning as in T5.
-        momentum: First moment decay; none by default. Adam's b1 where the optimizer is Adam.
-        clip_norm: Gradients are scaled down to this global norm; none by default.
-        accumulate: Micro-batches per step; must divide data.batch_size. Same result, less memory.
+        schedule: Learning rate after the warm-up: `constant` (the paper), `linear` and `cosine`
+            (to 0 at the last step), or `rsqrt` (T5's pretraining: learning_rate /
+            sqrt(max(step, warmup_steps) / warmup_steps)).
+        warmup_steps: Steps over which the learning rate rises linearly from 0.
+        cooldown_steps: Number of last steps over which the learning rate falls linearly to 0,
+            whatever the schedule.
+        weight_decay: Share of every weight removed per step. Adafactor does not multiply it by the
+            learning rate (as in T5X). Adam and SGD have none.
+        multiply_by_parameter_scale: Adafactor only: steps relative to the size of the weights. Off
+            for prompts; T5 has it on for pretraining and model tuning.
+        momentum: Decay of the first moment; null for none. Adam, AdamW and Lion take it as b1, and
+            0.9 for null.
+        clip_norm: Greatest global norm of the gradients, which are scaled down to it; null for any.
+        accumulate: Micro-batches of a step, whose gradients are added up: the same result in less
+            memory. Must divide data.batch_size.
     """
 
     name: Literal["adafactor", "adamw", "adam", "sgd", "lion"] = "adafactor"
     preset: Literal["t5x_1100k", "fresh"] = "t5x_1100k"
-    learning_rate: float = 0.3
+    learning_rate: Positive = 0.3
     schedule: Literal["constant", "linear", "cosine", "rsqrt"] = "constant"
     warmup_steps: int = 0
-    cooldown_steps: int = 0
-    weight_decay: float = 1e-5
+    cooldown_steps: CountOrZero = 0
+    weight_decay: PositiveOrZero = 1e-5
     multiply_by_parameter_scale: bool = False
-    momentum: float | None = None
-    clip_norm: float | None = None
-    accumulate: int = 1
+    momentum: Rate | None = None
+    clip_norm: Positive | None = None
+    accumulate: Count = 1
 
-    def __post_init__(self):
-        require(
-            self.learning_rate > 0,
-            f"optimizer.learning_rate is {self.learning_rate}, expected more than 0",
-        )
-        require(
-            self.accumulate >= 1,
-            f"optimizer.accumulate is {self.accumulate}, expected 1 or more",
-        )
-        require(
-            self.cooldown_steps >= 0,
-            f"optimizer.cooldown_steps is {self.cooldown_steps}, expected 0 or more",
-        )
+    def check(self) -> None:
         require(
             self.warmup_steps >= (1 if self.schedule == "rsqrt" else 0),
             f"optimizer.warmup_steps is {self.warmup_steps}, expected 0 or more, "
             "and 1 or more with optimizer.schedule 'rsqrt'",
         )
+        for name in sorted(self.unused(vars(self))):
+            value = getattr(self, name)
+            require(
+                value == getattr(type(self), name),
+                f"optimizer.{name} is {show(value)} with optimizer.name '{self.name}', which "
+                f"ignores it; leave it out, or use {' or '.join(USED_BY[name])}",
+            )
+
+    @classmethod
+    def unused(cls, values: Mapping[str, Any]) -> frozenset[str]:
+        name = values.get("name", "adafactor")
+        return frozenset(option for option, names in USED_BY.items() if name not in names)
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossConfig:
-    """Cross-entropy over the target tokens.
+class LossConfig(Config, section="loss"):
+    """Training loss: cross-entropy over the target tokens.
 
     Args:
-        z_loss: Weight of log(Z)^2, which keeps logits near 0 (T5: 1e-4).
-        label_smoothing: Share of the probability spread over the vocabulary.
-        reduction: `sum` over the target tokens of the batch (as T5X), or their `mean`.
+        z_loss: Weight of the penalty log(Z)^2, which keeps the logits near 0 (T5: 1e-4).
+        label_smoothing: Share of the target probability that is spread over the vocabulary.
+        reduction: `sum` over the target tokens of a batch (as T5X), or their `mean`.
     """
 
-    z_loss: float = 1e-4
-    label_smoothing: float = 0.0
+    z_loss: PositiveOrZero = 1e-4
+    label_smoothing: Rate = 0.0
     reduction: Literal["sum", "mean"] = "sum"
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig:
+class EvalConfig(Config, section="eval"):
     """Evaluation on the dev split while training. May differ when a run is resumed.
 
     Args:
-        every: Steps between evaluations; the last step is always evaluated.
-        batch_size: Rows of one evaluation batch.
-        max_rows: Use only the first rows of the dev split; all by default.
-        patience: Stop after this many evaluations without a better score; never by default.
-        baselines: Evaluate the frozen model without a prompt too, on the test split.
+        every: Steps between evaluations. The last step is always evaluated.
+        batch_size: Rows of an evaluation batch.
+        max_rows: Evaluate only the first rows of the dev split, so many; null for all.
+        patience: Stop after so many evaluations without a better score; null for never.
+        baselines: Also evaluate the frozen model without a prompt, on the test split.
     """
 
-    every: int = 1000
-    batch_size: int = 64
-    max_rows: int | None = None
-    patience: int | None = None
+    every: Count = 1000
+    batch_size: Count = 64
+    max_rows: Count | None = None
+    patience: Count | None = None
     baselines: bool = True
-
-    def __post_init__(self):
-        for name in ("every", "batch_size"):
-            value = getattr(self, name)
-            require(value >= 1, f"eval.{name} is {value}, expected 1 or more")
-        for name in ("max_rows", "patience"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"eval.{name} is {value}, expected 1 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LogConfig:
-    """Logging and checkpoints. May differ when a run is resumed.
+class LogConfig(Config, section="log"):
+    """Log and checkpoints. May differ when a run is resumed.
 
     Args:
         every: Steps between lines of the log.
-        checkpoint_every: Steps between checkpoints; one is also written at every evaluation.
-        checkpoint_minutes: Most minutes between checkpoints, whatever the steps; null for any.
-        keep: Checkpoints kept.
-        tensorboard: Write TensorBoard's event files too, in the run's folder `events`.
+        checkpoint_every: Steps between checkpoints. Every evaluation writes one too.
+        checkpoint_minutes: Most minutes between checkpoints, whatever the steps; null for no limit.
+        keep: Number of checkpoints kept.
+        tensorboard: Also write TensorBoard's event files, into the folder `events` of the run.
     """
 
-    every: int = 50
-    checkpoint_every: int = 1000
-    checkpoint_minutes: float | None = 10.0
-    keep: int = 3
+    every: Count = 50
+    checkpoint_every: Count = 1000
+    checkpoint_minutes: Annotated[float, Rule(lambda x: x > 0, "more than 0, or null")] | None = (
+        10.0
+    )
+    keep: Count = 3
     tensorboard: bool = False
-
-    def __post_init__(self):
-        for name in ("every", "checkpoint_every", "keep"):
-            value = getattr(self, name)
-            require(value >= 1, f"log.{name} is {value}, expected 1 or more")
-        minutes = self.checkpoint_minutes
-        require(
-            minutes is None or minutes > 0,
-            f"log.checkpoint_minutes is {minutes}, expected more than 0, or null",
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(Config):
     """One training run: a prompt for a frozen T5, or (`tune: model`) the whole T5.
 
     Args:
-        model: A bundled backbone by name; a folder of ours, of transformers or of T5X; the address
-            of a T5X checkpoint; or a Hub id such as google/t5-large-lm-adapt, with @revision.
-        task: What to learn.
-        prompt: The soft prompt; null for none (with `tune: model`).
+        model: Frozen model: a bundled backbone by name; a folder of ours, of transformers or of
+            T5X; the address of a T5X checkpoint; or a Hub id such as google/t5-large-lm-adapt, with
+            @revision.
+        task: Task to learn.
+        prompt: Soft prompt; null for none (with `tune: model`).
         tune: `prompt` trains the prompt alone; `model` trains every weight, the paper's baseline.
-        optimizer: How.
-        loss: Of what.
-        data: Lengths and batches.
-        eval: Evaluation while training.
-        log: Logging and checkpoints.
-        steps: Optimizer steps.
-        seed: Of initialisation, batches and dropout.
-        mesh: How devices share the work; by the sizes of model and devices where not given. May
-            differ when a run is resumed.
-        dtype: Of the activations; prompt and optimizer are always float32. `auto` is bfloat16 on
-            TPU and GPU and float32 on CPU.
-        param_dtype: Of the frozen weights, likewise; weights that are tuned are float32.
-        dropout_rate: On while training, also over the prompt, as in the official runs.
-        remat: What of each layer is computed again in the backward pass, for less memory and more
-            time: `none` (only what costs little), `light` (and keys and values, for TPU), `minimal`
-            (all but the products with weights) or `full` (the whole layer). May differ when a run
-            is resumed.
+        optimizer: Optimizer and learning-rate schedule.
+        loss: Training loss.
+        data: Lengths in tokens, and rows of a batch.
+        eval: Evaluation on the dev split while training.
+        log: Log and checkpoints.
+        steps: Number of optimizer steps.
+        seed: Seed of initialisation, batches and dropout.
+        mesh: Grid of devices that share the work; null chooses one by the sizes of the model and
+            the devices. May differ when a run is resumed.
+        dtype: Type of the activations; prompt and optimizer are always float32. `auto` is bfloat16
+            on TPU and GPU, and float32 on CPU.
+        param_dtype: Type of the frozen weights, with the same `auto`. Weights that are tuned are
+            float32.
+        dropout_rate: Dropout while training, also of the prompt, as in the official runs.
+        remat: Values of each layer that the backward pass computes again instead of keeping them,
+            for less memory and more time: `none` (only those that cost little), `light` (also keys
+            and values, for TPU), `minimal` (all but the products with weights) or `full` (the whole
+            layer). May differ when a run is resumed.
     """
 
     task: TaskConfig
@@ -300,21 +311,15 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     log: LogConfig = field(default_factory=LogConfig)
-    steps: int = 30_000
-    seed: int = 0
+    steps: Count = 30_000
+    seed: Seed = 0
     mesh: MeshConfig | None = None
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     param_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    dropout_rate: float = 0.1
+    dropout_rate: Rate = 0.1
     remat: Remat = "none"
 
-    def __post_init__(self):
-        require(self.steps >= 1, f"steps is {self.steps}, expected 1 or more")
-        require(self.seed >= 0, f"seed is {self.seed}, expected 0 or more")
-        require(
-            0 <= self.dropout_rate < 1,
-            f"dropout_rate is {self.dropout_rate}, expected at least 0 and less than 1",
-        )
+    def check(self) -> None:
         require(
             self.prompt is not None or self.tune == "model",
             "prompt is null but tune is 'prompt', so nothing would be trained; "
@@ -325,35 +330,3 @@ class TrainConfig:
             f"optimizer.accumulate {self.optimizer.accumulate} does not divide "
             f"data.batch_size {self.data.batch_size}",
         )
-
-
-def to_dict(config) -> dict:
-    """A config as nested dicts, lists and scalars, ready for YAML or JSON."""
-
-    def plain(value: typing.Any) -> typing.Any:
-        if isinstance(value, dict):
-            return {k: plain(v) for k, v in value.items()}
-        if isinstance(value, (tuple, list)):
-            return [plain(v) for v in value]
-        return value
-
-    return plain(dataclasses.asdict(config))
-
-
-def from_dict(cls, values: dict):
-    """The config of class `cls` that `to_dict` wrote.
-
-    Raises:
-        ValueError: A field is unknown or its value not allowed.
-    """
-    fields = {f.name: typing.get_type_hints(cls)[f.name] for f in dataclasses.fields(cls)}
-    if unknown := sorted(set(values) - set(fields)):
-        raise ValueError(f"{cls.__name__} has no field '{unknown[0]}'; it has {', '.join(fields)}")
-
-    def build(kind, value):
-        kinds = [k for k in (kind, *typing.get_args(kind)) if dataclasses.is_dataclass(k)]
-        if kinds and isinstance(value, dict):
-            return from_dict(kinds[0], value)
-        return tuple(value) if typing.get_origin(kind) is tuple else value
-
-    return cls(**{name: build(fields[name], value) for name, value in values.items()})

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from spt_jax.config.devices import MeshConfig
+from spt_jax.errors import choose
 from spt_jax.pytree import count_params
 from spt_jax.sharding import make_mesh
 from spt_jax.t5 import T5, T5Config
@@ -75,7 +76,7 @@ def make_suited_mesh(
     """
     if given is not None:
         return make_mesh(given, devices), "as given"
-    size = TUNED_BYTES if tune == "model" else weights.itemsize
+    size = choose("tune", tune, {"model": TUNED_BYTES, "prompt": weights.itemsize})
     chosen, reason = choose_mesh(
         config, devices=devices, memory=memory, bytes_per_param=size, rows=rows
     )

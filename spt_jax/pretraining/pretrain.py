@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import optax
 
 from spt_jax.config.devices import MeshConfig
+from spt_jax.config.fields import to_dict
 from spt_jax.config.pretrain import PretrainConfig
-from spt_jax.config.train import to_dict
 from spt_jax.loop import Batch, Job, Labels, run_job
 from spt_jax.models.backbone import Backbone, load_backbone, save_backbone
 from spt_jax.optim import make_tx
@@ -64,7 +64,7 @@ def pretrain(
     """
     require_tensorboard(config.log.tensorboard)
     with open_workdir(Path(workdir)) as folder:
-        if (result := folder.finished(to_dict(config), overwrite=overwrite)) is not None:
+        if (result := folder.finished(config, overwrite=overwrite)) is not None:
             return result
         run = _prepare(config)
         params = {"t5": run.init.params}

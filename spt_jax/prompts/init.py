@@ -157,3 +157,4 @@ def init_prompt(
             return from_text(key, table, config.length, tokens)
         case "file":
             return from_file(config.file or "", *shape)
+    raise ValueError(f"prompt.init is {config.init!r}, and there is no such way to start a prompt")

@@ -6,7 +6,8 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from spt_jax.config.devices import MeshConfig
-from spt_jax.config.train import TrainConfig, from_dict
+from spt_jax.config.fields import from_dict
+from spt_jax.config.train import TrainConfig
 from spt_jax.distributed.main_process import on_main
 from spt_jax.models.backbone import Backbone, load_backbone
 from spt_jax.prompts.bank import PromptBank, load_bank
@@ -111,4 +112,4 @@ def _load_backbone(model: str, config: TrainConfig, mesh: MeshConfig | None) -> 
 
 
 def _read_config(run: Path) -> TrainConfig:
-    return from_dict(TrainConfig, on_main(RunFolder(run).read_config))
+    return from_dict(TrainConfig, on_main(RunFolder(run).read_config), saved=True)

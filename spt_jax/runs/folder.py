@@ -29,6 +29,8 @@ import jax
 import yaml
 
 from spt_jax import __version__
+from spt_jax.config.fields import Config, from_dict, to_dict
+from spt_jax.config.train import TrainConfig
 from spt_jax.distributed.main_process import main_only, main_process
 from spt_jax.runs.log import lock_folder, read_log, write_atomic, write_json_atomic
 
@@ -114,7 +116,7 @@ class RunFolder:
         return yaml.safe_load(self.config_file.read_text())
 
     @main_process
-    def finished(self, config: Mapping[str, Any], *, overwrite: bool) -> dict | None:
+    def finished(self, config: Config, *, overwrite: bool) -> dict | None:
         """Return the result of a finished run of this config; None where there is work to do.
 
         Args:
@@ -128,8 +130,9 @@ class RunFolder:
         self._check_place()
         if overwrite:
             return None
-        self.check_config(config)
-        return self.read_result(config)
+        values = to_dict(config)
+        self.check_config(values, type(config))
+        return self.read_result(values)
 
     def read_result(self, config: Mapping[str, Any]) -> dict | None:
         """The result of a finished run of this config, None if it is not finished."""
@@ -148,11 +151,26 @@ class RunFolder:
                     "give another --workdir"
                 )
 
-    def check_config(self, config: Mapping[str, Any]) -> None:
-        """Raises ValueError where the folder holds a run that `config` does not go on with."""
+    def check_config(self, config: Mapping[str, Any], kind: type = TrainConfig) -> None:
+        """Raise ValueError if the folder holds a run that `config` does not continue.
+
+        An option that the run's config lacks, because it was written by an older version, has its
+        default there.
+
+        Args:
+            config: The config of now, as `to_dict` gives it.
+            kind: Its class.
+        """
         if not self.config_file.exists():
             return
-        old, new = _flatten(self.read_config()), _flatten(config)
+        try:
+            saved = to_dict(from_dict(kind, self.read_config(), saved=True))
+        except ValueError as error:
+            raise ValueError(
+                f"workdir '{self.path}' holds a run that this version cannot continue: {error}; "
+                "give another --workdir, or --overwrite to delete that run"
+            ) from error
+        old, new = _flatten(saved), _flatten(config)
         changed = [
             f"{name} ({_show(old.get(name))} there, {_show(new.get(name))} now)"
             for name in sorted(old.keys() | new.keys())

@@ -1,12 +1,13 @@
 """The shape of a T5, and the published shapes by name."""
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
+from spt_jax.config.fields import Config, Count, Positive
+
 
 @dataclass(frozen=True, kw_only=True)
-class T5Config:
+class T5Config(Config, section="T5Config"):
     """The shape of a T5.
 
     T5 1.0 has a ReLU MLP and a head tied to the embedding, whose logits are scaled by
@@ -27,26 +28,18 @@ class T5Config:
         layer_norm_epsilon: Added to the mean square in the RMS norm.
     """
 
-    vocab_size: int
-    d_model: int
-    d_kv: int
-    d_ff: int
-    num_heads: int
-    num_layers: int
-    num_decoder_layers: int
+    vocab_size: Count
+    d_model: Count
+    d_kv: Count
+    d_ff: Count
+    num_heads: Count
+    num_layers: Count
+    num_decoder_layers: Count
     mlp: Literal["gated_gelu", "relu"] = "gated_gelu"
     tied_head: bool = False
-    relpos_buckets: int = 32
-    relpos_max_distance: int = 128
-    layer_norm_epsilon: float = 1e-6
-
-    def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.type is int and value < 1:
-                raise ValueError(f"T5Config.{field.name} is {value}, expected 1 or more")
-        if self.mlp not in ("gated_gelu", "relu"):
-            raise ValueError(f"T5Config.mlp is {self.mlp!r}, expected 'gated_gelu' or 'relu'")
+    relpos_buckets: Count = 32
+    relpos_max_distance: Count = 128
+    layer_norm_epsilon: Positive = 1e-6
 
 
 def _v1_1(d_model: int, d_ff: int, num_heads: int, layers: int) -> T5Config:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from spt_jax.errors import choose
 from spt_jax.t5 import T5Config
 
 PEAK_FLOPS: dict[str, float] = {
@@ -68,7 +69,7 @@ def step_flops(
     inner = c.num_heads * c.d_kv
     few = targets < c.d_kv
     projection = 2 * c.d_model * inner
-    mlp = (3 if c.mlp == "gated_gelu" else 2) * 2 * c.d_model * c.d_ff
+    mlp = choose("mlp", c.mlp, {"gated_gelu": 3, "relu": 2}) * 2 * c.d_model * c.d_ff
     encoder = encoded * (4 * projection + mlp)
     decoder = targets * (6 * projection + mlp) + (targets if few else encoded) * 2 * projection
     head = targets * 2 * c.d_model * c.vocab_size
@@ -76,7 +77,8 @@ def step_flops(
     own = inner * (c.num_layers * encoded**2 + c.num_decoder_layers * targets**2)
     cross = (c.num_heads * c.d_model if few else inner) * c.num_decoder_layers * targets * encoded
     attention = 4 * (own + cross)
-    return float(rows * ((3 if tune == "model" else 2) * weights + 3 * attention))
+    passes = choose("tune", tune, {"model": 3, "prompt": 2})
+    return float(rows * (passes * weights + 3 * attention))
 
 
 def peak_flops(devices: Iterable[Any]) -> float | None:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from spt_jax.errors import choose
 from spt_jax.sharding import constrain
 from spt_jax.t5.config import T5Config
 from spt_jax.typing import Array, Float, Int
@@ -229,10 +230,11 @@ class MLP(nn.Module):
             shape = c.d_model, c.d_ff
             return Dense(shape, self.dtype, c.d_model**-0.5, "DF", self.mesh, name=name)(x)
 
-        if c.mlp == "gated_gelu":
-            h = gated_gelu(project("wi_0"), project("wi_1"))
-        else:
-            h = nn.relu(project("wi"))
+        inner = {
+            "gated_gelu": lambda: gated_gelu(project("wi_0"), project("wi_1")),
+            "relu": lambda: nn.relu(project("wi")),
+        }
+        h = choose("mlp", c.mlp, inner)()
         h = dropout(self.dropout_rate, h, broadcast=-2, module=self, train=train)
         shape = c.d_ff, c.d_model
         return Dense(shape, self.dtype, c.d_ff**-0.5, "FD", self.mesh, name="wo")(h)

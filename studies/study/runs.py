@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import jax
 
-from spt_jax.config.train import to_dict
+from spt_jax.config.fields import to_dict
 from spt_jax.runs.folder import RunFolder
 from spt_jax.runs.log import read_log, write_json_atomic
 from spt_jax.runs.progress import say

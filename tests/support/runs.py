@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from spt_jax.config.train import TrainConfig, to_dict
+from spt_jax.config.fields import to_dict
+from spt_jax.config.train import TrainConfig
 from spt_jax.models.backbone import load_backbone
 from spt_jax.prompts.file import save_prompt
 from support import tiny
