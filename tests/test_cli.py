@@ -410,14 +410,17 @@ def test_one_seed_has_no_deviation(run, calls):
 
 def test_evaluate(run, library):
     library(
-        "evaluate", evaluate_run=lambda run, split, **other: {"run": run, "split": split} | other
+        "evaluation.evaluate",
+        evaluate_run=lambda run, split, **other: {"run": run, "split": split} | other,
     )
     found = {"run": "r", "split": "test", "task": None, "origin": None, "model": None, "mesh": None}
     assert json.loads(run("evaluate", "r", "--json")[1]) == found
     found |= {"task": "mrqa/drop", "origin": "hub", "model": "m"}
     line = ("evaluate", "r", "--json", "--task=mrqa/drop", "--origin=hub", "--model=m")
     assert json.loads(run(*line)[1]) == found
-    library("evaluate", evaluate_run=lambda run, split, **_: {"run": run, "split": split})
+    library(
+        "evaluation.evaluate", evaluate_run=lambda run, split, **_: {"run": run, "split": split}
+    )
     assert run("evaluate", "r", "--split", "dev")[1] == "run    r\nsplit  dev\n"
 
 
@@ -428,7 +431,7 @@ def test_evaluate_several_runs(run, library):
     def evaluate_runs(runs, split, mesh):
         return {str(run): {"split": split, **SCORES} for run in runs}
 
-    library("evaluate", evaluate_runs=evaluate_runs)
+    library("evaluation.evaluate", evaluate_runs=evaluate_runs)
     code, out, _ = run("evaluate", "r/a", "r/b", "--split=dev", "--json")
     each = {"split": "dev", **SCORES}
     assert (code, json.loads(out)) == (0, {"runs": {"r/a": each, "r/b": each}})
@@ -445,7 +448,7 @@ def test_evaluate_runs_of_all_of_superglue(run, library):
             for run in runs
         }
 
-    library("evaluate", evaluate_runs=evaluate_runs)
+    library("evaluation.evaluate", evaluate_runs=evaluate_runs)
     tasks = ["boolq", "cb", "copa", "multirc", "record", "rte", "wic", "wsc"]
     runs = [f"r/{task}_5" for task in tasks] + ["r/wsc_9"]
     found = json.loads(run("evaluate", *runs, "--json")[1])
@@ -458,7 +461,7 @@ def test_evaluate_an_ensemble(run, library):
     def evaluate_ensemble(runs, split, by, mesh):
         return {"ensemble": 60.0, "by": by, "runs": {str(run): SCORES for run in runs}}
 
-    library("ensemble", evaluate_ensemble=evaluate_ensemble)
+    library("evaluation.ensemble", evaluate_ensemble=evaluate_ensemble)
     code, out, _ = run("evaluate", "a", "b", "--ensemble=log_probs", "--json")
     expected = {"ensemble": 60, "by": "log_probs", "runs": {"a": SCORES, "b": SCORES}}
     assert (code, json.loads(out)) == (0, expected)
@@ -470,7 +473,7 @@ def test_predict_takes_texts_or_lines(run, library, monkeypatch):
     def predict_run(run, texts, *, inputs_length, mesh):
         return [text.upper()[:inputs_length] for text in texts]
 
-    library("evaluate", predict_run=predict_run)
+    library("evaluation.evaluate", predict_run=predict_run)
     assert run("predict", "r", "--text", "a b", "--text=c")[1] == "A B\nC\n"
     assert run("predict", "r", "--text", "a b", "--inputs_length=2")[1] == "A \n"
     monkeypatch.setattr(sys, "stdin", io.StringIO("x\n\ny\r\n", newline=""))
@@ -512,7 +515,7 @@ def test_nearest_is_an_aligned_table(run, library):
         rest = {"norm": 2.5, "cosine": words[:k], "l2": [("x", 1.25)]}
         return [{"position": position, **rest} for position in (0, 10)]
 
-    library("interpret", nearest_words=nearest_words)
+    library("prompts.words", nearest_words=nearest_words)
     lines = run("nearest", "r", "--k=2")[1].splitlines()
     assert [line.split() for line in lines] == [
         ["position", "norm", "by", "cosine", "by", "L2"],
@@ -526,7 +529,10 @@ def test_nearest_is_an_aligned_table(run, library):
 
 
 def test_inspect(run, library):
-    library("backbone", describe=lambda name, length: {"model": name, "prompt": {"length": length}})
+    library(
+        "models.backbone",
+        describe=lambda name, length: {"model": name, "prompt": {"length": length}},
+    )
     assert run("inspect", "t5", "--length=20")[1] == "model          t5\nprompt.length  20\n"
     assert json.loads(run("inspect", "t5", "--json")[1])["prompt"] == {"length": 100}
 
@@ -538,7 +544,7 @@ def test_pretrain(run, library):
         calls.append((config.name, str(workdir), overwrite, command))
         return {"steps": config.steps}
 
-    library("pretrain", pretrain=pretrain)
+    library("pretraining.pretrain", pretrain=pretrain)
     code, out, _ = run("pretrain", "--name=nano", "--steps=12345", "--json")
     assert (code, json.loads(out)) == (0, {"steps": 12345})
     command = ["spt-jax", "pretrain", "--name=nano", "--steps=12345", "--json"]
