@@ -138,10 +138,13 @@ def _fit(value: Any, hint: Any) -> Any:
     elif origin is dict:
         if isinstance(value, Mapping):
             return {_key(key): _fit(inner, args[1]) for key, inner in value.items()}
-    elif hint in (int, float):
-        if isinstance(value, Integral if hint is int else Real) and not isinstance(value, bool):
+    elif hint is int:
+        if isinstance(value, Integral) and not isinstance(value, bool):
+            return int(value)
+    elif hint is float:
+        if isinstance(value, Real) and not isinstance(value, bool):
             with contextlib.suppress(OverflowError):
-                return hint(value)
+                return float(value)
     elif hint is str and isinstance(value, (str, os.PathLike)):
         return str(value)
     elif hint is not str and isinstance(value, hint):  # bool, None, a config
