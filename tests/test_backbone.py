@@ -24,7 +24,7 @@ def test_a_saved_backbone_loads_every_leaf(folder):
     for name, leaf in loaded.items():
         assert leaf.dtype == jnp.float32
         np.testing.assert_array_equal(np.asarray(leaf), stored[name].astype(np.float32))
-    assert backbone.name == "tiny-0" and count_params(backbone.params) == 19_216
+    assert backbone.name == "tiny-0" and count_params(backbone.params) == 16_624
 
 
 def test_fingerprint_is_that_of_the_stored_weights_whatever_the_dtype(folder):

@@ -37,6 +37,7 @@ def report(**changes):
 
 
 @needs_libtpu
+@pytest.mark.slow
 def test_loops_count_as_often_as_they_run(tiny_preset, monkeypatch):
     scanned = report(program="train", dropout_rate=0.0)
     monkeypatch.setattr(stack, "UNROLLED", 5)

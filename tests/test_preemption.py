@@ -54,10 +54,10 @@ def signal_at_call(monkeypatch, name, call):
     "where, call, step",
     [
         ("spt_jax.train.place_batch", 1, 1),
-        ("spt_jax.train.place_batch", 7, 7),
+        pytest.param("spt_jax.train.place_batch", 7, 7, marks=pytest.mark.slow),
         ("spt_jax.train.place_batch", 8, 8),  # where an evaluation is due
-        ("spt_jax.evaluation.scores.poll", 2, 4),  # in the evaluation of step 4
-        ("spt_jax.evaluation.scores.poll", 5, 12),  # of the last step
+        pytest.param("spt_jax.evaluation.scores.poll", 2, 4, marks=pytest.mark.slow),
+        ("spt_jax.evaluation.scores.poll", 5, 12),  # in the evaluation of the last step
     ],
 )
 def test_a_signal_at_any_moment_changes_nothing(

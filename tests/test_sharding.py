@@ -33,11 +33,11 @@ from spt_jax.sharding import (
     state_shardings,
 )
 from spt_jax.step import init_state, train_step
-from spt_jax.t5 import PRESETS, T5
+from spt_jax.t5 import PRESETS, T5, stack
 from spt_jax.train import fit
 
 AXES = ("data", "fsdp", "model")
-SHAPE = dataclasses.replace(tiny.SHAPE, num_heads=8, num_layers=5, num_decoder_layers=5)
+SHAPE = dataclasses.replace(tiny.SHAPE, num_heads=8, num_layers=2, num_decoder_layers=2)
 VERSIONS = {"1.1": SHAPE, "1.0": dataclasses.replace(SHAPE, mlp="relu", tied_head=True)}
 MESHES = [sizes for sizes in itertools.product((1, 2, 4, 8), repeat=3) if math.prod(sizes) == 8]
 
@@ -102,23 +102,36 @@ def ten_steps(version, mesh, remat, accumulate):
 
 on_one_device = functools.cache(functools.partial(ten_steps, mesh=None, remat="none", accumulate=1))
 
-REMATS, ACCUMULATES = ("none", "light", "minimal", "full"), (1, 2)
+REMATS = ("none", "light", "minimal", "full")
+CASES = [  # every axis and every policy; then the meshes of two axes
+    ("1.1", (8, 1, 1), "light", 2, "unrolled"),
+    ("1.0", (1, 8, 1), "minimal", 1, "scanned"),
+    ("1.1", (1, 1, 8), "full", 1, "unrolled"),
+    ("1.0", (2, 2, 2), "none", 2, "scanned"),
+    pytest.param("1.0", (1, 2, 4), "light", 1, "unrolled", marks=pytest.mark.slow),
+    pytest.param("1.1", (1, 4, 2), "minimal", 2, "unrolled", marks=pytest.mark.slow),
+    pytest.param("1.0", (2, 1, 4), "none", 1, "unrolled", marks=pytest.mark.slow),
+    pytest.param("1.1", (2, 4, 1), "light", 2, "scanned", marks=pytest.mark.slow),
+    pytest.param("1.0", (4, 1, 2), "full", 2, "unrolled", marks=pytest.mark.slow),
+    pytest.param("1.1", (4, 2, 1), "none", 1, "scanned", marks=pytest.mark.slow),
+]
 if os.environ.get("SPT_JAX_ALL_MESHES"):
-    CASES = list(itertools.product(VERSIONS, MESHES, REMATS, ACCUMULATES))
-else:  # every mesh; the rest takes turns, so that each meets each axis
-    # Five policies, one of them twice: with four, each would meet one version alone.
-    versions, remats, accumulates = map(
-        itertools.cycle, (VERSIONS, (*REMATS, "light"), (1, 1, 2, 2))
-    )
-    CASES = list(zip(versions, MESHES, remats, accumulates))
+    CASES = list(itertools.product(VERSIONS, MESHES, REMATS, (1, 2), ("unrolled", "scanned")))
 
 
-@pytest.mark.parametrize("version, sizes, remat, accumulate", CASES)
+def test_the_cases_have_every_mesh():
+    assert {getattr(case, "values", case)[1] for case in CASES} == {*MESHES}
+
+
+@pytest.mark.parametrize("version, sizes, remat, accumulate, layers", CASES)
 @pytest.mark.usefixtures("float64")
-def test_every_mesh_takes_the_steps_of_one_device(version, sizes, remat, accumulate):
+def test_every_mesh_takes_the_steps_of_one_device(
+    version, sizes, remat, accumulate, layers, monkeypatch
+):
     mesh = make_mesh(MeshConfig(**dict(zip(AXES, sizes))))
-    losses, first, last, state = ten_steps(version, mesh, remat, accumulate)
     plain_losses, plain_first, plain_last, _ = on_one_device(version)
+    monkeypatch.setattr(stack, "UNROLLED_ON_CPU", 12 if layers == "unrolled" else 1)
+    losses, first, last, state = ten_steps(version, mesh, remat, accumulate)
     start = np.asarray(setup(version)[0]["prompt"])
     step, whole = np.abs(plain_first - start).max(), np.abs(plain_last - start).max()
     np.testing.assert_allclose(losses, plain_losses, rtol=1e-9)

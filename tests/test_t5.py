@@ -20,7 +20,7 @@ SHAPE = T5Config(
     d_kv=6,
     d_ff=24,
     num_heads=3,
-    num_layers=3,
+    num_layers=2,
     num_decoder_layers=2,
     relpos_buckets=8,
     relpos_max_distance=16,
@@ -38,14 +38,20 @@ def run(model, params, embedded, mask, ids, **kwargs):
     return apply(model, params, embedded, mask, apply(model, params, ids, method="embed"), **kwargs)
 
 
-@pytest.fixture(params=[SHAPE, V1_0], ids=["v1_1", "v1_0"])
-def setup(request):
-    model = T5(request.param)
-    params = random_params(request.param)
+@functools.cache
+def make(config):
+    """A model of this shape, its parameters, embedded inputs, their mask, and decoder inputs."""
+    model = T5(config)
+    params = random_params(config)
     embedded = jax.random.normal(jax.random.key(1), (2, 9, 16))
     mask = jnp.arange(9)[None, :] < jnp.array([[9], [5]])
     ids = jnp.array([[0, 7, 8, 9], [0, 4, 1, 0]])
     return model, params, embedded, mask, ids
+
+
+@pytest.fixture(params=[SHAPE, V1_0], ids=["v1_1", "v1_0"])
+def setup(request):
+    return make(request.param)
 
 
 @pytest.mark.parametrize(
@@ -125,10 +131,10 @@ def test_cached_steps_equal_the_full_decoder(setup):
 @pytest.mark.parametrize("beams", [1, 2])
 def test_scanned_decoding_equals_unrolled_decoding(setup, beams, monkeypatch):
     model, params, embedded, mask, ids = setup
-    encoded = apply(model, params, embedded, mask, method="encode")
 
     def decode():
         logits = []
+        encoded = model.apply({"params": params}, embedded, mask, method="encode")
         cache = model.apply({"params": params}, encoded, 3, beams, method="start_cache")
         ancestors = jnp.arange(beams)[::-1]  # each beam goes on from the other
         for t in range(3):
@@ -140,9 +146,10 @@ def test_scanned_decoding_equals_unrolled_decoding(setup, beams, monkeypatch):
             logits, cache = [*logits, found], cache.replace(past=past)
         return jnp.stack(logits), cache.layers
 
-    unrolled, layers = decode()
+    # A lambda each, because jax traces one function once and would not see the other setting.
+    unrolled, layers = jax.jit(lambda: decode())()
     monkeypatch.setattr(stack, "UNROLLED_ON_CPU", 1)
-    scanned, no_layers = decode()
+    scanned, no_layers = jax.jit(lambda: decode())()
     assert layers is not None and no_layers is None
     np.testing.assert_allclose(scanned, unrolled, atol=1e-5)
 
@@ -199,26 +206,32 @@ def test_scanned_layers_equal_layers_one_by_one(setup):
     np.testing.assert_allclose(scanned[0], x[0], atol=2e-5)
 
 
-@pytest.mark.parametrize("policy", ["light", "minimal", "full"])
-@pytest.mark.parametrize("unrolled", [True, False])
-def test_remat_changes_neither_loss_nor_gradient(setup, monkeypatch, policy, unrolled):
-    monkeypatch.setattr(stack, "UNROLLED_ON_CPU", 12 if unrolled else 1)
-    model, params, embedded, mask, ids = setup
-    model = model.clone(dropout_rate=0.3)
+@functools.cache
+def loss_and_grads(config, remat, unrolled):
+    """Loss and gradient with dropout of a model that computes this again in the backward pass."""
+    model, params, embedded, mask, ids = make(config)
 
-    def loss(params, remat):
+    def loss(params):
         start = model.apply({"params": params}, ids, method="embed")
-        call = functools.partial(model.clone(remat=remat).apply, train=True)
+        noisy = model.clone(dropout_rate=0.3, remat=remat)
         rngs = {"dropout": jax.random.key(0)}
-        logits = call({"params": params}, embedded, mask, start, rngs=rngs)
+        logits = noisy.apply({"params": params}, embedded, mask, start, train=True, rngs=rngs)
         return jnp.mean(jnp.square(jax.nn.logsumexp(logits, axis=-1)))
 
-    loss_and_grads = jax.jit(jax.value_and_grad(loss), static_argnums=1)
-    plain, plain_grads = loss_and_grads(params, "none")
-    remat, remat_grads = loss_and_grads(params, policy)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stack, "UNROLLED_ON_CPU", 12 if unrolled else 1)
+        return jax.jit(jax.value_and_grad(loss))(params)
+
+
+@pytest.mark.parametrize("policy", ["light", "minimal", "full"])
+@pytest.mark.parametrize("unrolled", [True, False])
+@pytest.mark.parametrize("config", [SHAPE, V1_0], ids=["v1_1", "v1_0"])
+def test_remat_changes_neither_loss_nor_gradient(config, policy, unrolled):
+    plain, plain_grads = loss_and_grads(config, "none", unrolled)
+    remat, remat_grads = loss_and_grads(config, policy, unrolled)
     np.testing.assert_allclose(plain, remat, rtol=1e-6)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(a).max())),
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * float(np.abs(a).max())),
         plain_grads,
         remat_grads,
     )

@@ -4,6 +4,7 @@
 Both tables have the MLPs of T5 1.0 (`wi`) and 1.1 (`wi_0`, `wi_1`); a model has one of them.
 """
 
+import functools
 from collections.abc import Mapping
 
 import jax
@@ -102,6 +103,7 @@ T5X = {
 _LISTED = 12
 
 
+@functools.lru_cache  # tracing the initialization takes a tenth of a second
 def leaf_shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
     """The shape of every leaf of the model, by name."""
     abstract = jax.eval_shape(T5(config).init_params, jax.random.key(0))

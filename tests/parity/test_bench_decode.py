@@ -20,6 +20,7 @@ def bench(monkeypatch):
     return importlib.import_module("decode")
 
 
+@pytest.mark.slow
 def test_a_tiny_run(bench):
     pytest.importorskip("torch", reason="pip install -e '.[parity]' brings torch")
     command = [sys.executable, ROOT / "benchmarks" / "decode.py", "--shapes=tiny", "--pairs=1"]

@@ -27,6 +27,7 @@ def sides(monkeypatch):
     return importlib.import_module("mixed_sides")
 
 
+@pytest.mark.slow
 def test_a_tiny_run(bench):
     pytest.importorskip("torch", reason="pip install -e '.[parity]' brings torch")
     pytest.importorskip("peft", reason="pip install -e '.[parity]' brings peft")

@@ -36,6 +36,7 @@ def write_sst2(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_tiny_run(tmp_path, bench):
     pytest.importorskip("torch", reason="pip install -e '.[parity]' brings torch")
     pytest.importorskip("peft", reason="pip install -e '.[parity]' brings peft")

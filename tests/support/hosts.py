@@ -30,7 +30,7 @@ def start(
 ) -> list[subprocess.Popen]:
     """Starts `spt-jax` once in each folder, which stands for the disk of a host."""
     port = free_port()
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "XLA_FLAGS": ""}
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)}
     processes = []
     for index, folder in enumerate(folders):
         folder.mkdir(parents=True, exist_ok=True)

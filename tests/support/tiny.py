@@ -1,5 +1,6 @@
 """A tiny backbone and a tiny task, made in a second: everything of a run but the size."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -26,7 +27,7 @@ SHAPE = T5Config(
     d_kv=8,
     d_ff=32,
     num_heads=2,
-    num_layers=2,
+    num_layers=1,
     num_decoder_layers=1,
 )
 
@@ -43,6 +44,12 @@ def sentences() -> list[tuple[str, str]]:
     return rows
 
 
+@functools.cache
+def _abstract_params(shape: T5Config) -> dict:
+    """Shapes and dtypes of the parameters; tracing the initialization takes a while."""
+    return jax.eval_shape(T5(shape).init_params, jax.random.key(0))
+
+
 def random_params(shape: T5Config, seed: int = 0) -> dict:
     """Random float32 parameters, drawn by numpy: compiling `init_params` takes seconds."""
     rng = np.random.default_rng(seed)
@@ -54,8 +61,7 @@ def random_params(shape: T5Config, seed: int = 0) -> dict:
         stddev = 1.0 if name == "embedding" else size**-0.5
         return jnp.asarray(stddev * rng.standard_normal(leaf.shape), jnp.float32)
 
-    abstract = jax.eval_shape(T5(shape).init_params, jax.random.key(0))
-    return jax.tree_util.tree_map_with_path(draw, abstract)
+    return jax.tree_util.tree_map_with_path(draw, _abstract_params(shape))
 
 
 def pack(inputs, targets, room: int = 0) -> dict[str, np.ndarray]:
