@@ -9,6 +9,7 @@ then within 1.5e-5 of 1 from the first update, v is in effect a running sum, and
 the update to RMS 1 sets the step size: the first update is 0.3 times the sign of the gradient.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -84,6 +85,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     return tx
 
 
+@functools.lru_cache  # one object for equal settings, so that `jit_step` finds its program
 def make_tx(config: OptimizerConfig, steps: int, tune: str) -> optax.GradientTransformation:
     """The optimizer over a whole params tree, frozen leaves included or left out as None.
 

@@ -11,14 +11,14 @@ import dataclasses
 import functools
 import math
 import platform as machine
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from spt_jax.config.train import LossConfig
 from spt_jax.errors import RunError, choose
@@ -159,7 +159,7 @@ def train_step(
     loss: LossConfig,
     accumulate: int = 1,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """One update of the trained leaves. Pure; jitted once, with `state` donated, by its callers.
+    """One update of the trained leaves. Pure; `jit_step` jits it.
 
     Args:
         state: Of which `step`, `trained` and `opt_state` change.
@@ -194,6 +194,48 @@ def train_step(
         metrics["prompt_norm"] = jnp.mean(jnp.linalg.norm(trained["prompt"], axis=-1))
     state = dataclasses.replace(state, step=state.step + 1, trained=trained, opt_state=opt_state)
     return state, metrics
+
+
+def jit_step(
+    model: T5,
+    tx: optax.GradientTransformation,
+    loss: LossConfig,
+    *,
+    accumulate: int = 1,
+    shardings: PyTree = None,
+) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
+    """Return `train_step` as a jitted function of (state, frozen, batch, key) that donates `state`.
+
+    Equal arguments give the same function. So the next run of a process, such as the next one of a
+    sweep, neither traces nor compiles the step again.
+
+    Args:
+        model: The T5, whose mesh runs the step.
+        tx: From `make_tx`, which returns one object for equal settings.
+        loss: The training loss.
+        accumulate: Micro-batches of a step.
+        shardings: Of the next state and of the metrics; None leaves them to XLA.
+    """
+    leaves, tree = jax.tree.flatten(shardings)
+    return _jit_step(model, tx, loss, accumulate, tuple(leaves), tree)
+
+
+@functools.lru_cache(maxsize=8)
+def _jit_step(
+    model: T5,
+    tx: optax.GradientTransformation,
+    loss: LossConfig,
+    accumulate: int,
+    leaves: tuple[NamedSharding, ...],
+    tree: jax.tree_util.PyTreeDef,
+) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
+    """The function of `jit_step`; its shardings come as leaves and their tree, which are hashed."""
+    return jax.jit(
+        functools.partial(train_step, model=model, tx=tx, loss=loss, accumulate=accumulate),
+        donate_argnums=0,
+        out_shardings=jax.tree.unflatten(tree, leaves),
+        compiler_options=step_options(model.mesh),
+    )
 
 
 def require_finite(step: int, metrics: Mapping[str, float]) -> None:

@@ -42,7 +42,7 @@ from spt_jax.runs.tensorboard import require_tensorboard
 from spt_jax.runs.timing import summarize
 from spt_jax.runs.workdir import open_workdir
 from spt_jax.sharding import place_batch, replicated, require_rows, state_shardings
-from spt_jax.step import Best, TrainState, init_state, step_options, train_step
+from spt_jax.step import Best, TrainState, init_state, jit_step
 from spt_jax.t5.flops import step_flops
 from spt_jax.typing import Key, Params, PyTree
 
@@ -211,17 +211,12 @@ def _init_state(run: Run) -> TrainState:
 def _make_job(run: Run, state: TrainState, profile: int) -> Job:
     """Hand the run to the loop: its batches, its compiled update, and its evaluation on dev."""
     config, mesh, train = run.config, run.backbone.mesh, run.rows["train"]
-    update = jax.jit(
-        functools.partial(
-            train_step,
-            model=run.backbone.model,
-            tx=run.tx,
-            loss=config.loss,
-            accumulate=config.optimizer.accumulate,
-        ),
-        donate_argnums=0,
-        out_shardings=(state_shardings(state, mesh), replicated(mesh)),
-        compiler_options=step_options(mesh),
+    update = jit_step(
+        run.backbone.model,
+        run.tx,
+        config.loss,
+        accumulate=config.optimizer.accumulate,
+        shardings=(state_shardings(state, mesh), replicated(mesh)),
     )
     dataset = train_batches(
         train, config.data, seed=config.seed, targets_width=max(map(len, train.targets))

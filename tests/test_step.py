@@ -8,11 +8,13 @@ import pytest
 from support.tiny import pack, random_params
 
 from spt_jax import step
+from spt_jax.config.devices import MeshConfig
 from spt_jax.config.train import LossConfig, OptimizerConfig
 from spt_jax.errors import RunError
 from spt_jax.optim import make_tx
 from spt_jax.pytree import count_params, device_digest, label_params, named_leaves, split
-from spt_jax.step import init_state, loss_and_grads, require_finite, train_step
+from spt_jax.sharding import make_mesh, replicated, state_shardings
+from spt_jax.step import init_state, jit_step, loss_and_grads, require_finite, train_step
 from spt_jax.t5 import T5, T5Config
 
 SHAPE = T5Config(
@@ -184,3 +186,17 @@ def test_other_devices_get_no_options(monkeypatch, eigen_unknown, platform, mach
     monkeypatch.setattr(step.machine, "machine", lambda: machine)
     monkeypatch.setattr(step, "platform", lambda mesh: platform)
     assert step.step_options(types.SimpleNamespace()) == {}
+
+
+def test_equal_settings_share_one_compiled_step():
+    state, frozen, _ = make()
+    mesh = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+
+    def step(**changes):
+        model = T5(SHAPE, mesh=mesh)
+        tx = make_tx(OptimizerConfig(**changes), 10, "prompt")
+        shardings = (state_shardings(state, mesh), replicated(mesh))
+        return jit_step(model, tx, LossConfig(), shardings=shardings)
+
+    assert step() is step()
+    assert step() is not step(learning_rate=0.1)

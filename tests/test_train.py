@@ -300,7 +300,7 @@ def test_a_device_without_room_is_one_line_that_says_what_to_try(finished, tmp_p
             "BufferAssignment:\n  parameters 8 GiB"
         )
 
-    monkeypatch.setattr("spt_jax.train.train_step", too_large)
+    monkeypatch.setattr("spt_jax.train.jit_step", lambda *_, **__: too_large)
     message = (
         "^a device is out of memory: Out of memory while trying to allocate 17179869184 bytes.*; "
         r"try --remat=full, a larger --optimizer.accumulate \(now 1\), .* \(now 1 and 1\)"

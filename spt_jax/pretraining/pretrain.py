@@ -29,7 +29,7 @@ from spt_jax.pytree import count_params
 from spt_jax.runs.progress import say
 from spt_jax.runs.tensorboard import require_tensorboard
 from spt_jax.runs.workdir import open_workdir
-from spt_jax.step import TrainState, init_state, step_options, train_step
+from spt_jax.step import TrainState, init_state, jit_step
 from spt_jax.t5 import T5, T5Config
 from spt_jax.t5.flops import step_flops
 from spt_jax.tokenizers.bpe import train_tokenizer
@@ -141,11 +141,7 @@ def _make_job(run: Run, state: TrainState) -> Job:
     """Hand the run to the loop: its batches, its compiled update, and its probes."""
     config, model = run.config, run.init.model
     nothing_frozen = jax.tree.map(lambda _: None, state.trained)
-    update = jax.jit(
-        functools.partial(train_step, model=model, tx=run.tx, loss=config.loss),
-        donate_argnums=0,
-        compiler_options=step_options(None),
-    )
+    update = jit_step(model, run.tx, config.loss)
 
     def measure(state: TrainState) -> tuple[TrainState, dict[str, Any]]:
         gaps = run.probes.gaps(state.trained)
