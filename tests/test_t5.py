@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import itertools
 import types
 
 import flax.linen as nn
@@ -223,10 +224,23 @@ def loss_and_grads(config, remat, unrolled):
         return jax.jit(jax.value_and_grad(loss))(params)
 
 
-@pytest.mark.parametrize("policy", ["light", "minimal", "full"])
-@pytest.mark.parametrize("unrolled", [True, False])
-@pytest.mark.parametrize("config", [SHAPE, V1_0], ids=["v1_1", "v1_0"])
-def test_remat_changes_neither_loss_nor_gradient(config, policy, unrolled):
+REMATS = {  # every policy, version and form once; the other combinations are slow
+    ("light", "v1_1", "unrolled"), ("minimal", "v1_1", "unrolled"),
+    ("full", "v1_0", "scanned"), ("light", "v1_0", "scanned"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "policy, version, layers",
+    [
+        pytest.param(*case, marks=() if case in REMATS else pytest.mark.slow)
+        for case in itertools.product(
+            ("light", "minimal", "full"), ("v1_1", "v1_0"), ("unrolled", "scanned")
+        )
+    ],
+)
+def test_remat_changes_neither_loss_nor_gradient(policy, version, layers):
+    config, unrolled = {"v1_1": SHAPE, "v1_0": V1_0}[version], layers == "unrolled"
     plain, plain_grads = loss_and_grads(config, "none", unrolled)
     remat, remat_grads = loss_and_grads(config, policy, unrolled)
     np.testing.assert_allclose(plain, remat, rtol=1e-6)

@@ -20,7 +20,7 @@ import yaml
 from support import tiny
 
 from spt_jax.config.fields import to_dict
-from spt_jax.config.train import EvalConfig, LogConfig, OptimizerConfig, PromptConfig
+from spt_jax.config.train import DataConfig, EvalConfig, LogConfig, OptimizerConfig, PromptConfig
 from spt_jax.errors import RunError
 from spt_jax.prompts.file import load_prompt
 from spt_jax.runs.checkpoints import Checkpoints
@@ -243,7 +243,10 @@ def test_model_tuning_trains_every_leaf_and_writes_the_model(finished, tmp_path)
     optimizer = OptimizerConfig(
         learning_rate=1e-2, preset="fresh", multiply_by_parameter_scale=True
     )
-    config = tiny.train_config(folder, tune="model", prompt=None, optimizer=optimizer)
+    one_shape = DataConfig(inputs_length=16, targets_length=4, batch_size=8)
+    config = tiny.train_config(
+        folder, tune="model", prompt=None, optimizer=optimizer, data=one_shape
+    )
     result = fit(config, tmp_path / "run")
     assert result["frozen_params"] == 0 and result["frozen_unchanged"] is None
     assert result["trained_params"] == 16_624
@@ -315,6 +318,7 @@ def test_patience_stops_a_run(finished, tmp_path):
     config = tiny.train_config(
         folder,
         optimizer=OptimizerConfig(learning_rate=1e-9),
+        data=DataConfig(inputs_length=16, targets_length=4, batch_size=8),
         eval=EvalConfig(every=2, batch_size=8, patience=2),
     )
     result = fit(config, tmp_path / "run")
