@@ -217,7 +217,9 @@ def jit_step(
         shardings: Of the next state and of the metrics; None leaves them to XLA.
     """
     leaves, tree = jax.tree.flatten(shardings)
-    return _jit_step(model, tx, loss, accumulate, tuple(leaves), tree)
+    # All of these can be hashed; for type checkers, a Flax module cannot.
+    settings: tuple[Any, ...] = (model, tx, loss, accumulate, tuple(leaves), tree)
+    return _jit_step(*settings)
 
 
 @functools.lru_cache(maxsize=8)
@@ -227,7 +229,7 @@ def _jit_step(
     loss: LossConfig,
     accumulate: int,
     leaves: tuple[NamedSharding, ...],
-    tree: jax.tree_util.PyTreeDef,
+    tree: Any,
 ) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
     """The function of `jit_step`; its shardings come as leaves and their tree, which are hashed."""
     return jax.jit(

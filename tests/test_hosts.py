@@ -19,7 +19,7 @@ from spt_jax.prediction.jsonl import predict_file
 from spt_jax.runs.log import read_log
 from spt_jax.train import fit
 
-STEPS = 40
+STEPS = 24
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +28,10 @@ def one(tmp_path_factory):
     folder = tmp_path_factory.mktemp("one")
     config = tiny.train_config(
         folder,
-        optimizer=OptimizerConfig(name="sgd", learning_rate=0.05),
+        optimizer=OptimizerConfig(name="sgd", learning_rate=0.03),
         dropout_rate=0.0,
         steps=STEPS,
-        eval=EvalConfig(every=20, batch_size=8, baselines=False),
+        eval=EvalConfig(every=12, batch_size=8, baselines=False),
         log=LogConfig(every=2, checkpoint_every=2),
     )
     (folder / "config.yaml").write_text(yaml.safe_dump(to_dict(config)))
