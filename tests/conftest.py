@@ -34,6 +34,10 @@ if os.environ["SPT_JAX_TESTS_XLA_FLAGS"]:
 
 import jax
 import pytest
+from hypothesis import settings
+
+settings.register_profile("tests", max_examples=25, derandomize=True, deadline=None, database=None)
+settings.load_profile("tests")
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")

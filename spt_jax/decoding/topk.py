@@ -18,7 +18,8 @@ def top_k(x: Float[Array, "B C"], k: int) -> tuple[Float[Array, "B k"], Int[Arra
     batch, width = x.shape
     groups = -(-width // GROUP)
     if groups <= k:
-        return jax.lax.top_k(x, k)
+        values, places = jax.lax.top_k(x, k)
+        return values, places
     padded = jnp.pad(x, ((0, 0), (0, groups * GROUP - width)), constant_values=-jnp.inf)
     grouped = padded.reshape(batch, groups, GROUP)
     # In the order of the row, so that of equals the first is found first.
