@@ -6,12 +6,15 @@ What transformers itself makes of a folder is in parity/test_convert.py.
 import dataclasses
 import functools
 import http.server
+import io
 import json
 import shutil
 import subprocess
 import sys
 import threading
+import tracemalloc
 
+import flax.serialization as packing
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +28,7 @@ from spt_jax.models.backbone import convert_backbone, load_backbone, save_backbo
 from spt_jax.models.formats.msgpack_file import unpack
 from spt_jax.models.names import T5X, TRANSFORMERS, leaf_shapes
 from spt_jax.models.open import find_tokenizer, open_model
+from spt_jax.models.source import Tensor
 from spt_jax.pytree import fingerprint, named_leaves
 from spt_jax.sharding import param_shardings
 from spt_jax.tokenizers.published import ByteTokenizer, load_tokenizer
@@ -379,22 +383,39 @@ def test_tokens_that_a_user_added_keep_their_ids(tmp_path):
 # MessagePack.
 
 
-def test_arrays_of_message_pack_are_views_of_the_file():
-    import flax.serialization as packing
+def opened(tree):
+    return unpack(functools.partial(io.BytesIO, packing.msgpack_serialize(tree)))
 
-    tree = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": {"c": np.float32(2)}}
+
+def test_a_tree_of_message_pack_is_opened_with_its_arrays_unread():
+    arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(300, jnp.bfloat16)}
+    tree = {"t": arrays, "i": np.arange(70_000), "e": np.zeros((0, 4), np.float16)}
     tree |= {"n": [1, -1, 300, -300, 70000, 1 << 40, 2.5, True, None, "x" * 40, "é"]}
-    data = packing.msgpack_serialize(tree)
-    found = unpack(memoryview(data))
-    np.testing.assert_array_equal(found["a"], tree["a"])
-    assert found["a"].base is not None and not found["a"].flags.owndata
-    assert found["b"]["c"] == 2 and found["n"] == tree["n"]
+    found = opened(tree)
+    assert found["n"] == tree["n"]
+    for name, array in {**arrays, "i": tree["i"], "e": tree["e"]}.items():
+        tensor = found["t"][name] if name in arrays else found[name]
+        assert isinstance(tensor, Tensor)
+        assert (tensor.shape, tensor.dtype) == (array.shape, array.dtype)
+        np.testing.assert_array_equal(tensor.read(), array)
+        tensor.read()[:] = 0  # each reading has memory of its own
+        np.testing.assert_array_equal(tensor.read(), array)
+
+
+def test_opening_message_pack_takes_no_memory_for_its_arrays(tmp_path):
+    tree = {"optimizer": {str(i): np.ones(1 << 20, np.float32) for i in range(8)}}
+    (tmp_path / "checkpoint").write_bytes(packing.msgpack_serialize(tree))
+    tracemalloc.start()
+    arrays = unpack(functools.partial(open, tmp_path / "checkpoint", "rb"))["optimizer"]
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20  # the file has 32 times as much
+    assert arrays["7"].read().sum() == 1 << 20
+    assert tracemalloc.get_traced_memory()[1] < 6 << 20
+    tracemalloc.stop()
 
 
 def test_chunked_arrays_of_message_pack_are_joined(monkeypatch):
-    import flax.serialization as packing
-
     monkeypatch.setattr(packing, "MAX_CHUNK_SIZE", 16)
     array = np.arange(30, dtype=np.float32).reshape(5, 6)
-    found = unpack(memoryview(packing.msgpack_serialize({"a": array})))
-    np.testing.assert_array_equal(found["a"], array)
+    found = opened({"a": array})["a"]
+    assert found.shape == (5, 6)
+    np.testing.assert_array_equal(found.read(), array)

@@ -42,7 +42,8 @@ from spt_jax.typing import PyTree
 
 FORMAT = "spt_jax base 1"
 DTYPES = ("float32", "bfloat16")
-_WEIGHTS = "weights"
+_WEIGHTS, _TOKENIZER = "weights", "tokenizer.json"
+_PARTS = (_WEIGHTS, _TOKENIZER)  # what a config.json lists
 _AGAIN = "copy it again, or write it again with `spt-jax convert`"
 _CHUNK_BYTES = 1 << 24  # what a process reads at least, of a leaf that is spread over many
 
@@ -89,7 +90,7 @@ def write_base(source: Source, folder: Path, dtype: str) -> dict[str, Any]:
     try:
         reader = Reader(source)
         _in_thread(_save, partial / _WEIGHTS, source, reader, jnp.dtype(dtype))
-        source.tokenizer.save(partial / "tokenizer.json")
+        source.tokenizer.save(partial / _TOKENIZER)
         described = {
             "format": FORMAT,
             "name": source.name,
@@ -106,11 +107,6 @@ def write_base(source: Source, folder: Path, dtype: str) -> dict[str, Any]:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return described
-
-
-def is_base(folder: Path) -> bool:
-    """Whether a folder with a config.json says that it is a base checkpoint."""
-    return "format" in read_json(folder / "config.json")
 
 
 def open_base(folder: Path) -> Base:
@@ -134,11 +130,11 @@ def open_base(folder: Path) -> Base:
         expected = {str(file): str(digest) for file, digest in files.items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / 'config.json'} is damaged ({error!r})") from None
-    found = {"tokenizer.json", *_files(folder / _WEIGHTS, _WEIGHTS)}
-    for file in sorted(expected.keys() | found):
-        if file not in expected or not (folder / file).is_file():
-            state = "is not listed" if file not in expected else "is missing"
-            raise ValueError(f"base checkpoint {folder} is not whole: {file} {state}; {_AGAIN}")
+    # Files are looked for by listing the folder, so that no name of the config becomes a path.
+    found = {file for file in _files(folder) if file.split("/")[0] in _PARTS}
+    for file in sorted(expected.keys() ^ found):
+        state = "is not listed" if file in found else "is missing"
+        raise ValueError(f"base checkpoint {folder} is not whole: {file} {state}; {_AGAIN}")
     tokenizer = load_tokenizer(folder)
     require_fitting(tokenizer, config.vocab_size, str(folder))
     return Base(folder, name, config, fingerprint, tokenizer, expected)
@@ -253,9 +249,9 @@ def _in_thread(function: Any, *args: Any) -> Any:
         return thread.submit(function, *args).result()
 
 
-def _files(folder: Path, prefix: str = "") -> list[str]:
+def _files(folder: Path) -> list[str]:
     found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    return sorted((Path(prefix) / path).as_posix() for path in found)
+    return sorted(path.as_posix() for path in found)
 
 
 def _digest(described: dict[str, Any]) -> str:

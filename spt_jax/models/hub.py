@@ -7,9 +7,9 @@ Cache, tokens, mirrors and offline mode are huggingface_hub's: `HF_HOME`, `HF_TO
 import re
 from pathlib import Path
 
-from spt_jax.tokenizers.published import TOKENIZER_FILES
+from spt_jax.tokenizers.published import SMALL_FILES
 
-_SMALL = ["config.json", "tokenizer_config.json", *TOKENIZER_FILES]
+_SMALL = list(SMALL_FILES)
 _SAFETENSORS = ["model.safetensors", "model.safetensors.index.json", "model-*.safetensors"]
 _TORCH = ["pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin"]
 

@@ -1,7 +1,8 @@
-"""Which tensor of a source is which leaf of ours: two literal tables, to be checked by eye.
+"""Which tensor of a source is which leaf of our model.
 
-`{i}` is the layer. Ours are stacked: the leaf `encoder/layers/...` has a leading axis of layers.
-Both tables have the MLPs of T5 1.0 (`wi`) and 1.1 (`wi_0`, `wi_1`); a model has one of them.
+The table of transformers' names is literal, so that it can be checked by eye. `{i}` is the number
+of the layer. Our layers are stacked: the leaf `encoder/layers/...` has a leading axis of layers.
+Both tables name the MLPs of T5 1.0 (`wi`) and of T5 1.1 (`wi_0`, `wi_1`); a model has one of them.
 """
 
 from collections.abc import Mapping
@@ -50,54 +51,8 @@ TRANSFORMERS = {
 }
 """Ours to transformers'. Their matrices are [out, in], and the position bias [buckets, N]."""
 
-_E, _D = "encoder/layers_{i}/", "decoder/layers_{i}/"
-
-T5X = {
-    "token_embedder/embedding": "token_embedder/embedding",
-    "encoder/relpos_bias/rel_embedding": "encoder/relpos_bias/rel_embedding",
-    "encoder/layers/pre_attention_layer_norm/scale": _E + "pre_attention_layer_norm/scale",
-    "encoder/layers/attention/query/kernel": _E + "attention/query/kernel",
-    "encoder/layers/attention/key/kernel": _E + "attention/key/kernel",
-    "encoder/layers/attention/value/kernel": _E + "attention/value/kernel",
-    "encoder/layers/attention/out/kernel": _E + "attention/out/kernel",
-    "encoder/layers/pre_mlp_layer_norm/scale": _E + "pre_mlp_layer_norm/scale",
-    "encoder/layers/mlp/wi/kernel": _E + "mlp/wi/kernel",
-    "encoder/layers/mlp/wi_0/kernel": _E + "mlp/wi_0/kernel",
-    "encoder/layers/mlp/wi_1/kernel": _E + "mlp/wi_1/kernel",
-    "encoder/layers/mlp/wo/kernel": _E + "mlp/wo/kernel",
-    "encoder/encoder_norm/scale": "encoder/encoder_norm/scale",
-    "decoder/relpos_bias/rel_embedding": "decoder/relpos_bias/rel_embedding",
-    "decoder/layers/pre_self_attention_layer_norm/scale": (
-        _D + "pre_self_attention_layer_norm/scale"
-    ),
-    "decoder/layers/self_attention/query/kernel": _D + "self_attention/query/kernel",
-    "decoder/layers/self_attention/key/kernel": _D + "self_attention/key/kernel",
-    "decoder/layers/self_attention/value/kernel": _D + "self_attention/value/kernel",
-    "decoder/layers/self_attention/out/kernel": _D + "self_attention/out/kernel",
-    "decoder/layers/pre_cross_attention_layer_norm/scale": (
-        _D + "pre_cross_attention_layer_norm/scale"
-    ),
-    "decoder/layers/encoder_decoder_attention/query/kernel": (
-        _D + "encoder_decoder_attention/query/kernel"
-    ),
-    "decoder/layers/encoder_decoder_attention/key/kernel": (
-        _D + "encoder_decoder_attention/key/kernel"
-    ),
-    "decoder/layers/encoder_decoder_attention/value/kernel": (
-        _D + "encoder_decoder_attention/value/kernel"
-    ),
-    "decoder/layers/encoder_decoder_attention/out/kernel": (
-        _D + "encoder_decoder_attention/out/kernel"
-    ),
-    "decoder/layers/pre_mlp_layer_norm/scale": _D + "pre_mlp_layer_norm/scale",
-    "decoder/layers/mlp/wi/kernel": _D + "mlp/wi/kernel",
-    "decoder/layers/mlp/wi_0/kernel": _D + "mlp/wi_0/kernel",
-    "decoder/layers/mlp/wi_1/kernel": _D + "mlp/wi_1/kernel",
-    "decoder/layers/mlp/wo/kernel": _D + "mlp/wo/kernel",
-    "decoder/decoder_norm/scale": "decoder/decoder_norm/scale",
-    "decoder/logits_dense/kernel": "decoder/logits_dense/kernel",
-}
-"""Ours to T5X's, whose matrices lie as ours do, [in, out]."""
+T5X = {name: name.replace("/layers/", "/layers_{i}/") for name in TRANSFORMERS}
+"""Ours to T5X's, which differ in the layers alone. Their matrices are [in, out], as ours are."""
 
 _LISTED = 12
 

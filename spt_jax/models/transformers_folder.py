@@ -18,6 +18,7 @@ from spt_jax.models.formats.safetensors_file import open_safetensors
 from spt_jax.models.formats.torch_file import open_torch
 from spt_jax.models.names import TRANSFORMERS, match
 from spt_jax.models.source import Source, Tensor, equal_tensors
+from spt_jax.paths import safe_join
 from spt_jax.t5 import T5Config
 from spt_jax.tokenizers.bpe import Tokenizer
 from spt_jax.tokenizers.published import load_tokenizer, read_json, require_fitting
@@ -37,14 +38,7 @@ REFUSED = {
 }
 """Others of the family, and why they are no T5."""
 
-_SIZES = {
-    "vocab_size": "vocab_size",
-    "d_model": "d_model",
-    "d_kv": "d_kv",
-    "d_ff": "d_ff",
-    "num_heads": "num_heads",
-    "num_layers": "num_layers",
-}
+_SIZES = ("vocab_size", "d_model", "d_kv", "d_ff", "num_heads", "num_layers")
 _MAX_LAYERS = 1000  # the tensors of each are listed before they are looked for
 _MLPS = {"relu": "relu", "gated-gelu": "gated_gelu"}
 _IDS = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
@@ -97,7 +91,7 @@ def read_config(described: Mapping[str, Any], origin: str) -> tuple[dict[str, An
         raise ValueError(
             f"{origin} has feed_forward_proj {mlp!r}, expected {' or '.join(map(repr, _MLPS))}"
         )
-    fields: dict[str, Any] = {ours: described.get(theirs) for ours, theirs in _SIZES.items()}
+    fields: dict[str, Any] = {size: described.get(size) for size in _SIZES}
     fields["num_decoder_layers"] = described.get("num_decoder_layers") or fields["num_layers"]
     fields["relpos_buckets"] = described.get("relative_attention_num_buckets", 32)
     fields["relpos_max_distance"] = described.get("relative_attention_max_distance", 128)
@@ -129,17 +123,20 @@ def _open_shards(folder: Path, index: str, opener: Any) -> dict[str, Tensor]:
         raise ValueError(f"{origin} has no weight_map of tensor names to file names")
     tensors: dict[str, Tensor] = {}
     for file in sorted(set(files.values())):
-        if Path(file).name != file or not (folder / file).is_file():
+        try:
+            path = safe_join(folder, file, file_may_be_link=True)
+        except ValueError as error:
+            raise ValueError(f"{origin} names a shard that is not read: {error}") from None
+        if not path.is_file():
             raise FileNotFoundError(
-                f"shard {folder / file} does not exist, but {index} names it; "
-                "download the model again"
+                f"shard {path} does not exist, but {index} names it; download the model again"
             )
-        shard = opener(folder / file)
+        shard = opener(path)
         named = {name for name, place in files.items() if place == file}
         for problem, names in (("lacks", named - shard.keys()), ("also has", shard.keys() - named)):
             if names:
                 raise ValueError(
-                    f"shard {folder / file} {problem} {', '.join(sorted(names)[:5])}, against "
+                    f"shard {path} {problem} {', '.join(sorted(names)[:5])}, against "
                     f"{index}; the files are of different models"
                 )
         tensors |= shard

@@ -24,6 +24,8 @@ from spt_jax.tokenizers.spiece import SENTINEL, read_spiece
 _SPECIAL = ("<pad>", "</s>", "<unk>")
 BYTES = "ByT5Tokenizer"
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
+SMALL_FILES = ("config.json", "tokenizer_config.json", *TOKENIZER_FILES)
+"""Files of a model that hold no weights."""
 
 
 class UnigramTokenizer(Tokenizer):
