@@ -1,6 +1,5 @@
 """A frozen model that is damaged, incomplete or no T5: one clear line each, never a wrong value."""
 
-import functools
 import json
 import os
 import re
@@ -51,6 +50,11 @@ def cut_weights(folder):
     path.write_bytes(path.read_bytes()[:-7])
 
 
+def lengthen_weights(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes() + b"x")
+
+
 def absurd_header(folder):
     path = folder / "model.safetensors"
     path.write_bytes(struct.pack("<Q", 1 << 60) + path.read_bytes()[8:])
@@ -93,7 +97,7 @@ FOLDER = {
         "model.safetensors cannot be read: .* file not fully covered; expected a whole safetensors",
     ),
     "longer": (
-        lambda folder: (folder / "model.safetensors").open("ab").write(b"x"),
+        lengthen_weights,
         "model.safetensors cannot be read: .* file not fully covered; expected a whole safetensors",
     ),
     "empty": (
@@ -209,7 +213,7 @@ SHARDS = {
     ),
     "shard elsewhere": (
         index(lambda files: files.update({"shared.weight": "../model/x.safetensors"})),
-        r"index.json names a shard that is not read: the name '../model/x.safetensors' has the part",
+        "index.json names a shard that is not read: the name '../model/x.safetensors' has the p",
     ),
     "no map": (
         lambda folder: (folder / "model.safetensors.index.json").write_text("{}"),
@@ -273,11 +277,8 @@ def contradict(folder):
 
 T5X = {
     "no zarr": (drop_zarr, 'wo/kernel of .* cannot be read: .*wo.kernel/.zarray" does not exist'),
-    "lost chunk": (
-        drop_chunk,
-        'cannot be read: .* chunk .1, 0. stored at .*/1.0" is missing; a T5X',
-    ),
-    "changed chunk": (flip_chunk, "cannot be read: .*Error reading local file .*mlp.wo.kernel/1.0"),
+    "lost chunk": (drop_chunk, "cannot be read: target.*layers_1.mlp.wo.kernel/1.0 does not exist"),
+    "changed chunk": (flip_chunk, "cannot be read: target.*.mlp.wo.kernel/1.0 is damaged .Error"),
     "other compressor": (
         zarray(compressor={"id": "blosc"}),
         ".zarray has order 'C' and compressor 'blosc', expected 'C' and 'gzip'",
@@ -294,7 +295,7 @@ T5X = {
     "cut": (cut_checkpoint, "checkpoint cannot be read: .*; expected a whole checkpoint of T5X"),
     "empty": (
         lambda folder: (folder / "checkpoint").write_bytes(b""),
-        "checkpoint cannot be read: no valid MessagePack",
+        "checkpoint cannot be read: cannot mmap an empty file",
     ),
     "config contradicts": (contradict, r"config.json contradicts the weights: d_kv 4 \(weights: 3"),
     "no tokenizer": (
@@ -472,7 +473,7 @@ def bomb(size):
 
 
 def huge_chunk(folder):
-    (folder / PLACE / "1.0").write_bytes(bomb(1 << 29))
+    (folder / PLACE / "1.0").write_bytes(bomb(48 << 20))
 
 
 def huge_file(folder):
@@ -485,11 +486,11 @@ def huge_chunks(folder):
 
 
 MEMORY = {
-    "gzip": (huge_chunk, "cannot be read: .*1.0.*: End of data expected"),
-    "file": (huge_file, f"cannot be read: {PLACE}/1.0 is larger than a chunk of .5, 8. float32"),
+    "gzip": (huge_chunk, "cannot be read: .*/1.0 has more than 160 bytes; a T5X"),
+    "file": (huge_file, f"cannot be read: {PLACE}/1.0 is larger than a chunk .5, 8. of float32"),
     "chunks": (
         huge_chunks,
-        r"/.zarray has shape \[10, 8\] in chunks of \[1073741824, 1073741824\]",
+        r"/.zarray has shape \(10, 8\) in chunks of \(1073741824, 1073741824\)",
     ),
 }
 
@@ -514,7 +515,7 @@ def test_a_zarr_array_takes_no_more_memory_than_it_states(case, tmp_path):
         "\n"
     )[:2]
     assert re.search(message, error), error
-    assert int(grown) < 64  # MB
+    assert int(grown) < 24  # MiB
 
 
 def test_an_old_t5x_checkpoint_is_refused(tmp_path):
@@ -660,7 +661,7 @@ def test_fuzzed_message_pack(tmp_path):
     data = (folder / "checkpoint").read_bytes()
 
     def read(path):
-        leaves = jax.tree.leaves(unpack(functools.partial(open, path, "rb")))
+        leaves = jax.tree.leaves(unpack(path.read_bytes()))
         assert sum(x.read().nbytes for x in leaves if isinstance(x, Tensor)) <= len(data)
 
     assert min(outcomes(read, damaged(data, 1500, 1), tmp_path)) > 100

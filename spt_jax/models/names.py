@@ -58,7 +58,7 @@ _LISTED = 12
 
 
 def leaf_shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
-    """The shape of every leaf of the model, by name."""
+    """Return the shape of every leaf of the model, by name."""
     abstract = jax.eval_shape(T5(config).init_params, jax.random.key(0))
     return {name: leaf.shape for name, leaf in named_leaves(abstract)}
 
@@ -72,18 +72,19 @@ def match(
     transposed: bool = False,
     scanned: bool = False,
 ) -> dict[str, Leaf]:
-    """Gives every leaf its tensors, and every tensor to one leaf.
+    """Return every leaf with its tensors; every tensor belongs to one leaf.
 
     Args:
-        tensors: Of the source, by name.
-        config: The shape of our model.
-        origin: Of the tensors, for messages.
+        tensors: Tensors of the source, by name.
+        config: Shape of our model.
+        origin: Folder or address of the source, for messages.
         table: `TRANSFORMERS` or `T5X`; None where the tensors are our leaves themselves.
-        transposed: Matrices are [out, in]; the embedding table is not.
-        scanned: The layers of T5X are one tensor, with the layer on axis 1.
+        transposed: Whether matrices are [out, in]; the embedding table never is.
+        scanned: Whether the layers of a T5X checkpoint are one tensor, with the layer on axis 1.
 
     Raises:
-        ValueError: A leaf or a tensor is left over, or has another shape; all of them are listed.
+        ValueError: Leaves lack tensors, tensors are left over, or shapes differ. The message lists
+            them.
     """
     leaves, used = {}, set()
     missing, misshapen = [], []
@@ -121,7 +122,7 @@ def match(
 
 
 def _heads_apart(name: str, shape: tuple[int, ...], config: T5Config) -> tuple[int, ...]:
-    """The shape of an attention kernel whose heads [N, H] are two axes, as in scalable T5X."""
+    """Return the shape of an attention kernel whose heads [N, H] are two axes, as T5X may have."""
     heads = config.num_heads, config.d_kv
     return (*heads, shape[1]) if name.endswith("out/kernel") else (shape[0], *heads)
 

@@ -17,8 +17,8 @@ one, or the user names one.
 
 import contextlib
 import functools
-import io
 import math
+import mmap
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -36,8 +36,8 @@ from spt_jax.models.source import Source, Tensor
 from spt_jax.models.transformers_folder import read_config
 from spt_jax.paths import require_safe_name
 from spt_jax.t5 import T5Config
-from spt_jax.tokenizers.bpe import Tokenizer
-from spt_jax.tokenizers.published import SMALL_FILES, load_tokenizer, read_json, require_fitting
+from spt_jax.tokenizers.base import Tokenizer
+from spt_jax.tokenizers.published import SMALL_FILES, load_tokenizer, read_json
 
 CHECKPOINT = "checkpoint"
 # Instead of TensorStore's 32 retries, which take a quarter of an hour to say that a host is down.
@@ -76,7 +76,6 @@ def open_t5x(place: str, name: str, tokenizer: Tokenizer | None = None) -> Sourc
             tensors = _share_position_bias(tensors, place)
         config = _infer_config(tensors, scanned, place, folder / "config.json")
     leaves = match(tensors, config, place, T5X, scanned=scanned)
-    require_fitting(tokenizer, config.vocab_size, place)
     return Source(name, place, config, leaves, tokenizer)
 
 
@@ -139,16 +138,15 @@ def _open_store(place: str) -> ts.KvStore:
 def _read_checkpoint(place: str, store: ts.KvStore) -> tuple[int, dict[str, Any]]:
     """Return the version, and the tree under `optimizer/target`."""
     origin = f"{place.rstrip('/')}/{CHECKPOINT}"
-    opener = functools.partial(open, origin, "rb")
-    if is_remote(place):
-        try:
-            opener = functools.partial(io.BytesIO, _read_remote(place, store, CHECKPOINT))
-        except FileNotFoundError as error:
-            raise FileNotFoundError(
-                f"{error}; expected one of T5X; copy models of other formats to this machine"
-            ) from None
     try:
-        tree = unpack(opener)
+        remote = is_remote(place)
+        buffer = _read_remote(place, store, CHECKPOINT) if remote else _map(origin)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{error}; expected one of T5X; copy models of other formats to this machine"
+        ) from None
+    try:
+        tree = unpack(buffer)
         if not isinstance(tree, dict) or tree.get("version") not in (2, 3):
             raise ValueError("it has no version 2 or 3")
         target = tree["optimizer"]["target"]
@@ -156,9 +154,19 @@ def _read_checkpoint(place: str, store: ts.KvStore) -> tuple[int, dict[str, Any]
             raise ValueError("its target is no tree")
         return tree["version"], target
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{origin} cannot be read: {error}; expected a whole checkpoint of T5X, copy it again"
-        ) from None
+        raise ValueError(_not_whole(origin, error)) from None
+
+
+def _map(path: str) -> mmap.mmap:
+    with open(path, "rb") as file:
+        try:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except ValueError as error:
+            raise ValueError(_not_whole(path, error)) from None
+
+
+def _not_whole(origin: str, error: Exception) -> str:
+    return f"{origin} cannot be read: {error}; expected a whole checkpoint of T5X, copy it again"
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -180,7 +188,7 @@ def _tensor(path: str, leaf: Any, store: ts.KvStore, place: str, version: int) -
             inner = leaf["kvstore"].get("path", leaf.get("path"))
             folder = require_safe_name(str(inner).strip("/").rsplit("/", 1)[-1])
             # TensorStore had no bfloat16 at first, and version 2 calls its bits uint16.
-            aliases = {"uint16": "bfloat16"} if version == 2 else {}
+            aliases = {"<u2": "bfloat16"} if version == 2 else {}
             tensor = open_zarr(store, folder, leaf.get("metadata", {}), path, aliases)
     except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(_cannot(path, place, error)) from None

@@ -23,7 +23,7 @@ from spt_jax.pretraining.draws import ARGUMENT, SHORT_ARGUMENT, Draw, Row
 from spt_jax.pretraining.instructions import INSTRUCTIONS
 from spt_jax.pretraining.packing import PackedRows
 from spt_jax.pretraining.passages import Passages, tokenize_corpus
-from spt_jax.tokenizers.bpe import Tokenizer
+from spt_jax.tokenizers.base import Tokenizer
 
 PROBES = 8  # rows of a task that have to be found, each in so many tries, for a corpus to serve it
 PROBE_TRIES = 300
