@@ -30,7 +30,7 @@ import numpy as np
 import tensorstore as ts
 
 from spt_jax.models.formats.msgpack_file import unpack
-from spt_jax.models.formats.zarr_array import open_zarr, without_spec
+from spt_jax.models.formats.zarr_array import open_zarr, read_key
 from spt_jax.models.names import T5X, match
 from spt_jax.models.source import Source, Tensor
 from spt_jax.models.transformers_folder import read_config
@@ -104,15 +104,13 @@ def _small_files(place: str, store: ts.KvStore) -> Iterator[Path]:
 def _read_remote(place: str, store: ts.KvStore, name: str) -> bytes:
     origin = f"{place.rstrip('/')}/{name}"
     try:
-        found = store.read(name).result()
-    except Exception as error:  # the type of the exception depends on the driver
+        return read_key(store, name)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{origin} does not exist") from None
+    except ValueError as error:
         raise ValueError(
-            f"{origin} cannot be read: {without_spec(error)}; check the address, the network "
-            "and your credentials"
+            f"{origin} cannot be read: {error}; check the address, the network and your credentials"
         ) from None
-    if found.state != "value":
-        raise FileNotFoundError(f"{origin} does not exist")
-    return found.value
 
 
 def _find_tokenizer(folder: Path, place: str) -> Tokenizer:

@@ -53,7 +53,7 @@ def open_zarr(
         opened = ts.open(spec, kvstore=store / f"{folder}/", open=True, read=True).result()
         found = opened.spec().to_json()["metadata"]
     except Exception as error:  # the type of the exception depends on the driver
-        raise ValueError(without_spec(error)) from None
+        raise ValueError(_without_spec(error)) from None
     compressor, order = found["compressor"] and found["compressor"]["id"], found["order"]
     if compressor not in (None, "gzip") or order != "C":
         raise ValueError(
@@ -77,7 +77,23 @@ def open_zarr(
     return Tensor(name, shape, dtype, functools.partial(_read, shape, chunks, dtype, chunk))
 
 
-def without_spec(error: Exception) -> str:
+def read_key(store: ts.KvStore, key: str) -> bytes:
+    """Return the bytes of a file.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file cannot be read.
+    """
+    try:
+        found = store.read(key).result()
+    except Exception as error:  # the type of the exception depends on the driver
+        raise ValueError(_without_spec(error)) from None
+    if found.state != "value":
+        raise FileNotFoundError(f"{key} does not exist")
+    return found.value
+
+
+def _without_spec(error: Exception) -> str:
     """Return TensorStore's message in one line, without the JSON that it appends."""
     return re.sub(r"\s*\[[\w_]+=.*", "", " ".join(str(error).split()))[:300]
 
@@ -106,13 +122,7 @@ def _read(shape, chunks, dtype, chunk) -> np.ndarray:
 
 
 def _read_chunk(store, key, chunks, dtype, compressor) -> np.ndarray:
-    try:
-        found = store.read(key).result()
-    except Exception as error:
-        raise ValueError(without_spec(error)) from None
-    if found.state != "value":
-        raise ValueError(f"{key} does not exist")
-    file = io.BytesIO(found.value)
+    file = io.BytesIO(read_key(store, key))
     out = np.empty(chunks, dtype)
     view, done = memoryview(out.reshape(-1).view(np.uint8)), 0
     try:
