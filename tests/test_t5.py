@@ -10,7 +10,7 @@ import pytest
 from support.tiny import random_params
 
 from spt_jax.pytree import count_params, named_leaves
-from spt_jax.t5 import PRESETS, T5, T5Config, stack
+from spt_jax.t5 import PRESETS, T5, T5Config, stack, thresholds
 from spt_jax.t5.attention import relative_position_bucket
 from spt_jax.t5.stack import EncoderLayer
 
@@ -141,7 +141,7 @@ def test_scanned_decoding_equals_unrolled_decoding(setup, beams, monkeypatch):
         return jnp.stack(logits), cache.layers
 
     unrolled, layers = decode()
-    monkeypatch.setattr(stack, "UNROLLED_ON_CPU", 1)
+    monkeypatch.setattr(thresholds, "UNROLLED_ON_CPU", 1)
     scanned, no_layers = decode()
     assert layers is not None and no_layers is None
     np.testing.assert_allclose(scanned, unrolled, atol=1e-5)
@@ -202,7 +202,7 @@ def test_scanned_layers_equal_layers_one_by_one(setup):
 @pytest.mark.parametrize("policy", ["light", "minimal", "full"])
 @pytest.mark.parametrize("unrolled", [True, False])
 def test_remat_changes_neither_loss_nor_gradient(setup, monkeypatch, policy, unrolled):
-    monkeypatch.setattr(stack, "UNROLLED_ON_CPU", 12 if unrolled else 1)
+    monkeypatch.setattr(thresholds, "UNROLLED_ON_CPU", 12 if unrolled else 1)
     model, params, embedded, mask, ids = setup
     model = model.clone(dropout_rate=0.3)
 
