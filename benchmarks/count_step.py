@@ -14,7 +14,7 @@ from typing import get_args
 
 from spt_jax.config.plan import PlanConfig
 from spt_jax.planning.plan import plan
-from spt_jax.t5 import Remat, stack
+from spt_jax.t5 import Remat, thresholds
 
 
 def main(argv: list[str]) -> int:
@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--accumulate", type=int, default=1, help="micro-batches of the step")
     parser.add_argument("--remat", default="none", choices=get_args(Remat), help="as in training")
     args = parser.parse_args(argv)
-    stack.UNROLLED = sys.maxsize
+    thresholds.UNROLLED = sys.maxsize
     config = PlanConfig(
         model=args.model,
         topology=args.topology,

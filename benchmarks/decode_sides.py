@@ -103,7 +103,7 @@ class Ours:
         import jax
         from products import encode_products, make_kernels, step_products
 
-        from spt_jax.t5.model import TURNED_ROWS
+        from spt_jax.t5.thresholds import TRANSPOSED_ROWS
 
         @jax.jit
         def run(kernels: dict, x: Any, y: Any) -> Any:
@@ -111,7 +111,7 @@ class Ours:
             step = functools.partial(step_products, kernels=kernels, turned=turned)
             return jax.lax.fori_loop(0, self._length, lambda _, y: step(y), y)
 
-        turned = batch_size * beams >= TURNED_ROWS
+        turned = batch_size * beams >= TRANSPOSED_ROWS
         kernels = make_kernels(self._config, turned=turned)
         x, y = (
             np.ones((rows, self._config.d_model), np.float32)

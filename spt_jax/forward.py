@@ -1,9 +1,9 @@
-"""Where a prompt meets T5: prepend, mask, run.
+"""The forward pass: put the prompt in front of the embedded input, then run T5.
 
     encoder input   [p_1 ... p_P, e_1 ... e_T]        positions 0 .. P + T - 1
 
-All prompt vectors are attended to, by each other and by the text; the decoder is untouched
-(Lester et al. 2021, section 2). There is no other place in the project that knows how.
+The prompt vectors and the text all attend to each other; the decoder has no prompt (Lester et al.
+2021, section 2). `prepend` is the only function of the project that joins prompt and text.
 """
 
 from typing import Any
@@ -15,22 +15,22 @@ from spt_jax.t5 import T5, Segments
 from spt_jax.typing import Array, Bool, Float, Int, Key, Params
 
 START_ID = 0
-"""T5 starts decoding from its padding id."""
+"""The id that decoding starts from; T5 uses its padding id."""
 
 
 def apply_t5(model: T5, params: Params, *args, **kwargs) -> Any:
-    """`model.apply` on the T5 leaves of a params tree."""
+    """Call `model.apply` with the T5 leaves of a params tree."""
     return model.apply({"params": params["t5"]}, *args, **kwargs)
 
 
 def shift_right(
     targets: Int[Array, "B U"], segments: Int[Array, "B U"] | None = None
 ) -> Int[Array, "B U"]:
-    """What the decoder reads in order to predict `targets`: each one later, after `START_ID`.
+    """Return the decoder's input for predicting `targets`: `START_ID`, then all but the last.
 
     Args:
         targets: Token ids.
-        segments: The example of each target, where a row holds several; each begins anew.
+        segments: Example of each target, if rows hold several; each example has a `START_ID`.
     """
     shifted = jnp.pad(targets, ((0, 0), (1, 0)), constant_values=START_ID)[:, :-1]
     if segments is None:
@@ -45,18 +45,18 @@ def prepend(
     embedded: Float[Array, "B T D"],
     mask: Bool[Array, "B T"],
 ) -> tuple[Float[Array, "B S D"], Bool[Array, "B S"]]:
-    """The embedded input with a prompt in front, and its mask.
+    """Return the embedded input with a prompt in front, and its mask.
 
     Args:
         prompt: One prompt [P, D] for all rows, or one per row [B, P, D].
-        prompt_mask: Which vectors of each row's prompt are real; all by default. A prompt shorter
-            than P belongs at the right end of its row, next to the text, so that distances are
-            those that it was trained with.
-        embedded: The embedded text.
-        mask: Which of its positions are text.
+        prompt_mask: True for the real vectors of each row's prompt; by default all are. A prompt
+            shorter than P must be at the right end, next to the text, so that its distances to
+            the text are those of its training.
+        embedded: Embedded text.
+        mask: True where a position of the text is no padding.
 
     Raises:
-        ValueError: The prompt's width is not the model's.
+        ValueError: The width of the prompt is not that of the model.
     """
     if prompt.shape[-1] != embedded.shape[-1]:
         raise ValueError(
@@ -79,19 +79,19 @@ def encode(
     segments: Segments | None = None,
     dropout_key: Key | None = None,
 ) -> tuple[Float[Array, "B S D"], Bool[Array, "B S"]]:
-    """The encoder's output and its mask, with the prompt of `params` if it has one.
+    """Return the encoder's output and its mask, with the prompt of `params` if there is one.
 
     Args:
         model: The T5.
         params: `{"t5": ...}` and, for a prompt, `"prompt"`: [P, D] or one per row, [B, P, D].
-        inputs: Token ids, 0 where padded.
-        prompt_mask: See `prepend`.
-        segments: Where a row holds several examples.
-        dropout_key: Dropout is on where one is given.
+        inputs: Token ids, 0 for padding.
+        prompt_mask: As in `prepend`.
+        segments: The example of each position, if rows hold several examples.
+        dropout_key: Key of the dropout, which is off without one.
 
     Raises:
-        ValueError: Rows of several examples have a prompt, or the prompt's width is not the
-            model's.
+        ValueError: Rows that hold several examples have a prompt, or the width of the prompt is
+            not that of the model.
     """
     embedded, mask = apply_t5(model, params, inputs, method="embed"), inputs > 0
     if "prompt" in params:
@@ -127,7 +127,7 @@ def decode(
     dropout_key: Key | None = None,
     calls: int = 1,
 ) -> Float[Array, "B U V"]:
-    """Logits of every target, each given those before it; `calls` as in `T5.decode`."""
+    """Return the logits of every target, given those before it; `calls` is that of `T5.decode`."""
     shifted = shift_right(targets, segments and segments.targets)
     embedded = apply_t5(model, params, shifted, method="embed")
     train = dropout_key is not None
@@ -156,7 +156,7 @@ def forward(
     segments: Segments | None = None,
     dropout_key: Key | None = None,
 ) -> Float[Array, "B U V"]:
-    """Logits of every target, in float32 or wider: `encode`, then `decode`."""
+    """Return the logits of every target, in float32 or wider: `encode`, then `decode`."""
     encode_key = decode_key = None
     if dropout_key is not None:
         encode_key, decode_key = jax.random.split(dropout_key)

@@ -1,4 +1,4 @@
-"""Cross-entropy with z-loss over the target tokens, as T5X computes it."""
+"""Cross-entropy and z-loss over the target tokens, as T5X computes them."""
 
 import dataclasses
 
@@ -16,10 +16,10 @@ class Loss:
     """Sums over the target tokens of a batch.
 
     Args:
-        cross_entropy: Nats, with label smoothing less its lower bound.
-        z_loss: The penalty, weighted.
-        tokens: How many target tokens, EOS included.
-        correct: How many of them have the highest logit.
+        cross_entropy: Cross-entropy in nats; with label smoothing, minus its lower bound.
+        z_loss: Penalty z_loss * log(Z)**2, weighted.
+        tokens: Number of target tokens, EOS included.
+        correct: Number of target tokens that have the highest logit.
     """
 
     cross_entropy: Float[Array, ""]
@@ -28,7 +28,7 @@ class Loss:
     correct: Float[Array, ""]
 
     def total(self, reduction: str) -> Float[Array, ""]:
-        """Return what is minimized: the `sum` over the tokens, or their `mean`.
+        """Return the loss to minimize: the `sum` over the tokens, or their `mean`.
 
         Raises:
             ValueError: `reduction` is neither.
@@ -41,10 +41,10 @@ class Loss:
 def token_losses(
     logits: Float[Array, "B U V"], targets: Int[Array, "B U"], config: LossConfig
 ) -> tuple[Float[Array, "B U"], Float[Array, "B U"]]:
-    """(cross-entropy, z-loss) of every target token, padding included.
+    """Return the cross-entropy and the z-loss of every target, padding included.
 
-    With label smoothing s the target is 1 - s on the token and s / (V - 1) elsewhere, and the
-    entropy of that distribution is subtracted, so that a perfect model has loss 0.
+    With label smoothing s, the target distribution is 1 - s on the token and s / (V - 1) on every
+    other one. Its entropy is subtracted, so that a perfect model has loss 0.
     """
     log_z = jax.nn.logsumexp(logits, axis=-1)
     picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
@@ -64,7 +64,7 @@ def cross_entropy(
     mask: Bool[Array, "B U"],
     config: LossConfig,
 ) -> Loss:
-    """The loss of a batch over the targets where `mask` is True."""
+    """Return the loss of a batch over the targets where `mask` is True."""
     loss, z_loss = token_losses(logits, targets, config)
     correct = jnp.argmax(logits, axis=-1) == targets
 

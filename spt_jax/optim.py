@@ -1,12 +1,12 @@
-"""Optimizers by name, and the partition that leaves frozen leaves alone.
+"""Optimizers and schedules by name, and the partition that does not update frozen leaves.
 
-`optax.partition` marks every leaf by label: `trained` leaves go to the optimizer, `frozen` ones to
-`set_to_zero`. (A bare `optax.masked` would pass the gradients of unmasked leaves on as updates.)
+`optax.partition` gives `trained` leaves to the optimizer and `frozen` ones to `set_to_zero`.
+`optax.masked` alone would not do, because it returns the gradients of unmasked leaves as updates.
 
-Adafactor's `t5x_1100k` is what the official prompt runs really do. T5X restores the step count of
-the pretrained model, 1,100,000, next to an empty second moment v. Its decay 1 - (t + 1)**-0.8 is
-then within 1.5e-5 of 1 from the first update, v is in effect a running sum, and the clipping of
-the update to RMS 1 sets the step size: the first update is 0.3 times the sign of the gradient.
+Adafactor's preset `t5x_1100k` does what the official prompt runs do. T5X restores the step count
+of the pretrained model, 1,100,000, beside an empty second moment v. The decay 1 - (t + 1)**-0.8 is
+then within 1.5e-5 of 1 from the first update, so that v is in effect a running sum. Clipping the
+update to RMS 1 then sets the step size: the first update is 0.3 times the sign of the gradient.
 """
 
 import functools
@@ -20,22 +20,24 @@ from spt_jax.errors import choose
 from spt_jax.pytree import FROZEN, TRAINED, label_params
 
 PRETRAINED_STEPS = 1_100_000
-"""Steps behind the LM-adapted T5 1.1 checkpoints: 1M of span corruption, 100k of LM adaptation."""
+"""Steps of the LM-adapted T5 1.1 checkpoints: 1M of span corruption, 100k of LM adaptation."""
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.ScalarOrSchedule:
-    """The learning rate: a float if constant (it then has no counter), else a function of the step.
+    """Return the learning rate: a float if it is constant, else a function of the step.
+
+    A float has no step counter in the optimizer's state.
 
     Args:
-        config: Which.
-        steps: Steps of the whole run, where `linear` and `cosine` end at 0.
+        config: Schedule, peak, warm-up and cool-down.
+        steps: Steps of the whole run; `linear` and `cosine` are 0 at its end.
     """
     peak, warmup = config.learning_rate, config.warmup_steps
     if config.schedule == "constant" and warmup == 0 and config.cooldown_steps == 0:
         return peak
 
     def rsqrt(count):
-        # join_schedules counts from the end of the warm-up, so below 0 during it.
+        # join_schedules counts from the end of the warm-up, so that `count` is negative during it.
         return peak * (warmup / jnp.maximum(count + warmup, 1)) ** 0.5
 
     schedules: dict[str, Callable[[], optax.Schedule]] = {
@@ -56,11 +58,12 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.ScalarOrSchedule
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """The optimizer of the trained leaves."""
+    """Return the optimizer of the trained leaves."""
     rate = make_schedule(config, steps)
     decay = config.weight_decay
     b1 = 0.9 if config.momentum is None else config.momentum
-    # Negative for t5x_1100k, so that the first update sees the decay of step 1,100,000.
+    # optax subtracts the offset from the step, so that the first update of t5x_1100k has the decay
+    # of step 1,100,000.
     offset = choose("optimizer.preset", config.preset, {"t5x_1100k": -PRETRAINED_STEPS, "fresh": 0})
     makers: dict[str, Callable[[], optax.GradientTransformation]] = {
         "adafactor": lambda: optax.adafactor(
@@ -87,10 +90,10 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 
 @functools.lru_cache  # one object for equal settings, so that `jit_step` finds its program
 def make_tx(config: OptimizerConfig, steps: int, tune: str) -> optax.GradientTransformation:
-    """The optimizer over a whole params tree, frozen leaves included or left out as None.
+    """Return the optimizer of a whole params tree, whose frozen leaves may be None.
 
     Args:
-        config: The optimizer of the trained leaves.
+        config: Optimizer of the trained leaves.
         steps: Steps of the whole run.
         tune: `prompt` or `model`, as in `label_params`.
     """

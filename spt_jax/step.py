@@ -2,9 +2,9 @@
 
     trained, frozen = split(params, label_params(params, tune))
 
-Gradients are taken with respect to `trained` alone. `frozen` is an argument, so it is neither
-copied into the compiled step nor donated with the state. The dropout key of step n is a function
-of (seed, n), so a resumed run draws what the undisturbed one would have drawn.
+Gradients are taken with respect to `trained` alone. `frozen` is an argument, so that it is neither
+a constant of the compiled step nor donated with the state. The dropout key of step n is a function
+of (seed, n), so that a resumed run draws the same masks as an undisturbed one.
 """
 
 import dataclasses
@@ -35,9 +35,9 @@ class Best:
     """The best evaluation so far.
 
     Args:
-        step: When, 0 before the first.
-        score: On the dev split, -1 before the first.
-        trained: The trained leaves then.
+        step: Step of the evaluation, 0 before the first.
+        score: Score on the dev split, -inf before the first evaluation.
+        trained: Trained leaves at that step.
     """
 
     step: Int[Array, ""]
@@ -47,14 +47,14 @@ class Best:
 
 @struct.dataclass
 class TrainState:
-    """All that a run must remember, and all that a checkpoint holds.
+    """The whole state of a run, and the content of a checkpoint.
 
     Args:
-        step: Updates done.
-        trained: The trained leaves of the params tree; None where a leaf is frozen.
-        opt_state: The optimizer's slots, for trained leaves only.
-        best: The `Best` so far; None in pretraining, which keeps the last.
-        patience_left: Evaluations without improvement until the run stops; -1 for never.
+        step: Number of updates done.
+        trained: Trained leaves of the params tree; frozen leaves are None.
+        opt_state: Slots of the optimizer, for trained leaves only.
+        best: The `Best` so far; None in pretraining, which keeps the last weights.
+        patience_left: Evaluations without improvement until the run stops; -1 for no limit.
     """
 
     step: Int[Array, ""]
@@ -67,11 +67,11 @@ class TrainState:
 def init_state(
     trained: PyTree, tx: optax.GradientTransformation, *, patience: int | None, keep_best: bool
 ) -> TrainState:
-    """The state before the first step."""
+    """Return the state before the first step."""
     best = None
     if keep_best:
-        # A copy: the state is donated leaf by leaf, and a buffer can be donated only once. Below
-        # every score: correlations go down to -100.
+        # A copy, because the state is donated leaf by leaf and a buffer can be donated only once.
+        # -inf, because a score can be negative: correlations go down to -100.
         best = Best(jnp.int32(0), jnp.float32(-jnp.inf), jax.tree.map(jnp.copy, trained))
     return TrainState(
         step=jnp.int32(0),
@@ -92,18 +92,17 @@ def loss_and_grads(
     loss: LossConfig,
     accumulate: int = 1,
 ) -> tuple[Loss, PyTree]:
-    """The loss of a batch and its gradient with respect to `trained`.
+    """Return the loss of a batch and its gradient with respect to `trained`.
 
     Args:
-        trained: The leaves to differentiate.
+        trained: Leaves to differentiate.
         frozen: All other leaves.
-        batch: Rows of `inputs` and `targets`, and of their segments where a row holds several
-            examples.
-        key: Of dropout, unused where the model has none.
+        batch: Rows of `inputs` and `targets`, and their segments if rows hold several examples.
+        key: Key of the dropout; unused without dropout.
         model: The T5.
-        loss: What to minimize.
-        accumulate: Micro-batches that the rows are cut into, one after the other in memory. The
-            sums over them are those of the whole batch; only the dropout masks are other ones.
+        loss: Loss to minimize.
+        accumulate: Number of micro-batches, which are in memory one after the other. The sums over
+            them are those of the whole batch; only the dropout masks differ.
     """
 
     def loss_fn(trained, batch, key):
@@ -127,7 +126,7 @@ def loss_and_grads(
         grads, sums = grad_fn(trained, batch, key)
     else:
         micro = jax.tree.map(lambda x: x.reshape(accumulate, -1, *x.shape[1:]), batch)
-        micro = constrain(micro, ".B.", model.mesh)  # the rows of each over all devices
+        micro = constrain(micro, ".B.", model.mesh)  # cut the rows of each over all devices
         keys = jax.random.split(key, accumulate)
         shapes = jax.eval_shape(grad_fn, trained, jax.tree.map(lambda x: x[0], micro), key)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
@@ -159,16 +158,16 @@ def train_step(
     loss: LossConfig,
     accumulate: int = 1,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """One update of the trained leaves. Pure; `jit_step` jits it.
+    """Update the trained leaves once. `jit_step` jits this pure function and donates `state`.
 
     Args:
-        state: Of which `step`, `trained` and `opt_state` change.
-        frozen: The leaves that do not.
-        batch: The rows of this step.
-        key: The run's key, the same at every step.
+        state: State, whose `step`, `trained` and `opt_state` change.
+        frozen: Leaves that do not change.
+        batch: Rows of this step.
+        key: Key of the run, the same at every step.
         model: The T5.
-        tx: From `make_tx`.
-        loss: What to minimize.
+        tx: Optimizer of `make_tx`.
+        loss: Loss to minimize.
         accumulate: Micro-batches of this step.
 
     Returns:
@@ -241,7 +240,11 @@ def _jit_step(
 
 
 def require_finite(step: int, metrics: Mapping[str, float]) -> None:
-    """Raises RunError where a fetched metric of `train_step` is not finite, naming the step."""
+    """Require that the metrics of `train_step` are finite.
+
+    Raises:
+        RunError: A metric is not; the message names it and the step.
+    """
     bad = [name for name, value in metrics.items() if not math.isfinite(value)]
     if bad:
         shown = ", ".join(f"{name} {float(value):.3g}" for name, value in metrics.items())

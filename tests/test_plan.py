@@ -15,7 +15,7 @@ from spt_jax.config.plan import PlanConfig
 from spt_jax.planning import hlo, plan
 from spt_jax.planning.topologies import CHIPS, GIB, load_topology
 from spt_jax.sharding import make_mesh
-from spt_jax.t5 import PRESETS, stack
+from spt_jax.t5 import PRESETS, thresholds
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
@@ -40,7 +40,7 @@ def report(**changes):
 @pytest.mark.slow
 def test_loops_count_as_often_as_they_run(tiny_preset, monkeypatch):
     scanned = report(program="train", dropout_rate=0.0)
-    monkeypatch.setattr(stack, "UNROLLED", 5)
+    monkeypatch.setattr(thresholds, "UNROLLED", 5)
     unrolled = report(program="train", dropout_rate=0.0)
     assert scanned["flops"] == pytest.approx(unrolled["flops"], rel=0.1)
     assert scanned["bytes_accessed"] == pytest.approx(

@@ -11,7 +11,7 @@ import pytest
 from support.tiny import random_params
 
 from spt_jax.pytree import count_params, named_leaves
-from spt_jax.t5 import PRESETS, T5, T5Config, stack
+from spt_jax.t5 import PRESETS, T5, T5Config, stack, thresholds
 from spt_jax.t5.attention import relative_position_bucket
 from spt_jax.t5.stack import EncoderLayer
 
@@ -149,7 +149,7 @@ def test_scanned_decoding_equals_unrolled_decoding(setup, beams, monkeypatch):
 
     # A lambda each, because jax traces one function once and would not see the other setting.
     unrolled, layers = jax.jit(lambda: decode())()
-    monkeypatch.setattr(stack, "UNROLLED_ON_CPU", 1)
+    monkeypatch.setattr(thresholds, "UNROLLED_ON_CPU", 1)
     scanned, no_layers = jax.jit(lambda: decode())()
     assert layers is not None and no_layers is None
     np.testing.assert_allclose(scanned, unrolled, atol=1e-5)
@@ -220,7 +220,7 @@ def loss_and_grads(config, remat, unrolled):
         return jnp.mean(jnp.square(jax.nn.logsumexp(logits, axis=-1)))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stack, "UNROLLED_ON_CPU", 12 if unrolled else 1)
+        patch.setattr(thresholds, "UNROLLED_ON_CPU", 12 if unrolled else 1)
         return jax.jit(jax.value_and_grad(loss))(params)
 
 

@@ -1,1 +1,1 @@
-"""How answers are written: greedily, by sampling or by beam search."""
+"""Decoding: greedy, by sampling and by beam search; and the likelihood of given answers."""

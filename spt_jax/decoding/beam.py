@@ -1,16 +1,15 @@
 """Beam search with a KV cache: the best answers of each row, and their scores.
 
-It is that of transformers with `early_stopping=False`. At each step the 2M best continuations of a
-row's M beams are looked at, so that M are left to go on with even if every beam ends. Of the M
-best, those that end compete by log P / tokens ** length_penalty for the M places of answers. A row
-is done when its best beam, scored as if it ended now, does not beat the worst of M answers: a guess
-and not a bound where length_penalty > 0, as a longer answer could still have won.
+The algorithm is that of transformers with `early_stopping=False`. Each step takes the 2M best
+continuations of a row's M beams, so that M unfinished ones are left even if M end. Those of the M
+best that end compete for the M places of answers by log P / tokens ** length_penalty. A row is done
+when its best beam, scored as if it ended now, does not beat the worst of its M answers. With
+length_penalty > 0 this is a heuristic, because a longer answer could still have won.
 
     axes: M beams, R results, C continuations; otherwise those of `typing`
 
-One invariant: a beam is no copy of its row. The beams of a row are its queries: the keys and values
-of the encoder's output are there once, and those of the beams stay where they were written
-(`t5.cache`).
+A beam is never a copy of its row. The beams of a row are its queries: the keys and values of the
+encoder's output exist once, and those of the beams stay where they were written (`t5.cache`).
 """
 
 import dataclasses
@@ -34,14 +33,14 @@ class _Search:
     """The state of beam search before it reads position `position`.
 
     Args:
-        position: Of the target that is read next, counted from 0, the start id.
-        last: The id there, one per beam [B, M].
-        ids: What each beam has written so far [B, M, U], 0 elsewhere.
-        log_probs: The log-probability of that, best first [B, M]; -inf where there is no beam.
-        answers: The best that ended so far, best first [B, M, U]; 0 after EOS.
-        scores: Theirs [B, M]; -inf where there is no answer yet.
-        done: Rows whose answers are final [B].
-        past: What the decoder remembers of all beams.
+        position: Position of the target that is read next; the start id has position 0.
+        last: Id at that position, one per beam.
+        ids: Ids that each beam has written so far, then 0.
+        log_probs: Log-probability of these ids, best first; -inf for a beam that does not exist.
+        answers: Best answers that ended so far, best first; 0 after EOS.
+        scores: Scores of the answers; -inf where there is no answer yet.
+        done: True for rows whose answers are final.
+        past: Keys and values of all beams.
     """
 
     position: Int[Array, ""]
@@ -54,14 +53,18 @@ class _Search:
     past: Past
 
 
-# Of what is [B, C, ...], those of each row that are chosen, [B, M].
+# Batched gather: x [B, C, ...], index [B, M] -> [B, M, ...].
 _pick = jax.vmap(lambda row, chosen: row[chosen])
 
 
 def _extend(
     search: _Search, next_log_probs: Float[Array, "B M V"], config: DecodeConfig
 ) -> tuple[_Search, Int[Array, "B M"]]:
-    """The search with one more token in every beam, its past aside; and each beam's parent."""
+    """Extend every beam by one token.
+
+    Returns:
+        The search, whose `past` is still the old one, and the parent of each beam.
+    """
     batch, beams, length = search.ids.shape
     vocab = next_log_probs.shape[-1]
     log_probs = search.log_probs[:, :, None] + next_log_probs
@@ -75,7 +78,7 @@ def _extend(
 
     competes = ended & (jnp.arange(2 * beams) < beams)[None] & ~search.done[:, None]
     scores = jnp.where(competes, log_probs / divisor, -jnp.inf)
-    # top_k takes the first of equals, so a place without an answer stays as it was, all 0.
+    # Of equal scores top_k takes the first, so that a place without an answer stays all 0.
     scores, best = jax.lax.top_k(jnp.concatenate([search.scores, scores], axis=1), beams)
     answers = _pick(jnp.concatenate([search.answers, ids], axis=1), best)
 
@@ -102,19 +105,19 @@ def beam_search(
     length: int,
     prompt_mask: Bool[Array, "B P"] | None = None,
 ) -> tuple[Int[Array, "B R U"], Float[Array, "B R"]]:
-    """The best answers that `num_beams` beams find, until those of every row are final.
+    """Search with `num_beams` beams until the answers of every row are final.
 
     Args:
         model: The T5.
-        params: With or without a prompt.
-        inputs: Token ids, 0 where padded.
+        params: Params, with or without a prompt.
+        inputs: Token ids, 0 for padding.
         config: `num_beams`, `num_results` and `length_penalty`.
-        length: Most tokens to write, U, EOS included. Beams that reach it count as ended.
-        prompt_mask: See `forward.prepend`.
+        length: Maximum number U of tokens, EOS included. A beam that reaches it has ended.
+        prompt_mask: As in `forward.prepend`.
 
     Returns:
-        Ids, 0 after EOS, and scores, best first. Where there are fewer answers than results, as for
-        a row of padding alone, the rest is all 0 at -inf.
+        Ids, 0 after EOS, and scores, best first. A missing answer has ids 0 and score -inf; a row
+        of padding alone has no answers.
     """
     encoded, mask = encode(model, params, inputs, prompt_mask=prompt_mask)
     batch, beams = inputs.shape[0], config.num_beams
@@ -122,7 +125,7 @@ def beam_search(
     cache = apply_t5(model, params, encoded, length, beams, method="start_cache")
 
     def running(search: _Search):
-        # Room is left, and the answers of some row are not final.
+        # There is room for a token, and the answers of some row are not final.
         return (search.position < length) & ~jnp.all(search.done)
 
     def write_one(search: _Search):
@@ -140,11 +143,11 @@ def beam_search(
         position=jnp.int32(0),
         last=jnp.full((batch, beams), START_ID, jnp.int32),
         ids=jnp.zeros((batch, beams, length), jnp.int32),
-        # One beam to start with: more would write the same.
+        # The search starts with one beam, because several would be the same.
         log_probs=jnp.full((batch, beams), -jnp.inf, dtype).at[:, 0].set(0),
         answers=jnp.zeros((batch, beams, length), jnp.int32),
         scores=jnp.full((batch, beams), -jnp.inf, dtype),
-        done=~jnp.any(inputs > 0, axis=1),  # rows of padding alone have nothing to say
+        done=~jnp.any(inputs > 0, axis=1),  # a row of padding alone has no answer
         past=cache.past,
     )
     end = jax.lax.while_loop(running, write_one, start)

@@ -1,7 +1,7 @@
-"""Answers of every row by the method that a `DecodeConfig` asks for, with scores that compare.
+"""The answers of every row by the method of a `DecodeConfig`, with comparable scores.
 
-Whatever the method, a score is the log-probability under the model, not under what was drawn from,
-divided by the answer's tokens to the power `length_penalty`.
+With every method a score is the log-probability of the answer under the model, divided by its
+number of tokens to the power `length_penalty`. Temperature, top-k and top-p do not change it.
 """
 
 import jax.numpy as jnp
@@ -25,27 +25,27 @@ def generate(
     row_numbers: Int[Array, " B"] | None = None,
     prompt_mask: Bool[Array, "B P"] | None = None,
 ) -> tuple[Int[Array, "B R U"], Float[Array, "B R"]]:
-    """The R = `num_results` answers of every row, and their scores, best first.
+    """Return the R = `num_results` answers of every row, and their scores, best first.
 
-    It is pure and jits with `model`, `config` and `length` static. To sample several answers, map
-    over keys: `jax.vmap(lambda key: generate(..., key=key))(jax.random.split(key, 10))` encodes
-    the inputs once.
+    The function is pure; jit it with `model`, `config` and `length` static. To sample several
+    answers, map over keys: `jax.vmap(lambda key: generate(..., key=key))(jax.random.split(key,
+    10))` encodes the inputs once.
 
     Args:
         model: The T5.
-        params: With or without a prompt.
-        inputs: Token ids, 0 where padded.
-        config: How to decode.
-        length: Most tokens to write, U, EOS included.
+        params: Params, with or without a prompt.
+        inputs: Token ids, 0 for padding.
+        config: Method of decoding and its options.
+        length: Maximum number U of tokens, EOS included.
         key: A `jax.random.key`, for sampling.
-        row_numbers: For sampling. What a row draws depends on its inputs, on the key and on its
-            number, and on no other row of the batch: give each row its number in the file and it
-            draws the same however the rows are batched. Its place in the batch by default.
-        prompt_mask: See `forward.prepend`.
+        row_numbers: Numbers of the rows, for sampling; by default places in the batch. The tokens
+            that a row draws depend only on its inputs, the key and its number. Give each row its
+            number in the file, so that it draws the same tokens in any batch.
+        prompt_mask: As in `forward.prepend`.
 
     Returns:
-        Ids, 0 after EOS, and scores. Where there are fewer answers than results, as for a row of
-        padding alone, the rest is all 0 at -inf.
+        Ids, 0 after EOS, and scores. A missing answer has ids 0 and score -inf; a row of padding
+        alone has no answers.
 
     Raises:
         ValueError: `config.sample` without a key.

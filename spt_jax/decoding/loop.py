@@ -1,7 +1,7 @@
-"""Writing an answer token by token with a KV cache, and the likelihood of given answers.
+"""Decoding token by token with a KV cache, and the likelihood of given answers.
 
-The encoder runs once, also for both where they share `encoded`. What a row gives depends on no
-other row of its batch. All functions are pure and jit as they are.
+The encoder runs once; both can share its output as `encoded`. The result of a row does not depend
+on the other rows of its batch. All functions are pure and can be jitted.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from spt_jax.typing import Array, Bool, Float, Int, Params
 EOS_ID = 1
 
 Encoded = tuple[Float[Array, "B S D"], Bool[Array, "B S"]]
-"""What `forward.encode` gives: the encoder's output and its mask."""
+"""The encoder's output and its mask, as returned by `forward.encode`."""
 
 
 @struct.dataclass
@@ -31,12 +31,12 @@ class _Loop:
     """The state of decoding before it reads position `position`.
 
     Args:
-        position: Of the target that is read next, counted from 0, the start id.
-        last: The id there, one per row [B, 1].
-        ids: What was decoded so far [B, U], 0 elsewhere.
-        log_probs: The log-probability of that [B].
-        done: Rows that have ended [B].
-        past: What the decoder remembers.
+        position: Position of the target that is read next; the start id has position 0.
+        last: Id at that position, one per row.
+        ids: Ids that were written so far, then 0.
+        log_probs: Log-probability of these ids.
+        done: True for rows that have ended.
+        past: Keys and values of the targets so far.
     """
 
     position: Int[Array, ""]
@@ -57,27 +57,28 @@ def write(
     prompt_mask: Bool[Array, "B P"] | None = None,
     encoded: Encoded | None = None,
 ) -> tuple[Int[Array, "B U"], Float[Array, " B"]]:
-    """Writes the token that `choose` takes, again and again, until every row has written EOS.
+    """Write the tokens that `choose` takes, until every row has written EOS.
 
     Args:
         model: The T5.
-        params: With or without a prompt.
-        inputs: Token ids, 0 where padded.
-        choose: From the logits of each row and their position, counted from 0, to one id per row.
-        length: Most tokens to write, U, EOS included.
-        prompt_mask: See `forward.prepend`.
-        encoded: What `forward.encode` gives for these arguments, where it is there already.
+        params: Params, with or without a prompt.
+        inputs: Token ids, 0 for padding.
+        choose: Function from the logits of all rows and their position, counted from 0, to one id
+            per row.
+        length: Maximum number U of tokens, EOS included.
+        prompt_mask: As in `forward.prepend`.
+        encoded: Result of `forward.encode` for these arguments, if it was computed before.
 
     Returns:
-        Ids, 0 after EOS, and the log-probability that the model gives them, whatever `choose` drew
-        from. A row of padding alone has nothing to say: all 0, at -inf.
+        Ids, 0 after EOS, and their log-probability under the model, also if `choose` draws from
+        another distribution. A row of padding alone has ids 0 and log-probability -inf.
     """
     states, mask = encoded or encode(model, params, inputs, prompt_mask=prompt_mask)
     batch, empty = inputs.shape[0], ~jnp.any(inputs > 0, axis=1)
     cache = apply_t5(model, params, states, length, method="start_cache")
 
     def running(loop: _Loop):
-        # Room is left, and some row has not ended.
+        # There is room for a token, and some row has not ended.
         return (loop.position < length) & ~jnp.all(loop.done)
 
     def write_one(loop: _Loop):
@@ -111,7 +112,7 @@ def write(
 
 
 def likeliest(logits: Float[Array, "B V"], position: Int[Array, ""]) -> Int[Array, " B"]:
-    """The choice of greedy decoding; of equals the lowest id."""
+    """Return the id with the largest logit of each row, the lowest one of equals."""
     return top_k(logits, 1)[1][:, 0]
 
 
@@ -123,7 +124,7 @@ def greedy(
     length: int,
     prompt_mask: Bool[Array, "B P"] | None = None,
 ) -> Int[Array, "B U"]:
-    """The ids of `write` where the likeliest token is taken every time."""
+    """Return the ids that `write` gives with `likeliest`."""
     return write(model, params, inputs, likeliest, length=length, prompt_mask=prompt_mask)[0]
 
 
@@ -136,15 +137,14 @@ def answer_log_probs(
     prompt_mask: Bool[Array, "B P"] | None = None,
     encoded: Encoded | None = None,
 ) -> Float[Array, "B W"]:
-    """log P(answer | inputs) of every answer, its EOS included, for every row.
+    """Return log P(answer | inputs) of every answer, its EOS included, for every row.
 
     Args:
         model: The T5.
-        params: With or without a prompt.
-        inputs: Token ids, 0 where padded.
-        answers: Token ids with EOS, 0 where padded: the same for all rows, or those of each row
-            [B, W, U].
-        prompt_mask: See `forward.prepend`.
+        params: Params, with or without a prompt.
+        inputs: Token ids, 0 for padding.
+        answers: Token ids with EOS, 0 for padding: [W, U] for all rows, or [B, W, U].
+        prompt_mask: As in `forward.prepend`.
         encoded: As in `write`.
     """
     states, mask = encoded or encode(model, params, inputs, prompt_mask=prompt_mask)
@@ -155,6 +155,6 @@ def answer_log_probs(
         loss, _ = token_losses(logits, targets, LossConfig())
         return -jnp.sum(jnp.where(targets > 0, loss, jnp.zeros((), loss.dtype)), axis=1)
 
-    # vmap leaves what does not depend on the answer, such as the keys and values of the encoder's
-    # output, computed once.
+    # vmap computes only once what does not depend on the answer, such as the keys and values of
+    # the encoder's output.
     return jax.vmap(log_prob, in_axes=-2, out_axes=1)(answers)

@@ -1,7 +1,7 @@
-"""Drawing the next token: temperature, then top-k, then top-p, as transformers applies them.
+"""Sampling of the next token: temperature, then top-k, then top-p, as transformers applies them.
 
-What a row draws is a function of its logits and of (key, the row's number, position) alone. Other
-rows, padding rows and the place in the batch have no part in it.
+The token that a row draws is a function of its logits and of (key, number of the row, position).
+It does not depend on other rows, on padding rows or on the place in the batch.
 """
 
 from collections.abc import Callable
@@ -17,10 +17,10 @@ from spt_jax.typing import Array, Float, Int, Key
 def candidates(
     logits: Float[Array, "B V"], config: DecodeConfig
 ) -> tuple[Float[Array, "B C"], Int[Array, "B C"]]:
-    """The tokens that may be drawn: their logits over the temperature, and their ids.
+    """Return the tokens that may be drawn: their logits divided by the temperature, and their ids.
 
-    C is top_k, or V without it. Under top-k or top-p they come likeliest first, of equals the lower
-    id first, so that the first is what greedy decoding takes. What top-p excludes has logit -inf.
+    C is top_k, or V without it. With top-k or top-p the likeliest token is first, and of equals
+    the lowest id, as in greedy decoding. Tokens that top-p excludes have logit -inf.
     """
     logits = logits / config.temperature
     vocab = logits.shape[-1]
@@ -29,7 +29,7 @@ def candidates(
     logits, ids = top_k(logits, min(config.top_k or vocab, vocab))
     if config.top_p < 1:
         probs = jax.nn.softmax(logits, axis=-1)
-        likelier = jnp.cumsum(probs, axis=-1) - probs  # the probability of those before; 0 at first
+        likelier = jnp.cumsum(probs, axis=-1) - probs  # total of the tokens before it
         logits = jnp.where(likelier < config.top_p, logits, -jnp.inf)
     return logits, ids
 
@@ -37,13 +37,13 @@ def candidates(
 def make_sampler(
     config: DecodeConfig, key: Key, row_numbers: Int[Array, " B"]
 ) -> Callable[[Float[Array, "B V"], Int[Array, ""]], Int[Array, " B"]]:
-    """What `decode.write` calls to draw from the logits of a position.
+    """Return a function for `loop.write` that draws from the logits of a position.
 
     Args:
         config: `temperature`, `top_k` and `top_p`.
         key: A `jax.random.key`, the same for every batch.
-        row_numbers: What is folded into the key for each row: a row with the same number draws the
-            same in any batch.
+        row_numbers: Number of each row, which is folded into the key, so that a row with the same
+            number draws the same tokens in any batch.
     """
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, row_numbers)
 

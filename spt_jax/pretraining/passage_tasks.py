@@ -8,13 +8,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-<<<<<<< HEAD
 from spt_jax.pretraining.draws import TRIES, Draw, Row, Unfit
-from spt_jax.tokenizers.bpe import Tokenizer
-=======
-from spt_jax.pretraining.draws import TRIES, Draw, Row
 from spt_jax.tokenizers.base import Tokenizer
->>>>>>> formats
 
 KINDS = ("function", "class", "method", "module", "story")
 

@@ -1,4 +1,4 @@
-"""T5 1.0 and 1.1 in Flax Linen: embeddings in, logits out; no prompts, tasks or files."""
+"""T5 1.0 and 1.1 in Flax Linen, from embeddings to logits. It knows no prompts, tasks or files."""
 
 from spt_jax.config.devices import Remat
 from spt_jax.t5.cache import Cache

@@ -1,11 +1,15 @@
-"""Multi-head attention of T5, and its relative position bias.
+"""Multi-head attention of T5: the entrance, the Flax module and the relative position bias.
 
-T5 does not scale scores by 1/sqrt(H): the scale is folded into the initial query kernel. The bias
-depends on the distance between key and query alone, and one table serves all layers of a stack, so
-it is computed once per stack and handed to each layer.
+`dot_product_attention` computes what `plain_attention` defines. `project_and_attend` chooses the
+version of it that is fastest on the platform: another version, such as a kernel, is added there.
+
+T5 does not divide the scores by sqrt(H): the initial query kernel is smaller by that factor. The
+bias depends only on the distance between key and query, and one table serves all layers of a
+stack, so that it is computed once per stack and passed to each layer.
 """
 
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -15,20 +19,84 @@ from jax.sharding import Mesh
 from jax.tree_util import Partial
 
 from spt_jax.sharding import constrain, platform
-from spt_jax.t5.attend import attend, given
+from spt_jax.t5.attention_vjp import attention_vjp
 from spt_jax.t5.config import T5Config
 from spt_jax.t5.layers import Dense, DType, RMSNorm, dropout
+from spt_jax.t5.plain_attention import plain_attention
 from spt_jax.typing import Array, Bool, Float, Int
+
+
+def dot_product_attention(
+    query: Float[Array, "B T N H"],
+    key: Array,
+    value: Array,
+    bias: Float[Array, "#B #N #T #S"] | None = None,
+    mask: Bool[Array, "#B #N #T #S"] | None = None,
+    *,
+    keep: Float[Array, "B N 1 S"] | None = None,
+    layout: str = "BSNH",
+    mesh: Mesh | None = None,
+) -> Float[Array, "B T N H"]:
+    """Attend, as `jax.nn.dot_product_attention` with `scale=1.0` does.
+
+    Args:
+        query: Queries.
+        key: Keys, with their axes in the order of `layout`.
+        value: Values, likewise.
+        bias: Array that is added to the scores [B, N, T, S]; its axes broadcast.
+        mask: Keys that each query sees (True); its axes broadcast like those of the bias.
+        keep: Factors of the weights, for dropout: 0 drops a key for all queries of a head.
+        layout: The axes B, S, N and H of keys and values in any order, or B, S and H in any order
+            if all heads share them.
+        mesh: The devices; jax's default where None.
+    """
+    operands = query, key, value
+    return project_and_attend(
+        Partial(_as_given), operands, bias, mask, keep=keep, layout=layout, mesh=mesh
+    )
+
+
+def _as_given(*operands: Array) -> tuple[Array, ...]:
+    return operands
+
+
+def project_and_attend(
+    project: Callable[..., tuple[Array, Array, Array]],
+    operands: tuple[Array, ...],
+    bias: Float[Array, "#B #N #T #S"] | None = None,
+    mask: Bool[Array, "#B #N #T #S"] | None = None,
+    *,
+    keep: Float[Array, "B N 1 S"] | None = None,
+    layout: str = "BSNH",
+    mesh: Mesh | None = None,
+) -> Float[Array, "B T N H"]:
+    """Return `dot_product_attention(*project(*operands), ...)` by the platform's fastest version.
+
+    The backward pass projects keys and values again instead of keeping them. `project` is a
+    `Partial` that holds all arrays it needs besides the operands, such as kernels.
+    """
+    queries, _, _ = jax.eval_shape(project, *operands)
+    few = queries.shape[1] < queries.shape[3]
+    kind = platform(mesh)
+    if kind not in ("cpu", "gpu", "tpu"):  # the versions below were not measured there
+        result = plain_attention(*project(*operands), bias, mask, keep=keep, layout=layout)
+    else:
+        kept = few or kind != "tpu"
+        version = functools.partial(attention_vjp, layout=layout, keep_weights=kept)
+        if few and kind == "tpu":  # the weights are small, but not those of all layers together
+            version = jax.checkpoint(version, prevent_cse=False)
+        result = version(project, operands, bias, mask, keep)
+    return constrain(result, "BTNH", mesh)
 
 
 def relative_position_bucket(
     distance: np.ndarray, *, bidirectional: bool, buckets: int, max_distance: int
 ) -> np.ndarray:
-    """The bucket of each distance key - query (Raffel et al. 2020, section 2.1).
+    """Return the bucket of each distance key - query (Raffel et al. 2020, section 2.1).
 
-    Half of the buckets hold one distance each, the others grow logarithmically up to
-    `max_distance`. An encoder gives keys to the right their own half; a decoder puts them in
-    bucket 0, where its causal mask hides them.
+    Half of the buckets hold one distance each; the others grow logarithmically up to
+    `max_distance`. In an encoder, which is bidirectional, keys to the right of the query have half
+    of all buckets. In a decoder they are in bucket 0, where its causal mask hides them.
     """
     offset = np.zeros_like(distance)
     if bidirectional:
@@ -38,7 +106,7 @@ def relative_position_bucket(
     else:
         distance = np.maximum(-distance, 0)
     exact = buckets // 2
-    # float32 as in the original, so that a distance on the edge falls on the same side.
+    # In float32, as in the original, so that a distance at the edge of a bucket is in the same one.
     ratio = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact))
     ratio = ratio / np.float32(np.log(max_distance / exact)) * np.float32(buckets - exact)
     large = np.minimum(exact + ratio.astype(np.int32), buckets - 1)
@@ -46,7 +114,7 @@ def relative_position_bucket(
 
 
 class RelativePositionBias(nn.Module):
-    """The bias of every head for every distance; `rel_embedding` is [N, buckets]."""
+    """The bias of every head for every distance; the parameter `rel_embedding` is [N, buckets]."""
 
     config: T5Config
     bidirectional: bool
@@ -59,30 +127,30 @@ class RelativePositionBias(nn.Module):
         self.rel_embedding = self.param("rel_embedding", init, (c.num_heads, c.relpos_buckets))
 
     def by_distance(self, queries: int, keys: int) -> Float[Array, "N R"]:
-        """The bias of the R = queries + keys - 1 distances from 1 - queries to keys - 1."""
+        """Return the bias of the R = queries + keys - 1 distances 1 - queries to keys - 1."""
         buckets = relative_position_bucket(
             np.arange(1 - queries, keys),
             bidirectional=self.bidirectional,
             buckets=self.config.relpos_buckets,
             max_distance=self.config.relpos_max_distance,
         )
-        # In the dtype of the table: it is added to wide scores, and in bfloat16 half as large.
+        # Not cast to float32: the sum with the scores is, and a bfloat16 bias is half as large.
         return constrain(self.rel_embedding[:, buckets], "NR", self.mesh)
 
     def __call__(self, queries: int, keys: int) -> Float[Array, "1 N T S"]:
-        """The bias of each query and key, both numbered from 0."""
+        """Return the bias of each query and key, both numbered from 0."""
         place = np.arange(keys)[None, :] - np.arange(queries)[:, None] + queries - 1
         return constrain(self.by_distance(queries, keys)[:, place][None], "1NTS", self.mesh)
 
     def row(self, query: Int[Array, ""], keys: int) -> Float[Array, "1 N 1 S"]:
-        """The bias of the one query at the traced position `query` < `keys`."""
+        """Return the bias of the one query at the traced position `query` < `keys`."""
         bias = self.by_distance(keys, keys)
         row = jax.lax.dynamic_slice_in_dim(bias, keys - 1 - query, keys, axis=1)
         return row[None, :, None, :]
 
 
 class Attention(nn.Module):
-    """Queries from one sequence, keys and values from another; all kernels [in, out]."""
+    """Queries from one sequence, keys and values from another; all kernels are [in, out]."""
 
     config: T5Config
     dtype: DType
@@ -101,14 +169,10 @@ class Attention(nn.Module):
         self.value = dense((c.d_model, inner), c.d_model**-0.5, "DN")
         self.out = dense((inner, c.d_model), inner**-0.5, "ND")
 
-    def _split_heads(self, x: Float[Array, "B T NH"]) -> Float[Array, "B T N H"]:
-        x = x.reshape(*x.shape[:-1], self.config.num_heads, self.config.d_kv)
-        return constrain(x, "BTNH", self.mesh)
-
     def keys_values(
         self, x: Float[Array, "B S D"]
     ) -> tuple[Float[Array, "B S N H"], Float[Array, "B S N H"]]:
-        """What a sequence offers to be attended to."""
+        """Return the keys and values of a sequence."""
         return self._split_heads(self.key(x)), self._split_heads(self.value(x))
 
     def within(
@@ -119,25 +183,29 @@ class Attention(nn.Module):
         mask: Bool[Array, "b 1 t T"],
         bias: Float[Array, "1 N t T"],
         train: bool,
-        again: bool,
+        project_again: bool,
     ) -> Float[Array, "B T D"]:
-        """Attends from `x`, after its norm, to itself; arguments as for `__call__`.
+        """Attend from `norm(x)` to itself; mask, bias and train are those of `__call__`.
 
-        `again` keeps neither keys nor values for the backward pass, which computes them again.
+        With `project_again` the backward pass computes keys and values again instead of keeping
+        them.
         """
-        if not again:
+        if not project_again:
             y = norm(x)
             return self(y, self.keys_values(y), mask=mask, bias=bias, train=train)
 
         dense = self.query, self.key, self.value
 
-        # Runs again in the backward pass, when modules have no parameters: they are arguments.
+        # The parameters are arguments, because the backward pass calls this function again, when
+        # modules have none.
         def project(scale, kernels, x, inverse):
             y = norm.scaled(x, inverse, scale)
             return tuple(self._split_heads(d.product(y, k)) for d, k in zip(dense, kernels))
 
         project = Partial(project, norm.scale, [d.kernel for d in dense])
-        return self._out(self._weigh(project, (x, norm.inverse(x)), mask, bias, train))
+        operands, keep = (x, norm.inverse(x)), self._keep(x, mask, train)
+        x = project_and_attend(project, operands, bias, mask, keep=keep, mesh=self.mesh)
+        return self._out(x)
 
     def __call__(
         self,
@@ -149,48 +217,48 @@ class Attention(nn.Module):
         train: bool = False,
         layout: str = "BSNH",
     ) -> Float[Array, "B T D"]:
-        """Attends from `x`.
+        """Attend from `x` to `others`.
 
         Args:
-            x: Where queries come from.
-            others: What is attended to: keys and values, or the sequence that has them. A key is a
-                product of the sequence with a kernel, and so is a value; where the sequence is
-                given, the kernels are applied to the queries and to the result instead, which is
-                cheaper for fewer than H queries of a sequence.
-            mask: What each query sees; it broadcasts over batch, heads and queries.
-            bias: Added to the scores.
-            train: Whether to drop weights.
-            layout: The axes B, S, N and H of keys and values in any order.
+            x: The sequence that has the queries.
+            others: Keys and values, or the sequence [B, S, D] itself. In the second case the key
+                kernel is applied to the queries and the value kernel to the result, so that all
+                heads share the sequence as keys and values. The result is the same, and it is
+                cheaper if there are fewer than H queries.
+            mask: Keys that each query sees; it broadcasts over batch, heads and queries.
+            bias: Array that is added to the scores.
+            train: Whether dropout is on.
+            layout: The axes B, S, N and H of given keys and values in any order.
         """
-        c, queries = self.config, self._split_heads(self.query(x))
+        width, queries = self.config.d_kv, self._split_heads(self.query(x))
+        attend = functools.partial(
+            dot_product_attention,
+            bias=bias,
+            mask=mask,
+            keep=self._keep(x, mask, train),
+            mesh=self.mesh,
+        )
         if isinstance(others, tuple):
-            x = self._weigh(Partial(given), (queries, *others), mask, bias, train, layout)
-        else:
-            queries = self.key.by_head(queries, "BTNH,DNH->BTND", c.d_kv)
-            # Adds up the gradient of keys and that of values, or both would be kept until those of
-            # all layers are there.
-            others = jax.lax.optimization_barrier(others)
-            operands = queries, others, others
-            x = self._weigh(Partial(given), operands, mask, bias, train, "BSH")
-            x = constrain(self.value.by_head(x, "BTND,DNH->BTNH", c.d_kv), "BTNH", self.mesh)
-        return self._out(x)
+            return self._out(attend(queries, *others, layout=layout))
+        queries = self.key.by_head(queries, "BTNH,DNH->BTND", width)
+        # The barrier makes XLA add the gradient of keys and that of values in each layer. Without
+        # it XLA keeps both of every layer until all are there, which takes 0.4 GiB more for T5 1.1
+        # base (docs/benchmarks.md).
+        sequence = jax.lax.optimization_barrier(others)
+        x = attend(queries, sequence, sequence, layout="BSH")
+        x = self.value.by_head(x, "BTND,DNH->BTNH", width)
+        return self._out(constrain(x, "BTNH", self.mesh))
+
+    def _split_heads(self, x: Float[Array, "B T NH"]) -> Float[Array, "B T N H"]:
+        x = x.reshape(*x.shape[:-1], self.config.num_heads, self.config.d_kv)
+        return constrain(x, "BTNH", self.mesh)
 
     def _out(self, x: Float[Array, "B T N H"]) -> Float[Array, "B T D"]:
         return self.out(x.reshape(*x.shape[:-2], -1))
 
-    def _weigh(
-        self, project, operands, mask, bias, train, layout="BSNH"
-    ) -> Float[Array, "B T N H"]:
-        """`attend`, with dropout on the weights; the first operand has axes B and T first."""
-        batch, targets, *_ = operands[0].shape
-        keep = None
-        if train and self.dropout_rate:
-            shape = batch, self.config.num_heads, 1, mask.shape[-1]
-            keep = jnp.ones(shape, self.dtype)
-            keep = dropout(self.dropout_rate, keep, broadcast=-2, module=self, train=train)
-        on_tpu, few = platform(self.mesh) == "tpu", targets < self.config.d_kv
-        weigh = functools.partial(attend, layout=layout, keep_weights=few or not on_tpu)
-        if few and on_tpu:  # small enough to be written, not to be kept for every layer
-            weigh = jax.checkpoint(weigh, prevent_cse=False)
-        x = weigh(project, operands, mask, bias, keep)
-        return constrain(x, "BTNH", self.mesh)
+    def _keep(self, x: Array, mask: Array, train: bool) -> Float[Array, "B N 1 S"] | None:
+        """Draw the dropout of the weights: 0 or 1 / (1 - rate), the same for all queries."""
+        if not train or self.dropout_rate == 0:
+            return None
+        ones = jnp.ones((len(x), self.config.num_heads, 1, mask.shape[-1]), self.dtype)
+        return dropout(self.dropout_rate, ones, broadcast=-2, module=self, train=train)

@@ -10,22 +10,25 @@ from spt_jax.config.fields import Config, Count, Positive
 class T5Config(Config, section="T5Config"):
     """The shape of a T5.
 
-    T5 1.0 has a ReLU MLP and a head tied to the embedding, whose logits are scaled by
-    d_model**-0.5; T5 1.1 has a gated GELU (tanh) and a head of its own, unscaled.
+    T5 1.0 has a ReLU MLP and a head that is tied to the embedding, with logits scaled by
+    d_model**-0.5. T5 1.1 has a gated GELU (tanh) and a head of its own, without a scale.
 
     Args:
         vocab_size: Rows V of the embedding table.
         d_model: Width D.
-        d_kv: Head dim H; N * H need not be D.
+        d_kv: Width H of a head; N * H need not be D.
         d_ff: Width F of the MLP.
-        num_heads: Heads N.
-        num_layers: Encoder layers.
-        num_decoder_layers: Decoder layers.
+        num_heads: Number of heads N.
+        num_layers: Number of encoder layers.
+        num_decoder_layers: Number of decoder layers.
         mlp: `gated_gelu` (1.1) or `relu` (1.0).
-        tied_head: The embedding table is the head (1.0).
-        relpos_buckets: Buckets of the relative position bias.
-        relpos_max_distance: Distances from here on share the last bucket.
-        layer_norm_epsilon: Added to the mean square in the RMS norm.
+        tied_head: Whether the embedding table is the head (1.0).
+        relpos_buckets: Number of buckets of the relative position bias.
+        relpos_max_distance: Distance from which on all share the last bucket.
+        layer_norm_epsilon: Number that is added to the mean square in the RMS norm.
+
+    Raises:
+        ValueError: A number is below 1, or `mlp` is unknown.
     """
 
     vocab_size: Count
@@ -80,4 +83,4 @@ PRESETS: dict[str, T5Config] = {
     "t5-3b": _v1_0(1024, 16384, 32, 24, 128),
     "t5-11b": _v1_0(1024, 65536, 128, 24, 128),
 }
-"""The published models by name (Raffel et al. 2020; T5 1.1 release notes)."""
+"""Shapes of the published models by name (Raffel et al. 2020; T5 1.1 release notes)."""

@@ -1,15 +1,15 @@
-"""The floating point operations that a training step needs, and those that a device can do.
+"""The floating point operations of a training step, and the peak of a device.
 
-    W = products with weights          2 rows in out, for each kernel
-    A = scores and weighted values     2 products of queries and keys for each attention
+    W = products with kernels          2 * rows * in * out for each kernel
+    A = scores and weighted values     two products for each attention
 
     forward           W + A
-    prompt tuning     2 W + 3 A        backwards, activations alone: a frozen kernel has no gradient
+    prompt tuning     2 W + 3 A        no gradient of the frozen kernels
     model tuning      3 W + 3 A
 
-Few targets attend to the encoder's output without its keys and values, as `t5.Attention` does it.
-What is computed again under remat is not counted, nor are norms, softmax and dropout: this is the
-work of the model, and utilisation is its share of what the devices could do in the time.
+For few targets, cross-attention is counted without keys and values, as `attention.Attention`
+computes it. Norms, softmax, dropout and what remat computes again are not counted. Utilisation is
+therefore the share of the peak that the model itself needs.
 """
 
 from collections.abc import Iterable, Mapping
@@ -21,7 +21,7 @@ from spt_jax.errors import choose
 from spt_jax.t5 import T5Config
 
 PEAK_FLOPS: dict[str, float] = {
-    # A core of v2, v3 and 7x is a device; of the others, a chip is.
+    # Of v2, v3 and 7x a device is one core, of the others a chip.
     "TPU v2": 23e12,
     "TPU v3": 61.5e12,
     "TPU v4": 275e12,
@@ -45,10 +45,10 @@ PEAK_FLOPS: dict[str, float] = {
     "NVIDIA H200 NVL": 835e12,
     "NVIDIA B200": 2250e12,
 }
-"""bfloat16 operations a second of one device of jax, dense, by how `device_kind` begins.
+"""Dense bfloat16 operations a second of one jax device, by the beginning of its `device_kind`.
 
-Of TPUs as on Google Cloud's page of each version, of GPUs as on NVIDIA's data sheets, without the
-doubling for sparse matrices.
+TPU figures are from Google Cloud's page of each version, GPU figures from NVIDIA's data sheets,
+without the factor of two for sparse matrices.
 """
 
 
@@ -58,9 +58,9 @@ def step_flops(
     """Count the operations of one training step.
 
     Args:
-        config: The shape of the model.
+        config: Shape of the model.
         batch: `inputs` [B, T] without the prompt, and `targets` [B, U]; padding is computed too.
-        prompt: P, 0 for none.
+        prompt: Length P of the prompt, 0 for none.
         tune: `prompt` or `model`.
     """
     rows, inputs = batch["inputs"].shape
@@ -82,10 +82,10 @@ def step_flops(
 
 
 def peak_flops(devices: Iterable[Any]) -> float | None:
-    """bfloat16 operations a second of these devices together, None where one is not known.
+    """Return the bfloat16 operations a second of all devices, or None if one is not known.
 
     Args:
-        devices: Those of a mesh.
+        devices: Devices of a mesh.
     """
     peaks = [_peak(device.device_kind) for device in devices]
     known = [peak for peak in peaks if peak is not None]
@@ -93,6 +93,6 @@ def peak_flops(devices: Iterable[Any]) -> float | None:
 
 
 def _peak(kind: str) -> float | None:
-    # A name ends at a space or a hyphen: "NVIDIA A100-SXM4-80GB" is an A100, an "A1000" is not.
+    # A name ends at a space or hyphen: "NVIDIA A100-SXM4-80GB" is an A100, and "A1000" is not.
     names = [name for name in PEAK_FLOPS if f"{kind} ".replace("-", " ").startswith(f"{name} ")]
     return PEAK_FLOPS[max(names, key=len)] if names else None

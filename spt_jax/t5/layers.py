@@ -1,9 +1,9 @@
-"""The parts of a T5 layer that are not attention: dense, norm, embedding, MLP, dropout.
+"""The parts of a T5 layer other than attention: dense, norm, embedding, MLP, dropout.
 
-Parameters are float32 or whatever they were loaded as; `dtype` is that of the activations. Norm
+Parameters are float32 or the dtype they were loaded in; `dtype` is that of the activations. Norm
 statistics and logits are computed in `promote_types(dtype, float32)`, as in T5X.
 
-On a mesh, a kernel is kept cut along `fsdp` and gathered where it is used (`multiply`).
+On a mesh, a kernel is stored cut along `fsdp` and gathered where it is used (`multiply`).
 """
 
 import functools
@@ -23,7 +23,7 @@ DType = jnp.dtype | type
 
 
 def wide(dtype: DType) -> jnp.dtype:
-    """The dtype of norms, softmax and logits where activations are `dtype`."""
+    """Return the dtype of norm statistics, softmax and logits for activations of `dtype`."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
@@ -35,22 +35,22 @@ def multiply(
     dtype: DType,
     mesh: Mesh | None,
 ) -> Array:
-    """`product(x, kernel)` of the kernel as it is used: in `dtype`, and gathered over `fsdp`.
+    """Return `product(x, kernel)`, with the kernel cast to `dtype` and gathered over `fsdp`.
 
-    For the backward pass the kernel is kept as it came, and cast and gathered again: a frozen model
-    would otherwise be in memory twice, and whole on every device.
+    The backward pass casts and gathers the stored kernel again. If it kept the results, a frozen
+    model would be in memory twice, and whole on every device.
 
     Args:
-        product: Of the activations and a kernel in `dtype`.
-        x: The activations.
-        kernel: As it is kept.
-        axes: The kernel's.
-        dtype: Of the activations.
+        product: Function of the activations and the kernel in `dtype`.
+        x: Activations.
+        kernel: Kernel as it is stored.
+        axes: Axes of the kernel.
+        dtype: Dtype of the activations.
         mesh: The devices.
     """
     x = x.astype(dtype)
-    as_kept = kernel.dtype == dtype and (mesh is None or mesh.shape["fsdp"] == 1)
-    if as_kept and product is jnp.matmul:  # others reshape the kernel, which is a copy as well
+    as_stored = kernel.dtype == dtype and (mesh is None or mesh.shape["fsdp"] == 1)
+    if as_stored and product is jnp.matmul:  # other products reshape the kernel, which copies it
         return product(x, kernel)
 
     def cast_and_multiply(x: Array, kernel: Array) -> Array:
@@ -60,13 +60,13 @@ def multiply(
 
 
 class Dense(nn.Module):
-    """A matrix without bias.
+    """A dense layer without bias.
 
     Args:
-        shape: Of the kernel, [in, out].
-        dtype: Of the activations.
-        stddev: Of the initial kernel.
-        axes: Of the kernel, such as `DF`.
+        shape: Shape of the kernel, [in, out].
+        dtype: Dtype of the activations.
+        stddev: Standard deviation of the initial kernel.
+        axes: Axes of the kernel, such as `DF`.
         mesh: The devices.
     """
 
@@ -83,12 +83,12 @@ class Dense(nn.Module):
         return self.product(x, self.kernel)
 
     def product(self, x: Float[Array, "B T i"], kernel: Array) -> Float[Array, "B T o"]:
-        """What `__call__` returns, were `kernel` that of the module."""
+        """Return what `__call__` returns for this kernel instead of the module's."""
         y = self._multiply(jnp.matmul, x.reshape(-1, x.shape[-1]), kernel)
         return constrain(y.reshape(*x.shape[:-1], -1), f"BT{self.axes[-1]}", self.mesh)
 
     def by_head(self, x: Array, product: str, features: int) -> Array:
-        """The einsum `product` of `x` and the kernel as [in, heads, features]."""
+        """Return the einsum `product` of `x` and the kernel as [in, heads, features]."""
 
         def multiply_heads(x: Array, kernel: Array) -> Array:
             return jnp.einsum(product, x, kernel.reshape(len(kernel), -1, features))
@@ -103,9 +103,9 @@ class RMSNorm(nn.Module):
     """T5's layer norm: no mean, no bias; statistics in float32.
 
     Args:
-        features: Of what is normed, D.
-        epsilon: Added to the mean of squares.
-        dtype: Of the activations.
+        features: Width D of the normalized axis.
+        epsilon: Number that is added to the mean of squares.
+        dtype: Dtype of the activations.
     """
 
     features: int
@@ -119,16 +119,16 @@ class RMSNorm(nn.Module):
         def normalize(x: Array, scale: Array) -> Array:
             return self.scaled(x, self._inverse(x), scale)
 
-        # Kept are the input, which is there anyway, and nothing of its size beside it.
+        # Save only `x` for the backward pass, and compute the normalized value again.
         return jax.checkpoint(normalize, prevent_cse=False)(x, self.scale)
 
     def inverse(self, x: Float[Array, "B T D"]) -> Float[Array, "B T 1"]:
-        """One over the root of the mean of squares, in float32 or wider."""
-        # Or `x` would be kept in float32.
+        """Return one over the root of the mean of squares, in float32 or wider."""
+        # The checkpoint saves `x` in its own dtype; autodiff would save it in float32.
         return jax.checkpoint(self._inverse, prevent_cse=False)(x)
 
     def scaled(self, x: Array, inverse: Array, scale: Array) -> Float[Array, "B T D"]:
-        """The norm of `x`, of which `inverse` is known, were `scale` that of the module."""
+        """Return the norm of `x`, given `inverse(x)`, for this scale instead of the module's."""
         x = x.astype(wide(self.dtype)) * inverse
         return x.astype(self.dtype) * scale[None, None, :].astype(self.dtype)
 
@@ -138,7 +138,10 @@ class RMSNorm(nn.Module):
 
 
 class Embedder(nn.Module):
-    """The table shared by encoder and decoder, and in T5 1.0 by the head. Not scaled by sqrt(D)."""
+    """The embedding table of encoder and decoder, and of the head in T5 1.0.
+
+    Embeddings are not scaled by sqrt(D).
+    """
 
     config: T5Config
     dtype: DType
@@ -153,7 +156,7 @@ class Embedder(nn.Module):
         return constrain(jnp.take(table, ids, axis=0).astype(self.dtype), "BTD", self.mesh)
 
     def attend(self, x: Float[Array, "B U D"]) -> Float[Array, "B U V"]:
-        """Logits of the tied head, before the scale."""
+        """Return the logits of the tied head; the caller has scaled `x`."""
         return _logits(x, self.embedding, "VD", self.dtype, self.mesh)
 
 
@@ -165,7 +168,7 @@ def _logits(x: Array, kernel: Array, axes: str, dtype: DType, mesh: Mesh | None)
 
 
 class LogitsDense(nn.Module):
-    """The head of T5 1.1, with float32 logits whatever the activations are."""
+    """The head of T5 1.1. Logits are float32 or wider, whatever the activations are."""
 
     config: T5Config
     dtype: DType
@@ -179,14 +182,17 @@ class LogitsDense(nn.Module):
 
 
 def dropout(rate: float, x: Array, *, broadcast: int, module: nn.Module, train: bool) -> Array:
-    """Dropout with one mask along axis `broadcast` (T5 drops whole features of a sequence)."""
+    """Apply dropout with the same mask at all places of axis `broadcast`.
+
+    T5 drops whole features of a sequence: axis -2 of [B, T, D].
+    """
     if not train or rate == 0:
         return x
     shape = list(x.shape)
     shape[broadcast] = 1
     keep = jax.random.bernoulli(module.make_rng("dropout"), 1 - rate, shape)
 
-    # Autodiff would keep the mask at the size of `x`.
+    # The checkpoint saves the mask with size 1 along the axis; autodiff would save it broadcast.
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def drop(x: Array, keep: Array) -> Array:
         return jnp.where(keep, x / (1 - rate), jnp.zeros((), x.dtype))
@@ -200,22 +206,24 @@ def _gated(gate: Array, x: Array) -> Array:
 
 @jax.custom_vjp
 def gated_gelu(gate: Array, x: Array) -> Array:
-    """gelu(gate) * x, of which the backward pass keeps the two arguments and nothing else."""
+    """Return gelu(gate) * x, and save only the two arguments for the backward pass."""
     return _gated(gate, x)
 
 
-def _gated_backward(kept: tuple[Array, Array], grads: Array) -> tuple[Array, Array]:
-    # Behind a barrier, or the compiler would find the tanh of the forward pass and keep that too.
-    kept = jax.lax.optimization_barrier(kept)
-    # Written once, or the product that each of them goes into would compute it for itself.
-    return jax.lax.optimization_barrier(jax.vjp(_gated, *kept)[1](grads))
+def _gated_backward(saved: tuple[Array, Array], grads: Array) -> tuple[Array, Array]:
+    # This barrier stops XLA from reusing the tanh of the forward pass (common-subexpression
+    # elimination), which would keep it alive.
+    saved = jax.lax.optimization_barrier(saved)
+    # This one makes XLA write the two gradients once. Without it XLA fuses their computation into
+    # every product that reads them.
+    return jax.lax.optimization_barrier(jax.vjp(_gated, *saved)[1](grads))
 
 
 gated_gelu.defvjp(lambda gate, x: (_gated(gate, x), (gate, x)), _gated_backward)
 
 
 class MLP(nn.Module):
-    """gelu(x wi_0) * (x wi_1) wo in T5 1.1, relu(x wi) wo in T5 1.0; dropout before wo."""
+    """(gelu(x wi_0) * (x wi_1)) wo in T5 1.1, relu(x wi) wo in T5 1.0; dropout before wo."""
 
     config: T5Config
     dtype: DType

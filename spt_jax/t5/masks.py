@@ -1,8 +1,8 @@
-"""Which keys each query of an attention sees, and rows that hold several examples.
+"""The keys that each query sees, and rows that hold several examples.
 
-A packed row holds examples behind one another, with no padding between them (Raffel et al. 2020,
-section 3.1.1). Each sees itself alone. Positions need no numbers of their own: T5 knows distances
-only, and those within an example are what they are without the others.
+A packed row holds examples one after the other, without padding between them (Raffel et al. 2020,
+section 3.1.1). An example attends only to itself. Positions need no numbering per example, because
+T5 uses only distances, and distances within an example do not depend on the others.
 """
 
 from typing import NamedTuple
@@ -11,11 +11,11 @@ from spt_jax.typing import Array, Bool, Int
 
 
 class Segments(NamedTuple):
-    """Which example of its row each position belongs to: numbered from 1, 0 where padded.
+    """The example that each position of a row belongs to: numbered from 1, 0 for padding.
 
     Args:
-        inputs: Of the encoder's positions.
-        targets: Of the decoder's.
+        inputs: Examples of the encoder's positions.
+        targets: Examples of the decoder's positions.
     """
 
     inputs: Int[Array, "B T"]
@@ -27,12 +27,12 @@ def seen(
     queries: Int[Array, "B T"] | None = None,
     keys: Int[Array, "B S"] | None = None,
 ) -> Bool[Array, "B 1 t S"]:
-    """The keys that each query sees: those of its own example; t is 1 where no examples are given.
+    """Return the mask of the keys that each query sees: those of its own example.
 
     Args:
-        mask: Which keys are no padding.
-        queries: The example of each query.
-        keys: The example of each key.
+        mask: True where a key is no padding.
+        queries: Example of each query. Without it every query sees every key, and t is 1.
+        keys: Example of each key.
     """
     of_keys = mask[:, None, None, :]
     if queries is None or keys is None:

@@ -1,10 +1,10 @@
 """The encoder, the decoder and T5 (Raffel et al. 2020), consuming embeddings.
 
-Parameter names are T5X's. Dropout sits where the original has it: on the embedded input (after a
+Parameters have T5X's names. Dropout is where the original has it: on the embedded input (after a
 prompt is prepended), on the attention weights, inside the MLP, on the output of each sub-layer and
 after the final norm.
 
-Decoding a target at a time keeps keys and values in a `cache.Cache`.
+Decoding one target at a time keeps keys and values in a `cache.Cache`.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from spt_jax.config.devices import Remat
 from spt_jax.sharding import constrain, platform
+from spt_jax.t5 import thresholds
 from spt_jax.t5.attention import RelativePositionBias
 from spt_jax.t5.cache import LAYOUT, Cache, Past, append, append_to_layer, extend, visible
 from spt_jax.t5.config import T5Config
@@ -24,10 +25,6 @@ from spt_jax.t5.layers import DType, Embedder, LogitsDense, RMSNorm, dropout
 from spt_jax.t5.masks import Segments, seen
 from spt_jax.t5.stack import DecoderLayer, EncoderLayer, is_unrolled, scan_layers
 from spt_jax.typing import Array, Bool, Float, Int
-
-TURNED_ROWS = 8
-"""Rows, or beams of all rows, from which XLA's products with [out, in] are faster on CPU: a fifth
-for 32 rows. For one row, a product with a vector, [in, out] is nearly twice as fast."""
 
 
 class _Stack(nn.Module):
@@ -60,7 +57,8 @@ class Encoder(_Stack):
 
     def __call__(self, x, mask, segments, train):
         x = self._dropout(x.astype(self.dtype), train)
-        # Whole, or its parts would be kept for the backward pass as well, prompt and embeddings.
+        # The barrier makes XLA keep this array for the backward pass. Without it XLA computes the
+        # array again from its parts, the prompt and the embeddings, and keeps these as well.
         x = jax.lax.optimization_barrier(x)
         bias = self.relpos_bias(x.shape[1], x.shape[1])
         own = segments and segments.inputs
@@ -99,10 +97,10 @@ class Decoder(_Stack):
     def _layer(self, number) -> Any:
         return jax.tree.map(lambda leaf: leaf[number].astype(self.dtype), self._stacked())
 
-    def _turn(self, layer, rows) -> Any:
-        """The parameters of a layer with kernels as [out, in], or back, where that is faster."""
-        turned = platform(self.mesh) == "cpu" and rows >= TURNED_ROWS
-        return jax.tree.map(jnp.transpose, layer) if turned else layer
+    def _transpose(self, layer, rows) -> Any:
+        """Transpose the kernels of a layer if products with [out, in] are faster for these rows."""
+        faster = platform(self.mesh) == "cpu" and rows >= thresholds.TRANSPOSED_ROWS
+        return jax.tree.map(jnp.transpose, layer) if faster else layer
 
     def start(self, encoded, targets, beams):
         c, batch = self.config, encoded.shape[0]
@@ -115,9 +113,10 @@ class Decoder(_Stack):
         if is_unrolled(c.num_decoder_layers, self.mesh):
             layers = tuple(map(self._layer, range(c.num_decoder_layers)))
             cross = tuple(map(cross_keys_values, layers))
-            # Behind a barrier, or the compiler would turn them back before the first step.
+            # `step` transposes the kernels back where it uses them, and XLA fuses that into the
+            # product. The barrier stops XLA from cancelling the two transpositions.
             layers = jax.lax.optimization_barrier(
-                tuple(self._turn(layer, batch * beams) for layer in layers)
+                tuple(self._transpose(layer, batch * beams) for layer in layers)
             )
             empty = constrain(jnp.zeros(shape, self.dtype), LAYOUT, self.mesh)
             own = ((empty, empty),) * len(layers)
@@ -131,7 +130,7 @@ class Decoder(_Stack):
         ancestors = extend(cache.past.ancestors, position)
         own, cross_mask = visible(ancestors, position), seen(mask)
         bias = self.relpos_bias.row(position, ancestors.shape[2])
-        bias = jnp.repeat(bias, x.shape[1], axis=3)  # of positions, for every beam's slot
+        bias = jnp.repeat(bias, x.shape[1], axis=3)  # a position has a slot for every beam
         run = self._step_scanned if cache.layers is None else self._step_unrolled
         x, past = run(x.astype(self.dtype), cache, position, (bias, own, cross_mask))
         return self.decoder_norm(x), dataclasses.replace(cache, past=Past(past, ancestors))
@@ -144,7 +143,7 @@ class Decoder(_Stack):
                 own = tuple(append(old, one, position) for old, one in zip(own, new))
                 return own, own
 
-            layer = self._turn(layer, x.shape[0] * x.shape[1])
+            layer = self._transpose(layer, x.shape[0] * x.shape[1])
             x, own = self._run_layer(layer, x, write, cross, *arguments, method="step")
             grown.append(own)
         return x, tuple(grown)
@@ -162,7 +161,8 @@ class Decoder(_Stack):
             return self._run_layer(layer, x, write, cross, *arguments, method="step"), None
 
         numbers = jnp.arange(self.config.num_decoder_layers)
-        # The past is carried whole: what is scanned over would be copied at every step.
+        # The past is a carry, which XLA updates in place; as an input and output of the scan it
+        # would be copied at every step.
         carry, _ = jax.lax.scan(run, (x, cache.past.own), (numbers, self._stacked(), cache.cross))
         return carry
 
@@ -174,11 +174,11 @@ class T5(nn.Module):
     """T5 1.0 or 1.1 over embeddings. Parameters are an argument of every call, as in Linen.
 
     Args:
-        config: The shape.
-        dtype: Of the activations, float32 or bfloat16.
-        dropout_rate: Where a call says `train=True`.
-        remat: What of each layer is computed again in the backward pass, see `device_config.Remat`.
-        mesh: The devices that activations are laid out over; None where that is left to XLA.
+        config: Shape of the model.
+        dtype: Dtype of the activations, float32 or bfloat16.
+        dropout_rate: Rate of the dropout in calls with `train=True`.
+        remat: What the backward pass computes again in each layer, see `config.devices.Remat`.
+        mesh: Devices that activations are laid out over; None leaves that to XLA.
     """
 
     config: T5Config
@@ -205,12 +205,12 @@ class T5(nn.Module):
         segments: Segments | None = None,
         train: bool = False,
     ) -> Float[Array, "B S D"]:
-        """The encoder's output; what it holds at masked positions means nothing.
+        """Return the encoder's output, which is meaningless at masked positions.
 
         Args:
-            embedded: The embedded inputs.
-            mask: Which of them are no padding.
-            segments: Where a row holds several examples.
+            embedded: Embedded inputs.
+            mask: True where an input is no padding.
+            segments: The example of each position, if rows hold several examples.
             train: Whether dropout is on.
         """
         return self.encoder(embedded, mask, segments, train)
@@ -225,21 +225,21 @@ class T5(nn.Module):
         train: bool = False,
         calls: int = 1,
     ) -> Float[Array, "B U V"]:
-        """Logits of the next target at every position, in float32 or wider.
+        """Return the logits of the next target at every position, in float32 or wider.
 
         Args:
-            embedded: The embedded targets, shifted right.
-            encoded: From `encode`.
-            mask: The encoder's.
-            segments: Where a row holds several examples.
+            embedded: Embedded targets, shifted right.
+            encoded: Output of `encode`.
+            mask: Mask that was given to `encode`.
+            segments: The example of each position, if rows hold several examples.
             train: Whether dropout is on.
-            calls: How many calls a `vmap` makes of this one, with other targets: what only depends
-                on `encoded` is computed once for all.
+            calls: Size of a `vmap` over this call that maps the targets and not `encoded`. With
+                enough targets in all, keys and values are computed once for all calls.
         """
         return self._logits(self.decoder(embedded, encoded, mask, segments, train, calls))
 
     def start_cache(self, encoded: Float[Array, "B S D"], targets: int, beams: int = 1) -> Cache:
-        """A cache with room for `targets` steps of `decode_step`, with `beams` targets each."""
+        """Return a cache for `targets` calls of `decode_step`, each with `beams` targets a row."""
         return self.decoder.start(encoded, targets, beams)
 
     def decode_step(
@@ -249,7 +249,11 @@ class T5(nn.Module):
         position: Int[Array, ""],
         mask: Bool[Array, "B S"],
     ) -> tuple[Float[Array, "B M V"], Cache]:
-        """Logits of the target after the one at `position` of each beam, and the cache with it."""
+        """Decode the target at `position` of each beam.
+
+        Returns:
+            Logits of the next target, and the cache with this one.
+        """
         x, cache = self.decoder.step(embedded, cache, position, mask)
         return self._logits(x), cache
 
@@ -261,7 +265,7 @@ class T5(nn.Module):
         *,
         train: bool = False,
     ) -> Float[Array, "B U V"]:
-        """`encode`, then `decode`."""
+        """Return the logits of `decode` after `encode`."""
         encoded = self.encode(embedded, mask, train=train)
         return self.decode(decoder_embedded, encoded, mask, train=train)
 
@@ -271,13 +275,13 @@ class T5(nn.Module):
         return self.decoder.logits(x)
 
     def init_params(self, key: jax.Array) -> dict:
-        """Fresh float32 parameters with T5's initial scales, as a plain nested dict."""
+        """Draw float32 parameters with T5's initial scales, as a plain nested dict."""
         ids = jnp.zeros((1, 1), jnp.int32)
 
         def init(model: "T5"):
             embedded = model.embed(ids)
             return model(embedded, ids == 0, embedded)
 
-        # One row cannot be laid out over a mesh.
+        # Without the mesh, because a single row cannot be cut over it.
         variables: Any = self.clone(mesh=None).init({"params": key}, method=init)
         return variables["params"]

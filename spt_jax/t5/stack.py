@@ -1,7 +1,8 @@
-"""The layers of the encoder and of the decoder, and how a stack of them runs.
+"""The layers of the encoder and of the decoder, and stacks of them.
 
-A stack is one layer whose parameters carry a leading axis L. It is scanned, so that neither compile
-time nor the memory of gathered weights grows with depth, unless `is_unrolled` says otherwise.
+A stack is one layer whose parameters have a leading axis L. It is scanned, so that neither compile
+time nor the memory of gathered weights grows with depth, or unrolled where that is faster
+(`is_unrolled`).
 """
 
 from typing import Any, get_args
@@ -12,31 +13,23 @@ from jax.sharding import Mesh
 
 from spt_jax.config.devices import Remat
 from spt_jax.sharding import constrain, platform
+from spt_jax.t5 import thresholds
 from spt_jax.t5.attention import Attention
 from spt_jax.t5.cache import LAYOUT, cached
 from spt_jax.t5.config import T5Config
 from spt_jax.t5.layers import MLP, DType, RMSNorm, dropout
 from spt_jax.typing import Array
 
-UNROLLED = 4
-"""Layers up to which a stack is unrolled: the copies that a scan makes cost more than it saves."""
-
-UNROLLED_ON_CPU = 12
-"""The same on CPU, where a scan copies what the backward pass needs into a stack and out of it and,
-for each target that is decoded, all weights out of theirs.
-
-The price is compile time by depth and, where answers are written, a second copy of the decoder.
-"""
-
 
 def is_unrolled(layers: int, mesh: Mesh | None) -> bool:
-    """Whether a stack runs as its layers one by one, and not as a scan of one layer.
+    """Return whether the layers of a stack run one by one, and not as a scan of one layer.
 
     Args:
-        layers: Of the stack.
-        mesh: The devices; those of jax where None.
+        layers: Layers of the stack.
+        mesh: The devices; jax's default where None.
     """
-    return layers <= (UNROLLED_ON_CPU if platform(mesh) == "cpu" else UNROLLED)
+    on_cpu = platform(mesh) == "cpu"
+    return layers <= (thresholds.UNROLLED_ON_CPU if on_cpu else thresholds.UNROLLED)
 
 
 def scan_layers(
@@ -47,18 +40,19 @@ def scan_layers(
     remat: Remat,
     mesh: Mesh | None,
 ) -> type[nn.Module]:
-    """`layers` copies of `layer` in a row.
+    """Return a module that applies `layers` copies of `layer` one after the other.
 
     Args:
-        layer: Called with what goes from layer to layer, then with what is the same for all layers.
-        layers: How many.
-        arguments: How many arguments are the same for all layers.
-        static: How many of them, the last ones, are bools and no arrays.
-        remat: What is computed again.
-        mesh: The devices; those of jax where None.
+        layer: Module that is called with the array that passes from layer to layer, then with the
+            arguments that are the same for all layers.
+        layers: Number of layers.
+        arguments: Number of arguments that are the same for all layers.
+        static: Number of these, the last ones, that are bools instead of arrays.
+        remat: What the backward pass computes again.
+        mesh: The devices; jax's default where None.
 
     Raises:
-        ValueError: There is no such policy.
+        ValueError: `remat` is no `config.devices.Remat`.
     """
     if remat not in get_args(Remat):
         *names, last = map(repr, get_args(Remat))
@@ -66,10 +60,11 @@ def scan_layers(
     unrolled = is_unrolled(layers, mesh)
     if remat in ("minimal", "full"):
         products = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-        last = arguments + 1  # counted from the layer's own input, which is 1
+        last = arguments + 1  # numbers of arguments begin with `self` 0, the layer's input 1
         layer = nn.remat(
             layer,
-            # Unrolled, the compiler would find the first computation and keep its results.
+            # In unrolled layers XLA would reuse the forward values (common-subexpression
+            # elimination), which would keep them alive. In a scan it cannot.
             prevent_cse=unrolled,
             static_argnums=tuple(range(last - static + 1, last + 1)),
             policy=products if remat == "minimal" else None,
@@ -107,7 +102,7 @@ class _Layer(nn.Module):
 
 
 class EncoderLayer(_Layer):
-    """Self-attention and MLP, each with a norm before and a residual around."""
+    """Self-attention and MLP, each with a norm before it and a residual around it."""
 
     def setup(self):
         self.pre_attention_layer_norm, self.attention = self._norm(), self._attention()
@@ -115,14 +110,14 @@ class EncoderLayer(_Layer):
 
     def __call__(self, x, bias, mask, train):
         norm, again = self.pre_attention_layer_norm, self.remat == "light"
-        y = self.attention.within(x, norm, bias=bias, mask=mask, train=train, again=again)
+        y = self.attention.within(x, norm, bias=bias, mask=mask, train=train, project_again=again)
         x = self._residual(x, y, train)
         y = self.mlp(self.pre_mlp_layer_norm(x), train=train)
         return self._residual(x, y, train), None
 
 
 class DecoderLayer(_Layer):
-    """Causal self-attention, attention to the encoder's output, and MLP."""
+    """Causal self-attention, attention to the encoder's output, and MLP, each as in the encoder."""
 
     def setup(self):
         self.pre_self_attention_layer_norm = self._norm()
@@ -138,21 +133,22 @@ class DecoderLayer(_Layer):
         return self._attend(x, y, own, cross, bias, mask, cross_mask, train), None
 
     def cross_keys_values(self, encoded):
-        """What `step` takes as `cross`, in the order of `LAYOUT`."""
+        """Return the keys and values that `step` takes as `cross`, in the order of `LAYOUT`."""
         keys_values = self.encoder_decoder_attention.keys_values(encoded)
         return tuple(constrain(cached(x), LAYOUT, self.mesh) for x in keys_values)
 
     def step(self, x, write, cross, bias, mask, cross_mask):
-        """The layer on one more position.
+        """Apply the layer to one more position.
 
-        `write` takes its keys and values to the past, and returns those to attend to and the past.
+        `write` is a function of the position's keys and values that adds them to the past. It
+        returns the keys and values to attend to, and the past.
         """
         y = self.pre_self_attention_layer_norm(x)
         own, past = write(self.self_attention.keys_values(y))
         return self._attend(x, y, own, cross, bias, mask, cross_mask, False, LAYOUT), past
 
     def _attend(self, x, y, own, cross, bias, mask, cross_mask, train, layout="BSNH"):
-        """The layer on its input `x`, whose norm is `y`; `cross` as `Attention` takes `others`."""
+        """Apply the layer to `x`, whose norm is `y`, with the `others` of both attentions."""
         y = self.self_attention(y, own, bias=bias, mask=mask, train=train, layout=layout)
         x = self._residual(x, y, train)
         y = self.pre_cross_attention_layer_norm(x)
