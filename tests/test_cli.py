@@ -25,7 +25,7 @@ from spt_jax.cli.parser import Parser
 from spt_jax.cli.yaml_text import bundled_configs, find_config
 from spt_jax.config.pretrain import PretrainConfig
 from spt_jax.config.train import TrainConfig, to_dict
-from spt_jax.errors import RunError
+from spt_jax.errors import RunError, visible
 
 RESULT = {"task": "library", "score": 61.5, "rank_score": np.float32(70.25), "gap": float("nan")}
 
@@ -409,14 +409,17 @@ def test_one_seed_has_no_deviation(run, calls):
 
 def test_evaluate(run, library):
     library(
-        "evaluate", evaluate_run=lambda run, split, **other: {"run": run, "split": split} | other
+        "evaluation.evaluate",
+        evaluate_run=lambda run, split, **other: {"run": run, "split": split} | other,
     )
     found = {"run": "r", "split": "test", "task": None, "origin": None, "model": None, "mesh": None}
     assert json.loads(run("evaluate", "r", "--json")[1]) == found
     found |= {"task": "mrqa/drop", "origin": "hub", "model": "m"}
     line = ("evaluate", "r", "--json", "--task=mrqa/drop", "--origin=hub", "--model=m")
     assert json.loads(run(*line)[1]) == found
-    library("evaluate", evaluate_run=lambda run, split, **_: {"run": run, "split": split})
+    library(
+        "evaluation.evaluate", evaluate_run=lambda run, split, **_: {"run": run, "split": split}
+    )
     assert run("evaluate", "r", "--split", "dev")[1] == "run    r\nsplit  dev\n"
 
 
@@ -427,7 +430,7 @@ def test_evaluate_several_runs(run, library):
     def evaluate_runs(runs, split, mesh):
         return {str(run): {"split": split, **SCORES} for run in runs}
 
-    library("evaluate", evaluate_runs=evaluate_runs)
+    library("evaluation.evaluate", evaluate_runs=evaluate_runs)
     code, out, _ = run("evaluate", "r/a", "r/b", "--split=dev", "--json")
     each = {"split": "dev", **SCORES}
     assert (code, json.loads(out)) == (0, {"runs": {"r/a": each, "r/b": each}})
@@ -444,7 +447,7 @@ def test_evaluate_runs_of_all_of_superglue(run, library):
             for run in runs
         }
 
-    library("evaluate", evaluate_runs=evaluate_runs)
+    library("evaluation.evaluate", evaluate_runs=evaluate_runs)
     tasks = ["boolq", "cb", "copa", "multirc", "record", "rte", "wic", "wsc"]
     runs = [f"r/{task}_5" for task in tasks] + ["r/wsc_9"]
     found = json.loads(run("evaluate", *runs, "--json")[1])
@@ -457,7 +460,7 @@ def test_evaluate_an_ensemble(run, library):
     def evaluate_ensemble(runs, split, by, mesh):
         return {"ensemble": 60.0, "by": by, "runs": {str(run): SCORES for run in runs}}
 
-    library("ensemble", evaluate_ensemble=evaluate_ensemble)
+    library("evaluation.ensemble", evaluate_ensemble=evaluate_ensemble)
     code, out, _ = run("evaluate", "a", "b", "--ensemble=log_probs", "--json")
     expected = {"ensemble": 60, "by": "log_probs", "runs": {"a": SCORES, "b": SCORES}}
     assert (code, json.loads(out)) == (0, expected)
@@ -469,7 +472,7 @@ def test_predict_takes_texts_or_lines(run, library, monkeypatch):
     def predict_run(run, texts, *, inputs_length, mesh):
         return [text.upper()[:inputs_length] for text in texts]
 
-    library("evaluate", predict_run=predict_run)
+    library("evaluation.evaluate", predict_run=predict_run)
     assert run("predict", "r", "--text", "a b", "--text=c")[1] == "A B\nC\n"
     assert run("predict", "r", "--text", "a b", "--inputs_length=2")[1] == "A \n"
     monkeypatch.setattr(sys, "stdin", io.StringIO("x\n\ny\r\n", newline=""))
@@ -505,13 +508,33 @@ def test_predict_reads_rows_and_says_how_many_failed(run, library, monkeypatch):
     assert err == "spt-jax: error: 1 of 9 rows failed; see the lines above\n"
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain ascii ~ é 日本 👩‍👩‍👧 ي", "plain ascii ~ é 日本 👩‍👩‍👧 ي"),
+        ("a\nb\tc\r", r"a\nb\tc\r"),
+        ("\x1b[31m\x07\x7f\x9b2J\x00", r"\u001b[31m\u0007\u007f\u009b2J\u0000"),
+        ("\u202egnp.exe\u2066\u2028", r"\u202egnp.exe\u2066\u2028"),
+        ("\ud800", r"\ud800"),
+    ],
+)
+def test_what_a_terminal_would_obey_is_shown(text, shown):
+    assert visible(text) == shown
+    assert json.loads(visible(json.dumps(text, ensure_ascii=False))) == text
+
+
+def test_an_error_sends_nothing_to_the_terminal(run):
+    code, _, err = run("evaluate\x1b[2J")
+    assert code == 2 and err.startswith(r"spt-jax: error: unknown command 'evaluate\u001b[2J'")
+
+
 def test_nearest_is_an_aligned_table(run, library):
     def nearest_words(run, k):
         words = [("▁[bold]", 0.91), ("▁film", 0.5)]
         rest = {"norm": 2.5, "cosine": words[:k], "l2": [("x", 1.25)]}
         return [{"position": position, **rest} for position in (0, 10)]
 
-    library("interpret", nearest_words=nearest_words)
+    library("prompts.words", nearest_words=nearest_words)
     lines = run("nearest", "r", "--k=2")[1].splitlines()
     assert [line.split() for line in lines] == [
         ["position", "norm", "by", "cosine", "by", "L2"],
@@ -525,7 +548,10 @@ def test_nearest_is_an_aligned_table(run, library):
 
 
 def test_inspect(run, library):
-    library("backbone", describe=lambda name, length: {"model": name, "prompt": {"length": length}})
+    library(
+        "models.backbone",
+        describe=lambda name, length: {"model": name, "prompt": {"length": length}},
+    )
     assert run("inspect", "t5", "--length=20")[1] == "model          t5\nprompt.length  20\n"
     assert json.loads(run("inspect", "t5", "--json")[1])["prompt"] == {"length": 100}
 
@@ -537,7 +563,7 @@ def test_pretrain(run, library):
         calls.append((config.name, str(workdir), overwrite, command))
         return {"steps": config.steps}
 
-    library("pretrain", pretrain=pretrain)
+    library("pretraining.pretrain", pretrain=pretrain)
     code, out, _ = run("pretrain", "--name=nano", "--steps=12345", "--json")
     assert (code, json.loads(out)) == (0, {"steps": 12345})
     command = ["spt-jax", "pretrain", "--name=nano", "--steps=12345", "--json"]

@@ -26,7 +26,7 @@ class PromptConfig:
             `uniform_official`: uniform in [0, 0.5), what the released code draws; `text`: the
             embeddings of `text`, the rest sampled; `file`: the vectors in `file`.
         text: Words for `init: text`.
-        file: For `init: file`, a prompt.safetensors, an .npy array, or the folder of a run.
+        file: For `init: file`, a run, a prompt.safetensors, a .npy file or a PEFT adapter's folder.
     """
 
     length: int = 100
