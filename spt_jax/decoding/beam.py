@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from spt_jax.config.decode import DecodeConfig
-from spt_jax.decoding.loop import EOS_ID
+from spt_jax.decoding.loop import EOS_ID, Encoded
 from spt_jax.decoding.topk import top_k
 from spt_jax.forward import START_ID, apply_t5, encode
 from spt_jax.t5 import T5
@@ -104,6 +104,7 @@ def beam_search(
     *,
     length: int,
     prompt_mask: Bool[Array, "B P"] | None = None,
+    encoded: Encoded | None = None,
 ) -> tuple[Int[Array, "B R U"], Float[Array, "B R"]]:
     """Search with `num_beams` beams until the answers of every row are final.
 
@@ -114,15 +115,16 @@ def beam_search(
         config: `num_beams`, `num_results` and `length_penalty`.
         length: Maximum number U of tokens, EOS included. A beam that reaches it has ended.
         prompt_mask: As in `forward.prepend`.
+        encoded: Result of `forward.encode` for these arguments, if it is known already.
 
     Returns:
         Ids, 0 after EOS, and scores, best first. A missing answer has ids 0 and score -inf; a row
         of padding alone has no answers.
     """
-    encoded, mask = encode(model, params, inputs, prompt_mask=prompt_mask)
+    states, mask = encoded or encode(model, params, inputs, prompt_mask=prompt_mask)
     batch, beams = inputs.shape[0], config.num_beams
     dtype = wide(model.dtype)
-    cache = apply_t5(model, params, encoded, length, beams, method="start_cache")
+    cache = apply_t5(model, params, states, length, beams, method="start_cache")
 
     def running(search: _Search):
         # There is room for a token, and the answers of some row are not final.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from spt_jax.config.decode import DecodeConfig
 from spt_jax.decoding.beam import beam_search
-from spt_jax.decoding.loop import EOS_ID, likeliest, write
+from spt_jax.decoding.loop import EOS_ID, Encoded, likeliest, write
 from spt_jax.decoding.sampling import make_sampler
 from spt_jax.t5 import T5
 from spt_jax.typing import Array, Bool, Float, Int, Key, Params
@@ -24,6 +24,7 @@ def generate(
     key: Key | None = None,
     row_numbers: Int[Array, " B"] | None = None,
     prompt_mask: Bool[Array, "B P"] | None = None,
+    encoded: Encoded | None = None,
 ) -> tuple[Int[Array, "B R U"], Float[Array, "B R"]]:
     """Return the R = `num_results` answers of every row, and their scores, best first.
 
@@ -42,6 +43,7 @@ def generate(
             that a row draws depend only on its inputs, the key and its number. Give each row its
             number in the file, so that it draws the same tokens in any batch.
         prompt_mask: As in `forward.prepend`.
+        encoded: Result of `forward.encode` for these arguments, if it is known already.
 
     Returns:
         Ids, 0 after EOS, and scores. A missing answer has ids 0 and score -inf; a row of padding
@@ -51,7 +53,9 @@ def generate(
         ValueError: `config.sample` without a key.
     """
     if config.num_beams > 1:
-        return beam_search(model, params, inputs, config, length=length, prompt_mask=prompt_mask)
+        return beam_search(
+            model, params, inputs, config, length=length, prompt_mask=prompt_mask, encoded=encoded
+        )
     choose = likeliest
     if config.sample:
         if key is None:
@@ -59,7 +63,9 @@ def generate(
         if row_numbers is None:
             row_numbers = jnp.arange(inputs.shape[0])
         choose = make_sampler(config, key, row_numbers)
-    ids, log_probs = write(model, params, inputs, choose, length=length, prompt_mask=prompt_mask)
+    ids, log_probs = write(
+        model, params, inputs, choose, length=length, prompt_mask=prompt_mask, encoded=encoded
+    )
     ended = ids == EOS_ID
     tokens = jnp.where(jnp.any(ended, axis=1), jnp.argmax(ended, axis=1) + 1, length)
     scores = log_probs / tokens.astype(log_probs.dtype) ** config.length_penalty
