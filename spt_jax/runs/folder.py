@@ -135,10 +135,18 @@ class RunFolder:
         return self.read_result(values)
 
     def read_result(self, config: Mapping[str, Any]) -> dict | None:
-        """The result of a finished run of this config, None if it is not finished."""
-        if not self.result_file.is_file() or self.read_config()["steps"] != config["steps"]:
+        """Return the result of a finished run of this config; None where it is not finished.
+
+        A run that patience has stopped is not finished where the patience is another one now.
+        """
+        if not self.result_file.is_file():
             return None
-        return json.loads(self.result_file.read_text())
+        old, result = self.read_config(), json.loads(self.result_file.read_text())
+        patience, now = (c.get("eval", {}).get("patience") for c in (old, config))
+        stopped = result.get("steps_done", config["steps"]) < config["steps"]
+        if old["steps"] != config["steps"] or (stopped and patience != now):
+            return None
+        return result
 
     def _check_place(self) -> None:
         """Raises NotADirectoryError where the folder cannot be made, because it is below a file."""
