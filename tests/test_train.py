@@ -305,6 +305,26 @@ def test_overwrite_starts_over(finished, tmp_path):
     assert [r["step"] for r in read_log(other / "log.jsonl") if "loss" in r] == list(range(1, 13))
 
 
+@pytest.mark.parametrize("manifest", [None, "[]", '{"name": "app", "versions": []}', "not json"])
+def test_overwrite_deletes_nothing_where_no_run_has_been(finished, tmp_path, manifest):
+    folder, place = finished[0], tmp_path / "mine"
+    for name in ("model", "events", "checkpoints"):
+        (place / name).mkdir(parents=True)
+        (place / name / "mine.bin").write_text("mine")
+    (place / "config.yaml").write_text("mine: 1")
+    if manifest is not None:
+        (place / "manifest.json").write_text(manifest)
+    before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+    with pytest.raises(
+        ValueError,
+        match="holds checkpoints, model, events, config.yaml but no manifest.json of a run, so "
+        "--overwrite deletes nothing there; give another --workdir, or remove these yourself",
+    ):
+        fit(tiny.train_config(folder), place, overwrite=True)
+    kept = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+    assert {path: kept.get(path) for path in before} == before
+
+
 def test_a_workdir_below_a_file_is_refused(finished, tmp_path):
     folder, _, _ = finished
     (tmp_path / "file").write_text("mine")

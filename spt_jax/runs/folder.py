@@ -17,6 +17,7 @@ Of several processes, all call what changes the folder, and process 0 alone does
 import contextlib
 import importlib.metadata
 import json
+import os
 import platform
 import shutil
 import sys
@@ -233,9 +234,9 @@ class RunFolder:
             self.publish()  # or a step of that run were taken for one of this
         self._check_identity(identity)
         self.result_file.unlink(missing_ok=True)  # of fewer steps; it is not the result now
-        write_atomic(self.config_file, yaml.safe_dump(dict(config), sort_keys=False).encode())
-        if not self.manifest_file.exists():
+        if not self.manifest_file.exists():  # first, since it shows that the files are of a run
             write_json_atomic(self.manifest_file, _manifest(identity, facts, command))
+        write_atomic(self.config_file, yaml.safe_dump(dict(config), sort_keys=False).encode())
 
     @main_process
     def checkpoint_bytes(self, step: int) -> int:
@@ -270,23 +271,33 @@ class RunFolder:
                 )
 
     def _clear(self) -> None:
-        """Deletes the run, and nothing that is not a run's."""
-        for folder in (
-            self.checkpoints,
-            self.model_folder,
-            self.events_folder,
-            self.profile_folder,
-        ):
+        """Delete the run that is there, and nothing else.
+
+        Raises:
+            ValueError: There is something by the name of a run's file or folder, but no manifest
+                that shows it to be of a run.
+        """
+        folders = [self.path / name for name in FOLDERS]
+        files = [self.config_file, self.log_file, self.timing_file]
+        files += [self.prompt_file, self.result_file]
+        there = [place.name for place in (*folders, *files) if os.path.lexists(place)]
+        if there and not self._has_manifest():
+            raise ValueError(
+                f"'{self.path}' holds {', '.join(there)} but no manifest.json of a run, so "
+                "--overwrite deletes nothing there; give another --workdir, or remove these "
+                "yourself"
+            )
+        for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)
-        for file in (
-            self.config_file,
-            self.manifest_file,
-            self.log_file,
-            self.timing_file,
-            self.prompt_file,
-            self.result_file,
-        ):
+        for file in (*files, self.manifest_file):  # the manifest last, for a kill in between
             file.unlink(missing_ok=True)
+
+    def _has_manifest(self) -> bool:
+        try:
+            manifest = json.loads(self.manifest_file.read_text())
+        except (OSError, ValueError):
+            return False
+        return isinstance(manifest, dict) and {"identity", "versions"} <= manifest.keys()
 
 
 def _manifest(
