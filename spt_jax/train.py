@@ -23,6 +23,7 @@ from spt_jax.data.pipeline import (
     TokenizedSplit,
     data_fingerprint,
     prefetch,
+    split_fingerprint,
     tokenize_split,
     train_batches,
 )
@@ -314,6 +315,7 @@ def _data_facts(task: Task, rows: Mapping[str, TokenizedSplit]) -> dict:
         "rows": {name: len(part.inputs) for name, part in rows.items()},
         "label_words": task.label_words,
         "truncated": {name: part.truncated for name, part in rows.items()},
+        "fingerprints": {name: split_fingerprint(part) for name, part in rows.items()},
         "notes": task.notes,
     }
 

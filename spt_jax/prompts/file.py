@@ -4,6 +4,7 @@ The tensor is named `prompt`, float32 [P, D]. Invariant: a file that loads witho
 finite numbers, and one being replaced is the old one or the new one, never half of either.
 """
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,7 +34,7 @@ def save_prompt(path: str | os.PathLike, prompt: Any, metadata: Mapping[str, Any
     _check_prompt(array.shape, str(array.dtype), str(path))
     _check_finite(array, str(path))
     text = {str(key): str(value) for key, value in metadata.items()}
-    write_atomic(path, safetensors.numpy.save({"prompt": array}, metadata=text))
+    write_atomic(path, _with_sorted_header(safetensors.numpy.save({"prompt": array}, text)))
 
 
 def load_prompt(path: str | os.PathLike) -> tuple[np.ndarray, dict[str, str]]:
@@ -91,6 +92,15 @@ def require_same_model(
             f"{trained_on[:12]} but '{backbone.name}' has {backbone.fingerprint[:12]}; "
             "load that model for it"
         )
+
+
+def _with_sorted_header(data: bytes) -> bytes:
+    """Return a safetensors file with its header in sorted order, so that equal prompts are equal
+    files: the library writes metadata in the order of a hash that differs between processes."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8 : 8 + size]), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)  # The format aligns the tensors to 8 bytes.
+    return len(header).to_bytes(8, "little") + header + data[8 + size :]
 
 
 def _check_prompt(shape: tuple[int, ...], dtype: str, origin: str) -> None:
