@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from spt_jax.config.train import LogConfig
 from spt_jax.distributed.preemption import poll
 from spt_jax.errors import Preempted
-from spt_jax.runs.checkpoints import Checkpoints
+from spt_jax.runs.checkpoints import Checkpoints, Restored
 from spt_jax.runs.folder import RunFolder
 from spt_jax.runs.log import RunLog
 from spt_jax.runs.profiling import StepTrace
@@ -44,6 +44,7 @@ class Job:
             next state and the metrics, scalars on the device.
         evaluate: `evaluate(state)` measures the step of a state. It returns the state that knows
             of the measurement, and the record for the log, which has a "split".
+        resume: `resume(restored)` fits the state of a checkpoint to the options of now.
         evaluate_every: Steps between evaluations; the last step is evaluated too.
         log: Logging and checkpoints.
         metadata: JSON values that are saved with every checkpoint.
@@ -57,6 +58,7 @@ class Job:
     batches: Callable[[int, int], Iterator[tuple[Labels, Batch]]]
     update: Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
     evaluate: Callable[[TrainState], tuple[TrainState, dict[str, Any]]]
+    resume: Callable[[Restored], TrainState]
     evaluate_every: int
     log: LogConfig
     metadata: Mapping[str, Any]
@@ -80,14 +82,15 @@ def run_job(job: Job, folder: RunFolder, state: TrainState) -> TrainState:
     # A run starts in one of four modes:
     # 1. Finished: `RunFolder.finished` has returned its result, and this function is not called.
     # 2. New: the folder has no checkpoint. This is also what --overwrite leaves.
-    # 3. Resumed: the newest whole checkpoint replaces `state`; the logs are cut after its step.
+    # 3. Resumed: the newest whole checkpoint replaces `state`, fitted to the options of now; the
+    #    logs are cut after its step.
     # 4. Resumed before an evaluation: a signal came when that step was due to be evaluated. The
     #    evaluation is done first, and then the run goes on as in 3.
     with Checkpoints(folder.checkpoints, keep=job.log.keep, saved=folder.publish) as checkpoints:
-        restored = checkpoints.restore_newest(state)
+        restored = checkpoints.restore_newest(state, added=("best/rank_score",))
         if restored is not None:
-            state = restored.state
             say(f"resumed at step {restored.step} of {job.steps}")
+            state = job.resume(restored)
         return _train(job, folder, checkpoints, state, evaluated=was_evaluated(restored))
 
 

@@ -12,12 +12,13 @@ update to RMS 1 then sets the step size: the first update is 0.3 times the sign 
 import functools
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import optax
 
 from spt_jax.config.train import OptimizerConfig
 from spt_jax.errors import choose
-from spt_jax.pytree import FROZEN, TRAINED, label_params
+from spt_jax.pytree import FROZEN, TRAINED, label_params, leaf_name
 
 PRETRAINED_STEPS = 1_100_000
 """Steps of the LM-adapted T5 1.1 checkpoints: 1M of span corruption, 100k of LM adaptation."""
@@ -62,21 +63,8 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     rate = make_schedule(config, steps)
     decay = config.weight_decay
     b1 = 0.9 if config.momentum is None else config.momentum
-    # optax subtracts the offset from the step, so that the first update of t5x_1100k has the decay
-    # of step 1,100,000.
-    offset = choose("optimizer.preset", config.preset, {"t5x_1100k": -PRETRAINED_STEPS, "fresh": 0})
     makers: dict[str, Callable[[], optax.GradientTransformation]] = {
-        "adafactor": lambda: optax.adafactor(
-            rate,
-            min_dim_size_to_factor=128,
-            decay_rate=0.8,
-            decay_offset=offset,
-            multiply_by_parameter_scale=config.multiply_by_parameter_scale,
-            clipping_threshold=1.0,
-            momentum=config.momentum,
-            weight_decay_rate=decay or None,
-            eps=1e-30,
-        ),
+        "adafactor": lambda: _adafactor(config, rate),
         "adamw": lambda: optax.adamw(rate, b1=b1, weight_decay=decay),
         "adam": lambda: optax.adam(rate, b1=b1),
         "lion": lambda: optax.lion(rate, b1=b1, weight_decay=decay),
@@ -86,6 +74,49 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     if config.clip_norm is not None:
         tx = optax.chain(optax.clip_by_global_norm(config.clip_norm), tx)
     return tx
+
+
+def _adafactor(
+    config: OptimizerConfig, rate: optax.ScalarOrSchedule
+) -> optax.GradientTransformation:
+    """Make `optax.adafactor` of its own parts, with the two that look at a whole leaf by layer."""
+    # optax subtracts the offset from the step, so that the first update of t5x_1100k has the decay
+    # of step 1,100,000.
+    offset = choose("optimizer.preset", config.preset, {"t5x_1100k": -PRETRAINED_STEPS, "fresh": 0})
+    parts = [
+        optax.scale_by_factored_rms(
+            decay_rate=0.8, step_offset=offset, min_dim_size_to_factor=128, epsilon=1e-30
+        ),
+        _by_layer(optax.clip_by_block_rms(1.0)),
+        optax.scale_by_learning_rate(rate, flip_sign=False),
+    ]
+    if config.multiply_by_parameter_scale:
+        parts.append(_by_layer(optax.scale_by_param_block_rms()))
+    if config.momentum is not None:
+        parts.append(optax.ema(config.momentum, debias=False))
+    if config.weight_decay:
+        parts.append(optax.add_decayed_weights(config.weight_decay))
+    return optax.chain(*parts, optax.scale(-1))
+
+
+def _by_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Apply a stateless transformation of single leaves to each layer of a scanned stack alone.
+
+    The layers of a stack are one leaf, [L, ...], of our tree. In T5X's they are L leaves, and the
+    RMS of a leaf, which Adafactor clips and scales by, is that of one layer.
+    """
+
+    def update(updates, state, params):
+        def of_leaf(path, update, param):
+            def apply(update, param):
+                return tx.update(update, state, param)[0]
+
+            stacked = "/layers/" in f"/{leaf_name(path)}"
+            return (jax.vmap(apply) if stacked else apply)(update, param)
+
+        return jax.tree_util.tree_map_with_path(of_leaf, updates, params), state
+
+    return optax.GradientTransformation(tx.init, update)
 
 
 @functools.lru_cache  # one object for equal settings, so that `jit_step` finds its program

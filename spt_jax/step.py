@@ -20,6 +20,7 @@ import optax
 from flax import struct
 from jax.sharding import Mesh, NamedSharding
 
+from spt_jax.best import no_best
 from spt_jax.config.train import LossConfig
 from spt_jax.errors import RunError, choose
 from spt_jax.forward import forward
@@ -28,21 +29,6 @@ from spt_jax.pytree import merge
 from spt_jax.sharding import constrain, platform
 from spt_jax.t5 import T5, Segments
 from spt_jax.typing import Array, Batch, Int, Key, PyTree
-
-
-@struct.dataclass
-class Best:
-    """The best evaluation so far.
-
-    Args:
-        step: Step of the evaluation, 0 before the first.
-        score: Score on the dev split, -inf before the first evaluation.
-        trained: Trained leaves at that step.
-    """
-
-    step: Int[Array, ""]
-    score: Array
-    trained: PyTree
 
 
 @struct.dataclass
@@ -68,16 +54,11 @@ def init_state(
     trained: PyTree, tx: optax.GradientTransformation, *, patience: int | None, keep_best: bool
 ) -> TrainState:
     """Return the state before the first step."""
-    best = None
-    if keep_best:
-        # A copy, because the state is donated leaf by leaf and a buffer can be donated only once.
-        # -inf, because a score can be negative: correlations go down to -100.
-        best = Best(jnp.int32(0), jnp.float32(-jnp.inf), jax.tree.map(jnp.copy, trained))
     return TrainState(
         step=jnp.int32(0),
         trained=trained,
         opt_state=tx.init(trained),
-        best=best,
+        best=no_best(trained) if keep_best else None,
         patience_left=jnp.int32(-1 if patience is None else patience),
     )
 

@@ -16,33 +16,36 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from spt_jax.best import keep_best, patience_left
 from spt_jax.config.fields import to_dict
 from spt_jax.config.train import TrainConfig
 from spt_jax.data.pipeline import (
     TokenizedSplit,
     data_fingerprint,
     prefetch,
+    split_fingerprint,
     tokenize_split,
     train_batches,
 )
 from spt_jax.data.tasks import Task, load_task
 from spt_jax.distributed.main_process import main_process, require_same, to_host
-from spt_jax.errors import RunError, explain_out_of_memory
+from spt_jax.errors import RunError, explain_out_of_memory, shorten
 from spt_jax.evaluation.evaluate import evaluate
-from spt_jax.evaluation.scores import Scores, encode_answers, majority_score
+from spt_jax.evaluation.scores import Scores, encode_answers, majority_answer, majority_score
 from spt_jax.loop import Batch, Job, Labels, run_job
 from spt_jax.models.backbone import Backbone, load_backbone, save_backbone
-from spt_jax.optim import make_tx
+from spt_jax.optim import make_schedule, make_tx
 from spt_jax.prompts.file import save_prompt
 from spt_jax.prompts.init import init_prompt
 from spt_jax.pytree import count_params, device_digest, label_params, merge, nbytes, split
+from spt_jax.runs.checkpoints import Restored
 from spt_jax.runs.folder import RunFolder
 from spt_jax.runs.progress import print_split, say
 from spt_jax.runs.tensorboard import require_tensorboard
 from spt_jax.runs.timing import summarize
 from spt_jax.runs.workdir import open_workdir
 from spt_jax.sharding import place_batch, replicated, require_rows, state_shardings
-from spt_jax.step import Best, TrainState, init_state, jit_step
+from spt_jax.step import TrainState, init_state, jit_step
 from spt_jax.t5.flops import step_flops
 from spt_jax.typing import Key, Params, PyTree
 
@@ -226,8 +229,9 @@ def _make_job(run: Run, state: TrainState, profile: int) -> Job:
 
     def evaluate_dev(state: TrainState) -> tuple[TrainState, dict[str, Any]]:
         scores = run.evaluate(merge(state.trained, run.frozen), "dev")
-        record = {"split": "dev", **scores.to_dict()}
-        return _keep_best(state, scores.score, config.eval.patience), record
+        state = keep_best(state, scores.score, scores.rank_score, config.eval.patience)
+        say(_describe_dev(run, state, scores))
+        return state, {"split": "dev", **scores.to_dict()}
 
     return Job(
         title=f"training {run.task.name}",
@@ -235,6 +239,7 @@ def _make_job(run: Run, state: TrainState, profile: int) -> Job:
         batches=batches,
         update=lambda state, batch: update(state, run.frozen, place_batch(batch, mesh), run.key),
         evaluate=evaluate_dev,
+        resume=functools.partial(_resume, run),
         evaluate_every=config.eval.every,
         log=config.log,
         metadata={"config": to_dict(config), **run.identity},
@@ -249,19 +254,57 @@ def _make_job(run: Run, state: TrainState, profile: int) -> Job:
     )
 
 
-def _keep_best(state: TrainState, score: float, patience: int | None) -> TrainState:
-    """Return the state after an evaluation of its step: the best so far, and the patience left."""
+def _resume(run: Run, restored: Restored) -> TrainState:
+    """Fit a restored state to the config of now, whose `eval`, `log` and `steps` may be others.
+
+    The patience of now decides, less the evaluations without gain so far. Where dev has other rows
+    now, the best prompt is scored again, so that scores of different rows are never compared.
+    """
+    config, state, then = run.config, restored.state, restored.metadata["config"]
+    left = patience_left(
+        int(state.patience_left), then["eval"].get("patience"), config.eval.patience
+    )
     best = state.best
-    improved = score > float(best.score)
-    if improved:
-        best = Best(jnp.copy(state.step), jnp.float32(score), jax.tree.map(jnp.copy, state.trained))
-    if patience is None:
-        left = -1
-    elif improved:
-        left = patience
-    else:  # a run that is resumed with patience starts to count now
-        left = (int(state.patience_left) if state.patience_left >= 0 else patience) - 1
+    if then["eval"].get("max_rows") != config.eval.max_rows and int(best.step):
+        scores = run.evaluate(merge(best.trained, run.frozen), "dev")
+        rank = -np.inf if scores.rank_score is None else scores.rank_score
+        say(
+            f"eval.max_rows was {then['eval'].get('max_rows')} and is {config.eval.max_rows}: the "
+            f"best prompt, of step {int(best.step)}, had {float(best.score):.1f} on the rows then "
+            f"and has {scores.score:.1f} on those of now"
+        )
+        best = dataclasses.replace(
+            best, score=jnp.float32(scores.score), rank_score=jnp.float32(rank)
+        )
+    _say_new_rate(run.config, int(state.step), then["steps"])
     return dataclasses.replace(state, best=best, patience_left=jnp.int32(left))
+
+
+def _say_new_rate(config: TrainConfig, step: int, steps_then: int) -> None:
+    """Say so where more steps change the learning rate of the steps to come."""
+    old, new = (make_schedule(config.optimizer, steps) for steps in (steps_then, config.steps))
+    if callable(old) and callable(new) and not np.isclose(before := old(step), now := new(step)):
+        say(
+            f"steps was {steps_then} and is {config.steps}: the learning rate of step {step + 1} "
+            f"is {float(now):.3g}, where it was to be {float(before):.3g}, because the "
+            f"{config.optimizer.schedule} schedule spans all steps"
+        )
+
+
+def _describe_dev(run: Run, state: TrainState, scores: Scores) -> str:
+    """Put the score of an evaluation beside that of always answering the majority class."""
+    majority = majority_score(run.task, "dev")
+    line = (
+        f"step {int(state.step)}  dev {scores.score:.1f} (majority {majority:.1f}, best "
+        f"{float(state.best.score):.1f} at step {int(state.best.step)})"
+    )
+    answers = set(scores.predictions)
+    if run.task.label_words and len(answers) == 1 and majority_answer(run.task) in answers:
+        line += (
+            f"; every prediction on dev is '{shorten(answers.pop(), 20)}', the majority class: "
+            "usually the learning rate, too few steps, or dropout"
+        )
+    return line
 
 
 def _data_facts(task: Task, rows: Mapping[str, TokenizedSplit]) -> dict:
@@ -271,6 +314,7 @@ def _data_facts(task: Task, rows: Mapping[str, TokenizedSplit]) -> dict:
         "rows": {name: len(part.inputs) for name, part in rows.items()},
         "label_words": task.label_words,
         "truncated": {name: part.truncated for name, part in rows.items()},
+        "fingerprints": {name: split_fingerprint(part) for name, part in rows.items()},
         "notes": task.notes,
     }
 
@@ -294,6 +338,7 @@ def _make_result(run: Run, state: TrainState, folder: RunFolder) -> dict:
         "unprompted_score": plain.score if plain else None,
         "unprompted_rank_score": plain.rank_score if plain else None,
         "dev_score": round(float(state.best.score), 4),  # kept as float32
+        "dev_majority_score": majority_score(run.task, "dev"),
         "best_step": int(state.best.step),
         "steps": config.steps,
         "steps_done": int(state.step),

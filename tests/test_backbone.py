@@ -1,13 +1,14 @@
 import json
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 from support import tiny
 
-from spt_jax.models.backbone import backbone_names, describe, load_backbone
+from spt_jax.models.backbone import _precision_note, backbone_names, describe, load_backbone
 from spt_jax.pytree import count_params, fingerprint, named_leaves
 
 
@@ -101,3 +102,12 @@ def test_a_prompt_of_a_published_shape_is_described_without_its_weights():
     assert described["frozen_params"] + 409_600 == 11_135_741_952
     assert round(described["trained_percent"], 5) == 0.00368
     assert json.dumps(described)
+
+
+def test_float32_on_an_accelerator_says_what_products_do(monkeypatch):
+    assert _precision_note("float32", "cpu") is None
+    assert _precision_note("bfloat16", "tpu") is None
+    for platform in ("tpu", "gpu"):
+        assert "set JAX_DEFAULT_MATMUL_PRECISION=highest" in _precision_note("float32", platform)
+    with jax.default_matmul_precision("highest"):
+        assert _precision_note("float32", "tpu") is None

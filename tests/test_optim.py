@@ -133,3 +133,44 @@ def test_clip_norm_bounds_the_gradient():
     tx = make_optimizer(OptimizerConfig(name="sgd", learning_rate=1.0, clip_norm=0.5), 10)
     updates, _ = tx.update({"prompt": jnp.full((2, 2), 10.0)}, tx.init(prompt), prompt)
     np.testing.assert_allclose(optax.tree.norm(updates), 0.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("momentum", [None, 0.9])
+def test_adafactor_clips_and_scales_a_stack_of_layers_by_layer(momentum):
+    # T5X has a leaf for each layer. Layers of different size tell a joint RMS from their own.
+    shape, sizes = (3, 130, 140), np.array([0.01, 1.0, 30.0])[:, None, None]
+    keys = jax.random.split(jax.random.key(0), 4)
+    stack = np.asarray(jax.random.normal(keys[0], shape)) * sizes
+    stacked = {"encoder": {"layers": {"kernel": jnp.asarray(stack, jnp.float32)}}}
+    apart = [{"kernel": jnp.asarray(layer, jnp.float32)} for layer in stack]
+    tx = make_optimizer(
+        OptimizerConfig(preset="fresh", multiply_by_parameter_scale=True, momentum=momentum), 10
+    )
+    single = optax.adafactor(
+        0.3, decay_offset=0, momentum=momentum, weight_decay_rate=1e-5, min_dim_size_to_factor=128
+    )
+    state, states = tx.init(stacked), [single.init(layer) for layer in apart]
+    for key in keys[1:]:
+        grads = np.asarray(jax.random.normal(key, shape)) * sizes[::-1]
+        updates, state = tx.update(
+            {"encoder": {"layers": {"kernel": jnp.asarray(grads, jnp.float32)}}}, state, stacked
+        )
+        stacked = optax.apply_updates(stacked, updates)
+        for number, layer in enumerate(apart):
+            own = {"kernel": jnp.asarray(grads[number], jnp.float32)}
+            update, states[number] = single.update(own, states[number], layer)
+            apart[number] = optax.apply_updates(layer, update)
+            np.testing.assert_allclose(
+                updates["encoder"]["layers"]["kernel"][number], update["kernel"], rtol=2e-5
+            )
+
+
+def test_the_slots_of_adafactor_are_those_of_optax():
+    # Checkpoints of earlier versions hold the state of `optax.adafactor`.
+    params = {"prompt": jnp.ones((3, 8)), "layers": {"kernel": jnp.ones((2, 130, 140))}}
+    ours = make_optimizer(OptimizerConfig(), 10).init(params)
+    theirs = optax.adafactor(0.3, multiply_by_parameter_scale=False, weight_decay_rate=1e-5).init(
+        params
+    )
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    assert jax.tree.map(jnp.shape, ours) == jax.tree.map(jnp.shape, theirs)

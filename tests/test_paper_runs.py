@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 from support import tiny
 
+from spt_jax.best import keep_best
 from spt_jax.config.train import DataConfig, OptimizerConfig, PromptConfig, TaskConfig
 from spt_jax.evaluation.evaluate import evaluate_run
 from spt_jax.evaluation.metrics import mean_score
@@ -16,7 +17,7 @@ from spt_jax.models.backbone import load_backbone, save_backbone
 from spt_jax.prompts.convert import export_prompt
 from spt_jax.step import init_state
 from spt_jax.tokenizers.bpe import train_tokenizer
-from spt_jax.train import _keep_best, fit
+from spt_jax.train import fit
 
 TEXTS = ("the oak", "the cat", "the dog", "the fern", "the elm", "the owl")
 
@@ -152,4 +153,4 @@ def test_free_text_starts_from_the_words_of_the_paper(folder):
 def test_the_worst_correlation_is_still_better_than_no_evaluation():
     trained = {"prompt": jnp.zeros((2, 3))}
     state = init_state(trained, optax.sgd(1.0), patience=None, keep_best=True)
-    assert float(_keep_best(state, -100.0, None).best.score) == -100
+    assert float(keep_best(state, -100.0, None, None).best.score) == -100

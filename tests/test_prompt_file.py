@@ -99,3 +99,15 @@ def test_a_bad_prompt_is_not_written(tmp_path):
         with pytest.raises(ValueError, match=match):
             save_prompt(tmp_path / "p", bad, {})
     np.testing.assert_array_equal(load_prompt(tmp_path / "p")[0], PROMPT)
+
+
+def test_equal_prompts_are_equal_files(tmp_path):
+    # The library orders metadata by a hash that is drawn anew for each file.
+    names = [f"key {number}" for number in range(40)] + ['ünïcode \u2028 "quoted"']
+    for number in range(5):
+        order = names[number:] + names[:number]
+        save_prompt(tmp_path / str(number), PROMPT, {name: f"{name} ½" for name in order})
+    assert len({(tmp_path / str(number)).read_bytes() for number in range(5)}) == 1
+    prompt, metadata = load_prompt(tmp_path / "0")
+    np.testing.assert_array_equal(prompt, PROMPT)
+    assert metadata == {name: f"{name} ½" for name in sorted(names)}

@@ -97,3 +97,62 @@ def test_a_port_in_use_is_one_line():
         port = server.getsockname()[1]
         with pytest.raises(RunError, match=f"process 0 cannot listen on .*127.0.0.1:{port}"):
             meet(Place(f"127.0.0.1:{port}", 2, 0), 5)
+
+
+def strange_line(address: str, line: bytes) -> None:
+    """Sends a line to process 0, which may not listen yet, and waits until it is closed."""
+    host, port = address.split(":")
+    for _ in range(200):
+        try:
+            with socket.create_connection((host, int(port)), timeout=10) as stranger:
+                stranger.sendall(line)
+                stranger.recv(1)
+            return
+        except ConnectionRefusedError:
+            time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'"ab"\n',
+        b"[1, 2]\n",
+        b"[1, 99]\n",
+        b'["spt_jax", "1", 2]\n',
+        b'["spt_jax", 1.0, 2]\n',
+        b'["spt_jax", 1]\n',
+        b'{"spt_jax": 1}\n',
+        b"GET / HTTP/1.1\r\n",
+        b"\xff\xfe\n",
+        b"null\n",
+    ],
+)
+def test_a_line_of_a_stranger_neither_ends_the_run_nor_takes_a_place(line):
+    address = free_address()
+    with ThreadPoolExecutor(3) as threads:
+        first = threads.submit(meet, Place(address, 2, 0), 20)
+        strange_line(address, line)
+        second = threads.submit(meet, Place(address, 2, 1), 20)
+        links = first.result(), second.result()
+    assert sorted(links[0]) == [1] and sorted(links[1]) == [0]
+    close(*links)
+
+
+def test_an_index_beyond_the_count_is_named_to_all():
+    address = free_address()
+    found = meet_all([Place(address, 2, 0), Place(address, 2, 5)], 20)
+    message = "told that it is process 5 of 2; expected --distributed.process_id from 0 to 1"
+    assert all(message in problem for problem in found)
+
+
+def test_a_slow_line_does_not_prolong_the_wait():
+    mine, other = socket.socketpair()
+    with mine, other, ThreadPoolExecutor(1) as threads:
+        started = time.monotonic()
+        reading = threads.submit(receive, mine, 0.5)
+        while not reading.done() and time.monotonic() - started < 5:
+            other.sendall(b" ")
+            time.sleep(0.05)
+        with pytest.raises(OSError):
+            reading.result()
+        assert time.monotonic() - started < 3

@@ -190,6 +190,62 @@ def test_what_a_push_that_was_cut_short_has_left_is_deleted(bucket):
     assert bucket.objects.keys() == {f"{KEY}/{INDEX}", f"{KEY}/notes.txt"}
 
 
+HOSTILE = [
+    "model/../../../evil",
+    "model/./evil",
+    "model//evil",
+    "model/c:/evil",
+    "model\\..\\evil",
+    "",
+    "evil\x00",
+    "evil\n",
+    "\ud800evil",
+    "x" * 300,
+    "model/" + "x" * 300,
+    "model/" + "/".join("x" * 100 for _ in range(11)),
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=ascii)
+def test_a_name_that_leads_out_of_the_folder_ends_the_reading_before_any_download(
+    name, bucket, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    bucket.put(f"{KEY}/config.yaml", b"steps: 1")
+    bucket.put(f"{KEY}/{INDEX}", json.dumps({"files": ["config.yaml", name]}).encode())
+    before = {path for path in tmp_path.rglob("*") if path.is_file()}
+    for reading in (
+        lambda: open_run(Path(ADDRESS), model=True),
+        lambda: open_workdir(Path(ADDRESS)),
+    ):
+        bucket.requests.clear()
+        with pytest.raises(ValueError, match=f"^{ADDRESS} is not the address of a run: the name "):
+            with reading():
+                pass
+        assert not [r for r in bucket.requests if "config.yaml" in r or "evil" in r]
+        assert {path for path in tmp_path.rglob("*") if path.name == "evil"} == set()
+    left = {path for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert left == before
+
+
+@pytest.mark.parametrize("name", ["..", "../evil", "/evil", "//evil", "model/.."])
+def test_a_name_of_no_place_in_the_run_is_passed_over(name, bucket, tmp_path):
+    bucket.put(f"{KEY}/{INDEX}", json.dumps({"files": [name]}).encode())
+    with open_run(Path(ADDRESS), model=True) as copy:
+        assert not list(copy.iterdir())
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"[]", b'{"files": "abc"}', b'{"files": [1]}', b"\xff", b"[" * 100_000]
+)
+def test_a_damaged_index_is_one_line(data, bucket):
+    bucket.put(f"{KEY}/{INDEX}", data)
+    with pytest.raises(ValueError, match=r"\.index\.json is damaged: expected a JSON object with"):
+        with open_run(Path(ADDRESS)):
+            pass
+
+
 def test_failures_on_the_way_are_repeated_by_tensorstore(bucket):
     failures = iter([503, 429])
     bucket.refuse = lambda request: next(failures, None) if "POST" in request else None

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import yaml
 from support import tiny
@@ -22,11 +23,12 @@ from support import tiny
 from spt_jax.config.fields import to_dict
 from spt_jax.config.train import DataConfig, EvalConfig, LogConfig, OptimizerConfig, PromptConfig
 from spt_jax.errors import RunError
+from spt_jax.evaluation import scores
 from spt_jax.prompts.file import load_prompt
 from spt_jax.runs.checkpoints import Checkpoints
 from spt_jax.runs.folder import RunFolder
 from spt_jax.runs.log import read_log
-from spt_jax.train import _keep_best, fit
+from spt_jax.train import fit
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +177,79 @@ def test_evaluation_and_logging_may_change_on_resuming(finished, tmp_path):
     assert fit(changed, resumed)["steps"] == 12
 
 
+def test_other_rows_of_dev_score_the_best_prompt_again(finished, tmp_path, capsys):
+    folder, run, _ = finished
+    resumed = copy_run(run, tmp_path / "resumed", 9)
+    dev = [record for record in read_log(run / "log.jsonl") if record.get("split") == "dev"]
+    best = max(dev[:2], key=lambda record: (record["score"], record["rank_score"]))
+    changed = tiny.train_config(folder, eval=EvalConfig(every=4, batch_size=8, max_rows=3))
+    fit(changed, resumed)
+    lines = capsys.readouterr().err
+    assert f"best prompt, of step {best['step']}, had {best['score']:.1f} on the rows then" in lines
+    with Checkpoints(resumed / "checkpoints") as checkpoints:
+        kept = checkpoints.restore_newest(_template(resumed)).state["best"]
+    assert float(kept["score"]) in {100 * right / np.float32(3) for right in range(4)}
+
+
+def _template(run: Path) -> dict:
+    """The newest checkpoint as Orbax reads it, whose leaves are those of a state."""
+    newest = max(int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit())
+    return ocp.StandardCheckpointer().restore((run / "checkpoints" / f"{newest}/state").absolute())
+
+
+def stopped_by_patience(folder: Path, run: Path, **changes) -> dict:
+    """The result of a run that may take one evaluation without gain, and gains nothing."""
+    evaluation = EvalConfig(every=2, batch_size=8, patience=changes.pop("patience", 1))
+    nothing = OptimizerConfig(name="sgd", learning_rate=1e-30)
+    return fit(tiny.train_config(folder, eval=evaluation, optimizer=nothing, **changes), run)
+
+
+def test_the_patience_of_now_decides_for_a_run_that_patience_stopped(finished, tmp_path, capsys):
+    folder, run = finished[0], tmp_path / "run"
+    assert stopped_by_patience(folder, run)["steps_done"] == 4
+    assert "stopped at step 4: 1 evaluations without gain" in capsys.readouterr().err
+    assert stopped_by_patience(folder, run)["steps_done"] == 4  # finished, and read back
+    assert stopped_by_patience(folder, run, steps=14)["steps_done"] == 4
+    assert stopped_by_patience(folder, run, steps=14, patience=3)["steps_done"] == 8
+    assert stopped_by_patience(folder, run, steps=14, patience=None)["steps_done"] == 14
+    assert "None evaluations" not in capsys.readouterr().err
+
+
+def test_more_steps_that_change_the_learning_rate_are_told(finished, tmp_path, capsys):
+    folder, run = finished[0], tmp_path / "run"
+    optimizer = OptimizerConfig(learning_rate=0.4, schedule="linear")
+    fit(tiny.train_config(folder, steps=4, optimizer=optimizer), run)
+    assert "the learning rate of step" not in capsys.readouterr().err
+    fit(tiny.train_config(folder, steps=8, optimizer=optimizer), run)
+    expected = (
+        "steps was 4 and is 8: the learning rate of step 5 is 0.2, where it was to be 0, because "
+        "the linear schedule spans all steps"
+    )
+    assert expected in capsys.readouterr().err
+
+
+def test_dev_scores_stand_beside_the_majority_and_one_answer_to_all_is_told(
+    finished, tmp_path, capsys, monkeypatch
+):
+    folder = finished[0]
+    answer_all = scores.answer_tasks
+
+    def majority(*arguments):
+        return [
+            outputs._replace(predictions=("animal",) * len(outputs.predictions))
+            for outputs in answer_all(*arguments)
+        ]
+
+    monkeypatch.setattr("spt_jax.evaluation.evaluate.answer_tasks", majority)
+    result = fit(tiny.train_config(folder, steps=4), tmp_path / "run")
+    lines = capsys.readouterr().err
+    assert f"step 4  dev {result['dev_majority_score']:.1f} (majority " in lines
+    assert (
+        "; every prediction on dev is 'animal', the majority class: usually the learning rate, "
+        "too few steps, or dropout" in lines
+    )
+
+
 def test_how_the_work_is_shared_and_remembered_may_change_on_resuming(finished):
     folder, run, _ = finished
     config = to_dict(tiny.train_config(folder))
@@ -230,6 +305,26 @@ def test_overwrite_starts_over(finished, tmp_path):
     assert [r["step"] for r in read_log(other / "log.jsonl") if "loss" in r] == list(range(1, 13))
 
 
+@pytest.mark.parametrize("manifest", [None, "[]", '{"name": "app", "versions": []}', "not json"])
+def test_overwrite_deletes_nothing_where_no_run_has_been(finished, tmp_path, manifest):
+    folder, place = finished[0], tmp_path / "mine"
+    for name in ("model", "events", "checkpoints"):
+        (place / name).mkdir(parents=True)
+        (place / name / "mine.bin").write_text("mine")
+    (place / "config.yaml").write_text("mine: 1")
+    if manifest is not None:
+        (place / "manifest.json").write_text(manifest)
+    before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+    with pytest.raises(
+        ValueError,
+        match="holds config.yaml, checkpoints, model, events but no manifest.json of a run, so "
+        "--overwrite deletes nothing there; give another --workdir, or remove these yourself",
+    ):
+        fit(tiny.train_config(folder), place, overwrite=True)
+    kept = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+    assert {path: kept.get(path) for path in before} == before
+
+
 def test_a_workdir_below_a_file_is_refused(finished, tmp_path):
     folder, _, _ = finished
     (tmp_path / "file").write_text("mine")
@@ -267,31 +362,6 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(finishe
         fit(config, tmp_path / "run")
     with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
         assert all(step < 12 for step in checkpoints.steps())
-
-
-def test_patience_counts_evaluations_without_gain(finished):
-    state = _State(best=_Best(50.0), patience_left=-1)
-    assert int(_keep_best(state, 40.0, None).patience_left) == -1
-    assert int(_keep_best(state, 40.0, 3).patience_left) == 2  # first counted when resumed with it
-    assert int(_keep_best(state.replace(patience_left=1), 50.0, 3).patience_left) == 0
-    better = _keep_best(state.replace(patience_left=1), 51.0, 3)
-    assert int(better.patience_left) == 3 and float(better.best.score) == 51.0
-
-
-@dataclasses.dataclass
-class _Best:
-    score: float
-
-
-@dataclasses.dataclass
-class _State:
-    best: _Best
-    patience_left: int
-    step: int = 7
-    trained: dict = dataclasses.field(default_factory=dict)
-
-    def replace(self, **changes):
-        return dataclasses.replace(self, **changes)
 
 
 def test_a_device_without_room_is_one_line_that_says_what_to_try(finished, tmp_path, monkeypatch):

@@ -73,6 +73,11 @@ def data_fingerprint(splits: dict[str, TokenizedSplit]) -> str:
     return digest.hexdigest()
 
 
+def split_fingerprint(split: TokenizedSplit) -> str:
+    """Return the `data_fingerprint` of one split alone."""
+    return data_fingerprint({"": split})
+
+
 def train_batches(
     split: TokenizedSplit, data: DataConfig, *, seed: int, targets_width: int
 ) -> "grain.MapDataset[NumpyBatch]":

@@ -17,6 +17,8 @@ from spt_jax.errors import RunError
 _RETRY_SECONDS = 0.2
 _HELLO_SECONDS = 5.0
 _LONGEST = 1 << 20
+_GREETING = "spt_jax"
+"""A process shows that it is one of ours by the line [greeting, index, count]."""
 
 
 @dataclass(frozen=True)
@@ -73,15 +75,20 @@ def _gather(place: Place, port: int, deadline: float, timeout: float) -> dict[in
                 )
                 break
             try:
-                peer.settimeout(_HELLO_SECONDS)
-                index, count = receive(peer)
-            except (OSError, ValueError, TypeError):  # not one of our processes, or it died
+                wait = min(_HELLO_SECONDS, max(deadline - time.monotonic(), 1e-3))
+                index, count = _read_hello(receive(peer, wait))
+            except (OSError, ValueError):  # not one of our processes, or it died
                 peer.close()
                 continue
             if count != place.count:
                 problem = (
                     f"process {index} was told of {count} processes but process 0 of "
                     f"{place.count}; give all the same --distributed.num_processes"
+                )
+            elif not 0 < index < place.count:
+                problem = (
+                    f"a process was told that it is process {index} of {place.count}; expected "
+                    f"--distributed.process_id from 0 to {place.count - 1}"
                 )
             elif index in found:
                 problem = (
@@ -119,8 +126,8 @@ def _join(place: Place, host: str, port: int, deadline: float, timeout: float) -
         try:
             left = max(deadline - time.monotonic(), 1e-3)
             peer = socket.create_connection((host, port), timeout=left)
-            send(peer, [place.index, place.count])
-            problem = receive(peer)
+            send(peer, [_GREETING, place.index, place.count])
+            problem = receive(peer, left)
         except (OSError, ValueError) as error:
             came = peer is not None
             if peer is not None:
@@ -142,6 +149,14 @@ def _join(place: Place, host: str, port: int, deadline: float, timeout: float) -
         return peer
 
 
+def _read_hello(message: Any) -> tuple[int, int]:
+    """Return the index and count that a process was told; raise ValueError if it is not ours."""
+    match message:
+        case [str(greeting), int(index), int(count)] if greeting == _GREETING:
+            return index, count
+    raise ValueError("the line is not a greeting of this program")
+
+
 def send(peer: socket.socket, message: Any) -> None:
     """Send a line of JSON. Do nothing if the other side is gone."""
     try:
@@ -150,12 +165,25 @@ def send(peer: socket.socket, message: Any) -> None:
         pass
 
 
-def receive(peer: socket.socket) -> Any:
-    """Wait for a line of JSON; raise OSError or ValueError if no complete line arrives."""
+def receive(peer: socket.socket, seconds: float | None = None) -> Any:
+    """Wait for a line of JSON.
+
+    Args:
+        peer: The connection.
+        seconds: Longest time to wait for the whole line. Parts of it do not prolong the wait. None
+            waits without end.
+
+    Raises:
+        OSError: No complete line has arrived.
+        ValueError: The line is not JSON.
+    """
+    deadline = None if seconds is None else time.monotonic() + seconds
     data = b""
     while not data.endswith(b"\n"):
+        if deadline is not None:
+            peer.settimeout(max(deadline - time.monotonic(), 1e-3))
         block = peer.recv(1 << 16)
-        if not block or len(data) > _LONGEST:
+        if not block or len(data) > _LONGEST or (deadline and time.monotonic() > deadline):
             raise ConnectionError("the connection was closed")
         data += block
     return json.loads(data)

@@ -198,8 +198,14 @@ def score(task: TaskRows, outputs: Outputs) -> Scores:
     )
 
 
-def majority_score(task: Task) -> float:
-    """Return the score on test, 0 to 100, of always answering the most frequent train target."""
-    answer = Counter(e.targets for e in task.splits["train"]).most_common(1)[0][0]
-    test = task.splits["test"]
-    return mean_score(compute(task.metrics, [answer] * len(test), test, task.label_words))
+def majority_answer(task: Task) -> str:
+    """Return the most frequent target of train; of equally frequent ones, the first."""
+    return Counter(example.targets for example in task.splits["train"]).most_common(1)[0][0]
+
+
+def majority_score(task: Task, split: str = "test") -> float:
+    """Return the score on a split, 0 to 100, of always giving the `majority_answer`."""
+    rows = task.splits[split]
+    return mean_score(
+        compute(task.metrics, [majority_answer(task)] * len(rows), rows, task.label_words)
+    )

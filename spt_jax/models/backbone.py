@@ -119,6 +119,8 @@ def load_backbone(
     if placed.size > 1:
         sizes = ", ".join(f"{axis} {size}" for axis, size in placed.shape.items())
         say(f"mesh: {sizes} ({reason})")
+    if note := _precision_note(resolve_dtype(dtype, platform).name, platform):
+        say(note)
     model = T5(
         source.config,
         dtype=resolve_dtype(dtype, platform),
@@ -132,6 +134,16 @@ def load_backbone(
     else:
         params, identity = load_params(source, param_dtype=weights.name, mesh=placed)
     return Backbone(source.name, model, params, source.tokenizer, identity)
+
+
+def _precision_note(dtype: str, platform: str) -> str | None:
+    """Say what float32 means on accelerators, whose matrix units round its factors by default."""
+    if dtype != "float32" or platform == "cpu" or jax.config.jax_default_matmul_precision:
+        return None
+    return (
+        "dtype float32: products of matrices still round their factors, to bfloat16 on TPU and to "
+        "TF32 on GPU; set JAX_DEFAULT_MATMUL_PRECISION=highest for float32 throughout"
+    )
 
 
 def convert_backbone(

@@ -154,6 +154,7 @@ def _make_job(run: Run, state: TrainState) -> Job:
         batches=functools.partial(_prefetch, run.batches),
         update=lambda state, batch: update(state, nothing_frozen, batch, run.key),
         evaluate=measure,
+        resume=lambda restored: restored.state,
         evaluate_every=config.gap_every,
         log=config.log,
         metadata=run.identity,

@@ -4,6 +4,7 @@ The tensor is named `prompt` and is float32 [P, D]. A file that loads without an
 numbers. Writing is atomic: a file that is replaced holds the old prompt or the new one, whole.
 """
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,7 +33,7 @@ def save_prompt(path: str | os.PathLike, prompt: Any, metadata: Mapping[str, Any
     _check_shape(array.shape, str(array.dtype), str(path))
     check_finite(array, str(path))
     text = {str(key): str(value) for key, value in metadata.items()}
-    write_atomic(path, safetensors.numpy.save({"prompt": array}, metadata=text))
+    write_atomic(path, _with_sorted_header(safetensors.numpy.save({"prompt": array}, text)))
 
 
 def load_prompt(path: str | os.PathLike) -> tuple[np.ndarray, dict[str, str]]:
@@ -70,6 +71,15 @@ def load_prompt(path: str | os.PathLike) -> tuple[np.ndarray, dict[str, str]]:
         ) from error
     check_finite(array, str(path))
     return array, metadata
+
+
+def _with_sorted_header(data: bytes) -> bytes:
+    """Return a safetensors file with its header in sorted order, so that equal prompts are equal
+    files: the library writes metadata in the order of a hash that differs between processes."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8 : 8 + size]), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)  # The format aligns the tensors to 8 bytes.
+    return len(header).to_bytes(8, "little") + header + data[8 + size :]
 
 
 def check_finite(array: np.ndarray, origin: str) -> None:

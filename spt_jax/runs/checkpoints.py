@@ -16,7 +16,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -142,12 +142,14 @@ class Checkpoints:
         tree, plain = unflatten_dict(leaves, sep="/"), json.loads(json.dumps(metadata))
         self._pending = self._thread.submit(self._write, step, tree, plain)
 
-    def restore_newest(self, template: PyTree) -> Restored | None:
+    def restore_newest(self, template: PyTree, *, added: Sequence[str] = ()) -> Restored | None:
         """The newest whole step; for each newer one that is not, one warning in the log.
 
         Args:
             template: A tree like the saved one. Where it has jax arrays or `ShapeDtypeStruct`s,
                 jax arrays come back, placed as those are; the other leaves keep their type.
+            added: Names of leaves that earlier versions did not save. Where a checkpoint lacks one,
+                the leaf of the template stays.
 
         Returns:
             None where the folder holds no step.
@@ -157,16 +159,16 @@ class Checkpoints:
             ValueError: The newest whole step does not fit the template.
         """
         if process_count() == 1:
-            return self._restore_newest(template)
-        host = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template)
-        restored = on_main(lambda: self._restore_newest(host))
+            return self._restore_newest(template, added)
+        host = jax.tree.map(np.asarray, to_host(template))
+        restored = on_main(lambda: self._restore_newest(host, added))
 
         def place(leaf, value):
             return jax.make_array_from_callback(leaf.shape, leaf.sharding, value.__getitem__)
 
         return restored and restored._replace(state=jax.tree.map(place, template, restored.state))
 
-    def _restore_newest(self, template: PyTree) -> Restored | None:
+    def _restore_newest(self, template: PyTree, added: Sequence[str]) -> Restored | None:
         self._wait()
         steps = self.steps()
         for step in reversed(steps):
@@ -181,7 +183,7 @@ class Checkpoints:
                     _reason(error),
                 )
             else:
-                state = _fill(template, tree, f"{self._directory / str(step)}")
+                state = _fill(template, tree, f"{self._directory / str(step)}", added)
                 return Restored(step, state, metadata)
         if steps:
             raise RunError(
@@ -317,13 +319,15 @@ def _digest(step: int, tree: PyTree, metadata: dict) -> str:
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
-def _fill(template: PyTree, tree: PyTree, origin: str) -> PyTree:
+def _fill(template: PyTree, tree: PyTree, origin: str, added: Sequence[str]) -> PyTree:
     """The template with the leaves of a checkpoint."""
 
     def describe(leaf):
         return f"{leaf.dtype if hasattr(leaf, 'dtype') else np.asarray(leaf).dtype}{np.shape(leaf)}"
 
     leaves = dict(named_leaves(tree))
+    old = {name: leaf for name, leaf in named_leaves(template) if name in added}
+    leaves = old | leaves
     found = {name: describe(leaf) for name, leaf in leaves.items()}
     expected = {name: describe(leaf) for name, leaf in named_leaves(template)}
     for name in sorted(expected.keys() | found.keys()):

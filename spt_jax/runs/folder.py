@@ -17,6 +17,7 @@ Of several processes, all call what changes the folder, and process 0 alone does
 import contextlib
 import importlib.metadata
 import json
+import os
 import platform
 import shutil
 import sys
@@ -113,10 +114,18 @@ class RunFolder:
         return self.read_result(values)
 
     def read_result(self, config: Mapping[str, Any]) -> dict | None:
-        """Return the result of a finished run of this config, or None if it is not finished."""
-        if not self.result_file.is_file() or self.read_config()["steps"] != config["steps"]:
+        """Return the result of a finished run of this config; None where it is not finished.
+
+        A run that patience has stopped is not finished where the patience is another one now.
+        """
+        if not self.result_file.is_file():
             return None
-        return json.loads(self.result_file.read_text())
+        old, result = self.read_config(), json.loads(self.result_file.read_text())
+        patience, now = (c.get("eval", {}).get("patience") for c in (old, config))
+        stopped = result.get("steps_done", config["steps"]) < config["steps"]
+        if old["steps"] != config["steps"] or (stopped and patience != now):
+            return None
+        return result
 
     def _check_place(self) -> None:
         """Raise NotADirectoryError if the folder cannot be made, because it is below a file."""
@@ -203,9 +212,9 @@ class RunFolder:
             self.publish()  # so that no step of that run is taken for one of this run
         self._check_identity(identity)
         self.result_file.unlink(missing_ok=True)  # it is the result of fewer steps
-        write_atomic(self.config_file, yaml.safe_dump(dict(config), sort_keys=False).encode())
-        if not self.manifest_file.exists():
+        if not self.manifest_file.exists():  # first, since it shows that the files are of a run
             write_json_atomic(self.manifest_file, _manifest(identity, facts, command))
+        write_atomic(self.config_file, yaml.safe_dump(dict(config), sort_keys=False).encode())
 
     @main_process
     def checkpoint_bytes(self, step: int) -> int:
@@ -240,14 +249,34 @@ class RunFolder:
                 )
 
     def _clear(self) -> None:
-        """Delete the files and folders of a run, and nothing else."""
-        for name, place in vars(RunFolder).items():
-            if isinstance(place, _Place):
-                path = getattr(self, name)
-                if path.is_dir():
-                    shutil.rmtree(path, ignore_errors=True)
-                else:
-                    path.unlink(missing_ok=True)
+        """Delete the files and folders of a run, and nothing else.
+
+        Raises:
+            ValueError: Something has the name of a run's file or folder, but there is no manifest
+                that shows it to be of a run.
+        """
+        names = [name for name, place in vars(RunFolder).items() if isinstance(place, _Place)]
+        places = [getattr(self, name) for name in names]
+        there = [p.name for p in places if p != self.manifest_file and os.path.lexists(p)]
+        if there and not self._has_manifest():
+            raise ValueError(
+                f"'{self.path}' holds {', '.join(there)} but no manifest.json of a run, so "
+                "--overwrite deletes nothing there; give another --workdir, or remove these "
+                "yourself"
+            )
+        # The manifest last, so that what is left after a kill is still of a run.
+        for place in sorted(places, key=lambda place: place == self.manifest_file):
+            if place.is_dir():
+                shutil.rmtree(place, ignore_errors=True)
+            else:
+                place.unlink(missing_ok=True)
+
+    def _has_manifest(self) -> bool:
+        try:
+            manifest = json.loads(self.manifest_file.read_text())
+        except (OSError, ValueError):
+            return False
+        return isinstance(manifest, dict) and {"identity", "versions"} <= manifest.keys()
 
 
 def _manifest(

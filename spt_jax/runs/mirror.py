@@ -23,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from spt_jax.errors import RunError
+from spt_jax.paths import safe_join
 from spt_jax.runs.bucket import Bucket
 
 INDEX = ".index.json"
@@ -63,6 +64,8 @@ class Mirror:
         Raises:
             PermissionError, ConnectionError: The bucket cannot be read.
             RunError: The bucket changed during the download.
+            ValueError: The index is damaged, or a name there could lead out of the folder. Nothing
+                was downloaded.
         """
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
@@ -71,8 +74,10 @@ class Mirror:
         if only:
             wanted = [only]
         else:
-            names = self._bucket.names() if index is None else json.loads(index)["files"]
+            names = self._bucket.names() if index is None else self._read_index(index)
             wanted = [n for n in names if _is_kept(n) and _is_in(n, folders)]
+        # All names before the first download, since whoever wrote them may be a stranger.
+        paths = {name: self._path_of(name) for name in wanted}
 
         def fetch(name: str) -> None:
             data = self._bucket.read(name)
@@ -83,7 +88,7 @@ class Mirror:
                     f"{self._bucket.address}/{name} is gone, but its index names it: a run goes on "
                     "there, or someone has deleted it; give the same command again"
                 )
-            path = self.folder / name
+            path = paths[name]
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
             self._pushed[name] = _stamp(path)
@@ -140,6 +145,27 @@ class Mirror:
             raise NotPushed(
                 f"{error}; what was saved there before is untouched, and the same command goes on "
                 "from it"
+            ) from error
+
+    def _read_index(self, index: bytes) -> list[str]:
+        try:
+            files = json.loads(index)["files"]
+            if isinstance(files, list) and all(isinstance(name, str) for name in files):
+                return files
+        except (ValueError, TypeError, KeyError, RecursionError):
+            pass
+        raise ValueError(
+            f"{self._bucket.address}/{INDEX} is damaged: expected a JSON object with the names of "
+            "the run's files under 'files'; restore it from a copy, or delete it, so that the "
+            "objects there are taken as they are"
+        )
+
+    def _path_of(self, name: str) -> Path:
+        try:
+            return safe_join(self.folder, name)
+        except ValueError as error:
+            raise ValueError(
+                f"{self._bucket.address} is not the address of a run: {error}"
             ) from error
 
     def _write_index(self, bucket: Bucket, names: list[str]) -> None:
