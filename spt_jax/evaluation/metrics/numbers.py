@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from spt_jax.data.example import Example
+from spt_jax.errors import shorten
 
 UNREADABLE = -1.0  # what a text that is no number counts as, as in T5's own evaluation
 
@@ -35,9 +36,13 @@ def _numbers(
 ) -> tuple[np.ndarray, np.ndarray]:
     """float64[rows] of predictions and targets."""
     predicted = [_read(text) for text in predictions]
+    truth = [_read(example.targets) for example in examples]
+    if None in truth:
+        wrong = examples[truth.index(None)].targets
+        raise ValueError(f"target '{shorten(wrong)}' is no number; use another metric")
     return (
         np.array([UNREADABLE if value is None else value for value in predicted]),
-        np.array([float(example.targets) for example in examples]),
+        np.array(truth, float),
     )
 
 
