@@ -26,6 +26,7 @@ setup(
     entry_points={"console_scripts": ["spt-jax = spt_jax.cli.main:main"]},
     install_requires=[
         "docstring-parser>=0.17",
+        "filelock>=3.10",  # jax limits the size of its compilation cache with it
         "flax>=0.12",
         "grain>=0.2.18",
         "huggingface-hub>=1.0",  # models by their Hub id

@@ -17,6 +17,7 @@ import numpy as np
 import optax
 import pytest
 
+from spt_jax.cli.printing import hide_orbax_log
 from spt_jax.errors import RunError
 from spt_jax.runs.checkpoints import Checkpoints
 
@@ -280,6 +281,7 @@ def test_a_full_disk_is_one_line(tmp_path, caplog):
     code = f"""
 import resource, numpy as np
 from spt_jax.runs.checkpoints import Checkpoints
+from spt_jax.cli.printing import hide_orbax_log
 from spt_jax.errors import RunError
 state = {{str(i): np.random.default_rng(i).random(200_000) for i in range(6)}}
 with Checkpoints({str(tmp_path)!r}, keep=1) as checkpoints:
@@ -436,7 +438,8 @@ def test_bad_calls(tmp_path):
         assert checkpoints.steps() == [5]
 
 
-def test_orbax_is_quiet_and_others_are_not(caplog):
+def test_commands_hide_the_log_of_orbax_and_no_other(caplog):
+    hide_orbax_log()
     absl = logging.getLogger("absl")
     with caplog.at_level(logging.INFO):
         record = absl.makeRecord(

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from spt_jax import cache as compile_cache
-
 # What a command does, with a program of a second: keep, compile, and say how jax is set.
 COMMAND = """
 import json, sys
@@ -43,20 +41,25 @@ def test_the_second_command_finds_what_the_first_has_compiled(tmp_path):
     first, _ = command(tmp_path)
     assert first == {"folder": str(tmp_path / "jax"), "hits": 0}
     made = sorted((tmp_path / "jax").iterdir())
-    assert made
+    programs = [path for path in made if path.name.endswith("-cache")]
+    assert programs
     second, _ = command(tmp_path)
-    assert second["hits"] == len(made)
+    assert second["hits"] == len(programs)
     assert sorted((tmp_path / "jax").iterdir()) == made
 
 
 def test_a_program_that_a_killed_process_left_half_is_written_again(tmp_path):
     command(tmp_path)
-    made = {path: path.stat().st_size for path in (tmp_path / "jax").iterdir()}
-    for path in made:
+    folder = tmp_path / "jax"
+    programs = {path: path.stat().st_size for path in folder.glob("*-cache")}
+    for path in programs:  # jax writes the time of use after the program
         path.write_bytes(path.read_bytes()[:100])
+        path.with_name(f"{path.name.removesuffix('-cache')}-atime").unlink()
     found, printed = command(tmp_path)
     assert (found["hits"], printed) == (0, "")
-    assert {path: path.stat().st_size for path in (tmp_path / "jax").iterdir()} == made
+    assert {path: path.stat().st_size for path in folder.glob("*-cache")} == programs
+    again, printed = command(tmp_path)
+    assert (again["hits"], printed) == (len(programs), "")
 
 
 @pytest.mark.parametrize(("option", "made"), [("--json", True), ("--help", False)])
@@ -93,12 +96,20 @@ def test_a_folder_that_cannot_be_written_is_one_warning(tmp_path):
     )
 
 
-@pytest.mark.parametrize(("most", "left"), [(30, "abc"), (29, "bc"), (9, "")])
-def test_the_oldest_programs_make_room(tmp_path, most, left):
-    for age, name in enumerate("cba"):
-        (tmp_path / name).write_bytes(bytes(10))
-        os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
-    (tmp_path / "folder").mkdir()  # as jax makes there for what it tunes on a GPU
-    os.utime(tmp_path / "folder", (0, 0))
-    compile_cache._make_room(tmp_path, most)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*left, "folder"])
+def test_the_programs_used_longest_ago_make_room(tmp_path):
+    folder = tmp_path / "jax"
+    (folder / "tuned").mkdir(parents=True)  # as jax makes there for what it tunes on a GPU
+    gigabyte = 10**9  # three of them are more than the limit; they are sparse
+    for age, name in enumerate(("new", "old", "older")):
+        with open(folder / f"{name}-cache", "wb") as file:
+            file.truncate(gigabyte)
+        (folder / f"{name}-atime").write_bytes((1000 - age).to_bytes(8, "little"))
+    command(tmp_path)
+    kept = {path.name.removesuffix("-cache") for path in folder.glob("*-cache")}
+    assert kept & {"new", "old", "older"} == {"new", "old"} and len(kept) > 2
+    assert (folder / "tuned").is_dir()
+
+
+def test_the_users_limit_of_the_size_wins(tmp_path):
+    command(tmp_path, JAX_COMPILATION_CACHE_MAX_SIZE="0")
+    assert not list(tmp_path.glob("jax/*-cache"))

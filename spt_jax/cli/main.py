@@ -21,7 +21,7 @@ from spt_jax.cli.nearest import nearest
 from spt_jax.cli.plan import plan
 from spt_jax.cli.predict import predict
 from spt_jax.cli.pretrain import pretrain
-from spt_jax.cli.printing import warnings_on_stderr
+from spt_jax.cli.printing import hide_orbax_log, warnings_on_stderr
 from spt_jax.cli.prompt import prompt
 from spt_jax.cli.train import train
 from spt_jax.errors import describe, suggest
@@ -80,6 +80,7 @@ def _dispatch(argv: Sequence[str]) -> None:
     elif name == "--version":
         print(f"spt-jax {__version__}")
     elif name in COMMANDS:
+        hide_orbax_log()
         COMMANDS[name](rest)
     else:
         raise ValueError(

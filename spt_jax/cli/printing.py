@@ -27,6 +27,20 @@ def warnings_on_stderr() -> Iterator[None]:
         logger.propagate = propagate
 
 
+def hide_orbax_log() -> None:
+    """Hide Orbax's log: its progress, and tracebacks of errors that a command reports in one line.
+
+    Orbax logs through absl. The import comes first, because absl sets the class of its logger then.
+    """
+    from absl import logging as absl_logging
+
+    absl_logging.get_absl_logger().addFilter(_is_not_from_orbax)
+
+
+def _is_not_from_orbax(record: logging.LogRecord) -> bool:
+    return "/orbax/checkpoint/" not in record.pathname
+
+
 def print_json(result: Mapping[str, Any]) -> None:
     """Prints `result` as one line of JSON; paths as text, scalars of numpy as numbers."""
     print(json.dumps(_plain(result), ensure_ascii=False, allow_nan=False))

@@ -28,7 +28,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
-import spt_jax.runs.orbax_log  # noqa: F401
 from spt_jax.distributed.main_process import gather, process_count, process_index
 from spt_jax.models.load import Reader
 from spt_jax.models.names import leaf_shapes

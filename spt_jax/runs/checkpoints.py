@@ -26,7 +26,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import unflatten_dict
 
-import spt_jax.runs.orbax_log  # noqa: F401
 from spt_jax.distributed.main_process import (
     is_main,
     main_process,

@@ -1,7 +1,7 @@
 """Scores of predicted texts, from 0 to 100 (correlations from -100).
 
 A metric is a function of the predictions, the examples and the label words. A task names its
-metrics, and their mean is its score: what the best step is chosen by, and what is averaged into a
+metrics. Their mean is the score of the task, which chooses the best step and is averaged into a
 SuperGLUE score (Lester et al. 2021, section 3).
 """
 
@@ -61,20 +61,20 @@ def compute(
     examples: Sequence[Example],
     label_words: Sequence[str] | None,
 ) -> dict[str, float]:
-    """The scores of a task.
+    """Compute the scores of a task.
 
     Args:
-        names: Of `METRICS`.
+        names: Keys of `METRICS`.
         predictions: One text for each example.
-        examples: What was to be written.
-        label_words: Those of the task in the order of its labels; None for free text.
+        examples: Examples with the expected texts.
+        label_words: Label words of the task in the order of its labels, or None for free text.
 
     Returns:
-        Score by name; `squad` gives two, `exact_match` and `f1`.
+        Scores by name. `squad` gives two, `exact_match` and `f1`.
 
     Raises:
         ValueError: A metric is unknown or does not fit the label words, there are no examples, or
-            not as many predictions.
+            the number of predictions differs from the number of examples.
     """
     if not examples or len(predictions) != len(examples):
         raise ValueError(
@@ -93,16 +93,16 @@ def compute(
 
 
 def mean_score(scores: Mapping[str, float]) -> float:
-    """The one score of a task: the mean of its metrics."""
+    """Return the score of a task, the mean of its metrics."""
     return sum(scores.values()) / len(scores)
 
 
 def invalid(
     names: Sequence[str], predictions: Sequence[str], label_words: Sequence[str] | None
 ) -> float | None:
-    """Percentage of predictions that are no label word, or no number where one is asked for.
+    """Return the percentage of predictions that are not a label word, or not a number.
 
-    None for free text, where nothing is invalid.
+    Return None for free text, where every prediction is valid.
     """
     if {"pearson", "spearman"} & {*names}:
         return unreadable_share(predictions)
@@ -110,14 +110,14 @@ def invalid(
 
 
 def superglue_score(scores: Mapping[str, Mapping[str, float]]) -> float:
-    """The SuperGLUE score: the mean over the eight tasks of the mean of each one's metrics.
+    """Return the SuperGLUE score: the mean over the eight tasks of the mean of their metrics.
 
     Args:
-        scores: The metrics by task, such as {"super_glue/cb": {"macro_f1": 99.0, ...}, ...}, or
-            the scores of several runs of each.
+        scores: Metrics by task, such as {"super_glue/cb": {"macro_f1": 99.0, ...}, ...}, or the
+            scores of several runs by task.
 
     Raises:
-        ValueError: A task is missing, or there is one that does not count.
+        ValueError: A task is missing, or a task is not part of SuperGLUE.
     """
     missing = [name for name in SUPERGLUE if name not in scores]
     others = [name for name in scores if name not in SUPERGLUE]

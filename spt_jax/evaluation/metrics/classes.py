@@ -1,4 +1,4 @@
-"""Scores of classifications: what is no label word is a class of its own, which is always wrong."""
+"""Scores of classifications. A text that is not a label word is a class that is always wrong."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -14,14 +14,14 @@ INVALID = -1
 def accuracy(
     predictions: Sequence[str], examples: Sequence[Example], label_words: Sequence[str] | None
 ) -> dict[str, float]:
-    """Percentage of predictions that are their target."""
+    """Return the percentage of predictions that equal their target."""
     return {"accuracy": exact_match(predictions, [e.targets for e in examples])}
 
 
 def f1(
     predictions: Sequence[str], examples: Sequence[Example], label_words: Sequence[str] | None
 ) -> dict[str, float]:
-    """F1 of the second of two label words; an invalid prediction counts as the wrong one."""
+    """Return F1 of the second of two label words. An invalid prediction counts as the wrong one."""
     if label_words is None or len(label_words) != 2:
         raise ValueError(f"f1 is of two label words, given {label_words}; use macro_f1")
     truth, predicted = _classes(predictions, examples, label_words)
@@ -32,7 +32,7 @@ def f1(
 def macro_f1(
     predictions: Sequence[str], examples: Sequence[Example], label_words: Sequence[str] | None
 ) -> dict[str, float]:
-    """Mean over the label words of the F1 of each; 0 for a word that nobody uses (CB)."""
+    """Return the mean of the F1 of each label word (CB). A word that is never used has F1 0."""
     if not label_words:
         raise ValueError("macro_f1 is of label words, given none; use squad for free text")
     truth, predicted = _classes(predictions, examples, label_words)
@@ -43,7 +43,7 @@ def macro_f1(
 def group_exact_match(
     predictions: Sequence[str], examples: Sequence[Example], label_words: Sequence[str] | None
 ) -> dict[str, float]:
-    """Percentage of groups whose predictions are all right: the questions of MultiRC."""
+    """Return the percentage of groups (MultiRC: questions) whose predictions are all right."""
     right: dict[str, bool] = defaultdict(lambda: True)
     for prediction, example in zip(predictions, examples, strict=True):
         right[example.group] &= normalize(prediction) == normalize(example.targets)
@@ -53,7 +53,10 @@ def group_exact_match(
 def matthews(
     predictions: Sequence[str], examples: Sequence[Example], label_words: Sequence[str] | None
 ) -> dict[str, float]:
-    """Matthews correlation times 100, invalid predictions as a class; 0 where it is undefined."""
+    """Return the Matthews correlation times 100, or 0 where it is undefined.
+
+    Invalid predictions are a class of their own.
+    """
     if not label_words:
         raise ValueError("matthews is of label words, given none; use pearson for numbers")
     truth, predicted = _classes(predictions, examples, label_words)
@@ -68,7 +71,7 @@ def matthews(
 def _classes(
     predictions: Sequence[str], examples: Sequence[Example], label_words: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """int64[rows] of the targets and of the predictions."""
+    """Return the label numbers of the targets and of the predictions, each int64[rows]."""
     index = {normalize(word): number for number, word in enumerate(label_words)}
     truth = [index.get(normalize(example.targets), INVALID) for example in examples]
     if INVALID in truth:

@@ -1,4 +1,7 @@
-"""Scores of numbers that were written as text (STS-B)."""
+"""Scores of numbers that were written as text (STS-B).
+
+They are computed with numpy, because importing `scipy.stats` would take each command a second.
+"""
 
 import math
 from collections.abc import Sequence
@@ -7,33 +10,36 @@ import numpy as np
 
 from spt_jax.data.example import Example
 
-UNREADABLE = -1.0  # what a text that is no number counts as, as in T5's own evaluation
+UNREADABLE = -1.0
+"""Value of a prediction that is not a finite number, as in T5's own evaluation."""
 
 
 def pearson(
     predictions: Sequence[str], examples: Sequence[Example], label_words: Sequence[str] | None
 ) -> dict[str, float]:
-    """Pearson correlation times 100; 0 where either side is constant and it is undefined."""
+    """Return the Pearson correlation times 100, or 0 if either side is constant."""
     return {"pearson": 100 * _correlation(*_numbers(predictions, examples))}
 
 
 def spearman(
     predictions: Sequence[str], examples: Sequence[Example], label_words: Sequence[str] | None
 ) -> dict[str, float]:
-    """Rank correlation times 100, ties sharing their mean rank; 0 where it is undefined."""
-    predicted, truth = _numbers(predictions, examples)
-    return {"spearman": 100 * _correlation(_ranks(predicted), _ranks(truth))}
+    """Return the rank correlation times 100, or 0 if either side is constant.
+
+    Equal numbers share the mean of their ranks.
+    """
+    return {"spearman": 100 * _correlation(*map(_ranks, _numbers(predictions, examples)))}
 
 
 def unreadable_share(predictions: Sequence[str]) -> float:
-    """Percentage of predictions that are no finite number."""
+    """Return the percentage of predictions that are not a finite number."""
     return 100 * sum(_read(text) is None for text in predictions) / len(predictions)
 
 
 def _numbers(
     predictions: Sequence[str], examples: Sequence[Example]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """float64[rows] of predictions and targets."""
+    """Return the predictions and the targets, each float64[rows]."""
     predicted = [_read(text) for text in predictions]
     return (
         np.array([UNREADABLE if value is None else value for value in predicted]),
@@ -50,16 +56,14 @@ def _read(text: str) -> float | None:
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
-    """float64[rows], counted from 1."""
+    """Return the rank of each value from 1, float64[rows]."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[inverse]
+    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
 
 
 def _correlation(x: np.ndarray, y: np.ndarray) -> float:
+    # Scaled to at most 1, because 1e300 would overflow when it is squared.
+    x, y = (values / (np.abs(values).max() or 1.0) for values in (x, y))
     if (x == x[0]).all() or (y == y[0]).all():
         return 0.0
-    x, y = x / np.abs(x).max(), y / np.abs(y).max()  # 1e300 must not overflow when squared
-    x, y = x - x.mean(), y - y.mean()
-    spread = float(np.sqrt(x @ x) * np.sqrt(y @ y))
-    return float(np.clip(x @ y / spread, -1, 1)) if spread else 0.0
+    return float(np.corrcoef(x, y)[0, 1])

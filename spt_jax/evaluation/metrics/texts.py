@@ -1,4 +1,4 @@
-"""Scores of free text: equal to the target, to an answer, or naming the same thing."""
+"""Scores of free text, which is compared with the target, with answers, or with a name."""
 
 import re
 import string
@@ -24,18 +24,18 @@ _DETERMINERS = frozenset(
 
 
 def normalize(text: str) -> str:
-    """Text with runs of white space as single spaces, none at the ends."""
+    """Replace runs of white space by single spaces and remove those at the ends."""
     return " ".join(text.split())
 
 
 def exact_match(predictions: Sequence[str], targets: Sequence[str]) -> float:
-    """Percentage of predictions equal to their target; case counts."""
+    """Return the percentage of predictions that equal their target. Case counts."""
     hits = sum(normalize(p) == normalize(t) for p, t in zip(predictions, targets, strict=True))
     return 100 * hits / len(targets)
 
 
 def invalid_share(predictions: Sequence[str], label_words: Sequence[str]) -> float:
-    """Percentage of predictions that are no label word (wrong in `exact_match`)."""
+    """Return the percentage of predictions that are not a label word."""
     words = {normalize(word) for word in label_words}
     return 100 * sum(normalize(p) not in words for p in predictions) / len(predictions)
 
@@ -43,9 +43,9 @@ def invalid_share(predictions: Sequence[str], label_words: Sequence[str]) -> flo
 def squad(
     predictions: Sequence[str], examples: Sequence[Example], label_words: Sequence[str] | None
 ) -> dict[str, float]:
-    """Exact match and F1 of words by the rules of SQuAD 1.1, each the best over all answers.
+    """Return exact match and F1 of words by the rules of SQuAD 1.1.
 
-    Case, ASCII punctuation and the articles a, an and the do not count.
+    Each is the best over all answers. Case, ASCII punctuation and articles do not count.
     """
     pairs = [
         (_squad_words(prediction), [_squad_words(answer) for answer in _answers(example)])
@@ -59,7 +59,7 @@ def squad(
 def squad_by_group(
     predictions: Sequence[str], examples: Sequence[Example], label_words: Sequence[str] | None
 ) -> dict[str, float]:
-    """`squad` of the first example of each group: ReCoRD has one for each answer to a query."""
+    """Return `squad` of the first example of each group: ReCoRD repeats a query for each answer."""
     first: dict[str, int] = {}
     for number, example in enumerate(examples):
         first.setdefault(example.group, number)
@@ -70,17 +70,19 @@ def squad_by_group(
 def wsc(
     predictions: Sequence[str], examples: Sequence[Example], label_words: Sequence[str] | None
 ) -> dict[str, float]:
-    """Accuracy of WSC: is the candidate named exactly where it is what the pronoun stands for?
+    """Return the accuracy of WSC.
 
-    The words of one have to be among those of the other, without case and determiners; an
-    apostrophe in only one of them (Bob, Bob's hat) makes them different. Naming nothing is wrong.
+    A prediction names the candidate if the words of one are among the words of the other. Case and
+    determiners do not count, and an apostrophe in only one of them (Bob, Bob's hat) makes them
+    different. Naming the candidate is right if the label is 1. An empty prediction is wrong.
     """
     right = []
     for prediction, example in zip(predictions, examples, strict=True):
         guess, candidate = _without_determiners(prediction), _without_determiners(example.targets)
-        words, of_candidate = {*guess.split(" ")}, {*candidate.split(" ")}
-        same = ("'" in guess) == ("'" in candidate)
-        named = same and (words <= of_candidate or of_candidate <= words)
+        words, candidate_words = {*guess.split(" ")}, {*candidate.split(" ")}
+        named = ("'" in guess) == ("'" in candidate) and (
+            words <= candidate_words or candidate_words <= words
+        )
         right.append(bool(guess) and int(named) == example.label)
     return {"accuracy": 100 * float(np.mean(right))}
 
@@ -94,7 +96,7 @@ def _squad_words(text: str) -> list[str]:
 
 
 def _overlap(prediction: Sequence[str], answer: Sequence[str]) -> float:
-    """F1 of two bags of words; 0 without a common one, also where both are empty."""
+    """Return F1 of two bags of words, or 0 if they have no word in common."""
     common = (Counter(prediction) & Counter(answer)).total()
     return 2 * common / (len(prediction) + len(answer)) if common else 0.0
 
