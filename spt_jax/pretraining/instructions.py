@@ -1,7 +1,7 @@
 """The wordings of the instruction of each pretraining task, the usual one first.
 
-'{}' stands for a word that the instruction names. An empty wording is no instruction: sentinels in
-the text call for span corruption, and a bare text for its continuation.
+'{}' is replaced by a word that the instruction names. An empty wording means no instruction: the
+sentinels in a text ask for its spans, and a text alone asks for its continuation.
 """
 
 _WORDINGS = {

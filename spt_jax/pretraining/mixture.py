@@ -1,14 +1,15 @@
 """The pretraining mixture: self-supervised text-to-text rows, as a pure function of (seed, step).
 
-A step is either *long* (span corruption and prefix LM, as in T5, and tasks that copy many words) or
-*short*: tasks that an instruction in plain words selects and a few tokens answer, each answer made
-from the text itself.
-Instructions come in several wordings and may rename the labels, so that the model learns to take
-them from the start of its input, which is where a soft prompt will stand.
+A step is either *long* or *short*. Long are span corruption and prefix LM, as in T5, and tasks that
+copy many words. Short are tasks that an instruction in plain words selects and that a few tokens
+answer; each answer is made from the text itself. Instructions have several wordings and may rename
+the labels, so that the model learns to read them at the start of its input, where a soft prompt
+will be.
 
-Invariant: batch n depends on the passages, the config, the seed and n, on nothing drawn before.
+Invariant: batch n depends on the passages, the config, the seed and n only.
 """
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,32 +17,33 @@ import numpy as np
 
 from spt_jax.config.pretrain import MixtureConfig
 from spt_jax.errors import suggest
-from spt_jax.pretraining import copy_tasks as dense_tasks
-from spt_jax.pretraining import passage_tasks, word_tasks
+from spt_jax.pretraining import copy_tasks, passage_tasks, word_tasks
 from spt_jax.pretraining.corpus import Corpus
-from spt_jax.pretraining.draws import ARGUMENT, SHORT_ARGUMENT, Draw, Row
+from spt_jax.pretraining.draws import ARGUMENT, SHORT_ARGUMENT, Draw, Row, Unfit
 from spt_jax.pretraining.instructions import INSTRUCTIONS
 from spt_jax.pretraining.packing import PackedRows
 from spt_jax.pretraining.passages import Passages, tokenize_corpus
 from spt_jax.tokenizers.bpe import Tokenizer
 
-PROBES = 8  # rows of a task that have to be found, each in so many tries, for a corpus to serve it
-PROBE_TRIES = 300
-TRIES = 5000  # for a row of a task that it serves
+PROBES, PROBE_TRIES = 8, 300
+"""A corpus serves a task if so many rows are found, each in so many tries."""
+
+TRIES = 5000
+"""Tries to find a row of a task that the corpus serves."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A pretraining task. Its instructions are in `INSTRUCTIONS`, under the same name.
+    """A pretraining task. `INSTRUCTIONS` has its instructions under the same name.
 
     Args:
-        make: Makes a row, or None where the passage it drew does not serve.
-        labels: The answers, where they are few; `make` then gives the number of one.
+        make: Function that makes a row, or raises Unfit.
+        labels: All possible answers, if they are few. `make` then returns the number of one.
         long: Whether its targets have the long shape.
         argument: Tokens kept free for each argument.
     """
 
-    make: Callable[[Draw], Row | None]
+    make: Callable[[Draw], Row]
     labels: tuple[str, ...] = ()
     long: bool = False
     argument: int = ARGUMENT
@@ -52,9 +54,9 @@ _YES_NO = ("yes", "no")
 TASKS: dict[str, Task] = {
     "span_corruption": Task(passage_tasks.span_corruption, long=True),
     "lm": Task(passage_tasks.lm, long=True),
-    "repeat": Task(dense_tasks.repeat, long=True),
-    "look_up": Task(dense_tasks.look_up, long=True),
-    "mend": Task(dense_tasks.mend, long=True),
+    "repeat": Task(copy_tasks.repeat, long=True),
+    "look_up": Task(copy_tasks.look_up, long=True),
+    "mend": Task(copy_tasks.mend, long=True),
     "name": Task(passage_tasks.name),
     "kind": Task(passage_tasks.kind, passage_tasks.KINDS),
     "summary": Task(passage_tasks.summary),
@@ -85,28 +87,36 @@ TASKS: dict[str, Task] = {
 def make_batches(
     corpus: Corpus, tokenizer: Tokenizer, config: MixtureConfig, seed: int
 ) -> "Mixture":
-    """Tokenizes a corpus and returns its endless sequence of batches.
+    """Tokenize a corpus and return its endless sequence of batches.
 
     Raises:
-        ValueError: `config.weights` names an unknown task, or leaves a kind of step without any, or
-            the corpus is too short or lacks what a task asks about.
+        ValueError: `config.weights` names an unknown task or gives a kind of step no task that the
+            corpus serves, or the corpus is too short.
     """
     return Mixture(tokenize_corpus(corpus, tokenizer), config, seed)
 
 
 class Mixture:
-    """`mixture[n]` is the batch of step n: ("long" or "short", {"inputs", "targets"}).
+    """An endless sequence: `mixture[n]` is ("long" or "short", batch) of step n.
 
-    inputs: int32[B, T] and targets: int32[B, U], padded with 0 behind an end marker; the shapes
-    depend on the group alone. Packed batches have the segments of both beside them.
+    A batch is {"inputs": int32[B, T], "targets": int32[B, U]}. An end marker and zeros follow each
+    text. The shapes depend on the group only. A packed batch has the segments of both, too.
 
-    A task that the corpus cannot serve, such as one about books where there are none, is left out.
-    Raises what `make_batches` does.
+    Tasks that the corpus cannot serve are left out, such as those about books if it has none.
+
+    Args:
+        passages: The tokenized corpus.
+        config: Shapes of the batches and weights of the tasks.
+        seed: Seed of all batches.
 
     Attributes:
         tasks: Names of the tasks that rows are drawn from.
-        left_out: Names of the tasks that have a weight, but that the corpus does not serve.
-        groups: Those of "long" and "short" that steps can be.
+        left_out: Names of the tasks that have a weight but that the corpus does not serve.
+        groups: Which of "long" and "short" a step can be.
+
+    Raises:
+        ValueError: `config.weights` names an unknown task, or gives a kind of step no task that the
+            corpus serves.
     """
 
     def __init__(self, passages: Passages, config: MixtureConfig, seed: int):
@@ -149,7 +159,7 @@ class Mixture:
         return group, self._batch(self._draw_tasks(group, self.config.batch_size, rng), rng)
 
     def task_batch(self, name: str, step: int) -> dict[str, np.ndarray]:
-        """A batch of one task alone, for measuring it. Also a pure function of (seed, step)."""
+        """Return a batch of one task, for measuring it: a pure function of (seed, step)."""
         rng = np.random.default_rng([self.seed, step, 1 + list(TASKS).index(name)])
         return self._batch([name] * self.config.batch_size, rng)
 
@@ -159,7 +169,7 @@ class Mixture:
         return [names[min(int(index), len(names) - 1)] for index in drawn]
 
     def _batch(self, tasks: list[str], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """A row of each task."""
+        """Return a batch with one row of each of these tasks."""
         shapes = {"inputs": self.config.inputs_length, "targets": self._width(tasks[0])}
         batch = {name: np.zeros((len(tasks), width), np.int32) for name, width in shapes.items()}
         for index, name in enumerate(tasks):
@@ -168,7 +178,7 @@ class Mixture:
         return batch
 
     def _packed_batch(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Rows of several examples of short tasks, until one finds no room."""
+        """Return rows of several short examples each, filled until an example has no room."""
         config, pack = self.config, self.config.pack
         lengths = pack * config.inputs_length, pack * config.short_targets_length
         rows = PackedRows(config.batch_size // pack, *lengths)
@@ -177,27 +187,26 @@ class Mixture:
         return rows.batch()
 
     def _example(self, name: str, rng: np.random.Generator) -> list[list[int]]:
-        """Ids of the input and of the answer of a task, both with an end marker.
+        """Return the token ids of an input and its answer, both with an end marker.
 
         Raises:
-            ValueError: No passage of the corpus serves the task.
+            ValueError: No passage was found that serves the task.
         """
-        row = self._row(name, rng, TRIES)
-        if row is None:
+        try:
+            row = self._row(name, rng, TRIES)
+        except Unfit:
             raise ValueError(
                 f"pretraining task '{name}' found no passage to ask about in {TRIES} tries; "
                 f"give more text, or set mixture.weights.{name} to 0"
-            )
+            ) from None
         longest = self.config.inputs_length, self._width(name)
         return [[*ids[: most - 1], Tokenizer.eos_id] for ids, most in zip(row, longest)]
 
     def _width(self, name: str) -> int:
         return getattr(self.config, f"{_group(name)}_targets_length")
 
-    def _row(
-        self, name: str, rng: np.random.Generator, tries: int
-    ) -> tuple[list[int], list[int]] | None:
-        """Ids of the input and the answer of a task, or None where no passage served it."""
+    def _row(self, name: str, rng: np.random.Generator, tries: int) -> tuple[list[int], list[int]]:
+        """Return the token ids of an input and its answer; raise Unfit after so many tries."""
         task, config = TASKS[name], self.config
         options = self._instructions[name]
         parts = options[0]
@@ -216,12 +225,7 @@ class Mixture:
         used = sum(map(len, parts)) + len(renaming) + task.argument * (len(parts) - 1)
         room = config.inputs_length - 1 - used
         draw = Draw(self.passages, rng, room, self._width(name) - 1, config.docstring_share)
-        for _ in range(tries):
-            row = task.make(draw)
-            if row is not None:
-                break
-        else:
-            return None
+        row = _first_fit(task, draw, tries)
         instruction = list(parts[0])
         for argument, part in zip(row.arguments, parts[1:]):
             instruction += argument[: task.argument] + part
@@ -230,7 +234,19 @@ class Mixture:
 
     def _serves(self, name: str) -> bool:
         rng = np.random.default_rng(list(TASKS).index(name))
-        return all(self._row(name, rng, PROBE_TRIES) is not None for _ in range(PROBES))
+        try:
+            for _ in range(PROBES):
+                self._row(name, rng, PROBE_TRIES)
+        except Unfit:
+            return False
+        return True
+
+
+def _first_fit(task: Task, draw: Draw, tries: int) -> Row:
+    for _ in range(tries):
+        with contextlib.suppress(Unfit):
+            return task.make(draw)
+    raise Unfit
 
 
 def _group(name: str) -> str:

@@ -1,15 +1,15 @@
-"""Several examples in one row, so that less of a batch is padding."""
+"""Put several examples in one row, so that a batch has less padding."""
 
 import numpy as np
 
 
 class PackedRows:
-    """Rows that are filled with examples, each put into the first row that has room for it.
+    """Rows that are filled with examples, each in the first row that has room for it.
 
     Args:
-        rows: How many.
-        inputs_length: Room for inputs in a row, in tokens.
-        targets_length: Room for targets in a row, in tokens.
+        rows: Number of rows.
+        inputs_length: Tokens of inputs that a row can hold.
+        targets_length: Tokens of targets that a row can hold.
     """
 
     def __init__(self, rows: int, inputs_length: int, targets_length: int):
@@ -20,7 +20,7 @@ class PackedRows:
         self._segments = [np.zeros_like(ids) for ids in self._ids]
 
     def add(self, inputs: list[int], targets: list[int]) -> bool:
-        """Whether a row had room for the example, which then is in it."""
+        """Add an example to a row; return False if no row has room for it."""
         ends = self._used + [len(inputs), len(targets)]
         with_room = np.flatnonzero(np.all(ends <= self._lengths, axis=1))
         if not len(with_room):
@@ -35,7 +35,7 @@ class PackedRows:
         return True
 
     def batch(self) -> dict[str, np.ndarray]:
-        """Ids and segments of inputs and targets, int32[rows, length]; see `typing.Batch`."""
+        """Return the ids and segments of inputs and targets, int32[rows, length]."""
         return {
             "inputs": self._ids[0],
             "targets": self._ids[1],

@@ -1,14 +1,14 @@
 """Pretraining tasks about whole passages: denoising, continuation, docstrings, books, order.
 
 Span corruption and prefix LM are T5's (Raffel et al. 2020, section 3.1; Lester et al. 2021, section
-3.2). None of the tasks asks which package a docstring is from: that is the built-in task `library`.
+3.2). No task asks which package a docstring is from, because the built-in task `library` does.
 """
 
 from collections.abc import Callable
 
 import numpy as np
 
-from spt_jax.pretraining.draws import TRIES, Draw, Row
+from spt_jax.pretraining.draws import TRIES, Draw, Row, Unfit
 from spt_jax.tokenizers.bpe import Tokenizer
 
 KINDS = ("function", "class", "method", "module", "story")
@@ -17,9 +17,12 @@ KINDS = ("function", "class", "method", "module", "story")
 def corrupt_spans(
     ids: list[int], rng: np.random.Generator, tokenizer: Tokenizer, *, density=0.15, mean_span=3.0
 ) -> tuple[list[int], list[int]]:
-    """Span corruption of T5: (inputs with a sentinel for each span, each sentinel with its span).
+    """Apply T5's span corruption.
 
-    Sentinels count up from `<extra_id_0>`, whose id is the last of the vocabulary.
+    Returns:
+        The inputs, in which a sentinel replaces each span, and the targets, in which each sentinel
+        is followed by its span. Sentinels count up from `<extra_id_0>`, the last id of the
+        vocabulary.
     """
     noise = min(max(round(len(ids) * density), 1), len(ids) - 1)
     spans = min(max(round(noise / mean_span), 1), len(ids) - noise)
@@ -36,134 +39,124 @@ def corrupt_spans(
 
 
 def span_corruption(draw: Draw) -> Row:
-    """Span corruption of a full window of text."""
-    length = int(draw.room * 1.1)  # what fills the room after 15% became a third as many sentinels
-    inputs, targets = corrupt_spans(_stream(draw, length), draw.rng, draw.passages.tokenizer)
-    return Row(inputs, targets)
+    """Ask for the spans that sentinels replaced in a full window of text."""
+    # Sentinels replace 15% of the tokens by a third as many, so 110% of the room fill it.
+    ids = _stream(draw, int(draw.room * 1.1))
+    return Row(*corrupt_spans(ids, draw.rng, draw.passages.tokenizer))
 
 
 def lm(draw: Draw) -> Row:
-    """What follows a prefix, mostly a full window."""
+    """Ask for what follows a prefix, which is a full window in 70% of the rows."""
     prefix = draw.room if draw.flip(0.7) else int(draw.rng.integers(draw.room // 6, draw.room))
     ids = _stream(draw, prefix + draw.longest)
     return Row(ids[:prefix], ids[prefix:])
 
 
-def name(draw: Draw) -> Row | None:
-    """The name of what a docstring documents, in lower-case words."""
-    if draw.passages.docstrings == 0:
-        return None
-    index = int(draw.rng.integers(draw.passages.docstrings))
+def name(draw: Draw) -> Row:
+    """Ask for the name of what a docstring documents, in lower-case words."""
+    index = _any_docstring(draw)
     body, answer = _docstring(draw, index), draw.passages.names[index]
-    return Row(body, answer) if len(body) >= 6 and 0 < len(answer) <= draw.longest else None
+    if len(body) < 6 or not 0 < len(answer) <= draw.longest:
+        raise Unfit
+    return Row(body, answer)
 
 
-def kind(draw: Draw) -> Row | None:
-    """What a docstring documents, or a story, as an index into `KINDS`."""
-    if draw.passages.docstrings == 0:
-        return None
-    kind = int(draw.rng.integers(len(KINDS)))
+def kind(draw: Draw) -> Row:
+    """Ask whether a text documents a function, class, ..., or is a story: an index into `KINDS`."""
+    passages = draw.passages
+    if passages.docstrings == 0:
+        raise Unfit
+    kind = draw.below(len(KINDS))
     if KINDS[kind] == "story":
-        if draw.passages.docstring_sentences == len(draw.passages.sentences):
-            return None
-        start = draw.passages.start(draw.rng, 0.0)
-        return Row(draw.passages.ids(start, draw.passages.cut(start, draw.room)), kind)
+        if passages.docstring_sentences == len(passages.sentences):
+            raise Unfit
+        return Row(passages.ids(*draw._replace(docstring_share=0.0).passage()), kind)
     for _ in range(TRIES):
-        index = int(draw.rng.integers(draw.passages.docstrings))
-        if draw.passages.kinds[index] == KINDS[kind]:
+        index = _any_docstring(draw)
+        if passages.kinds[index] == KINDS[kind]:
             return Row(_docstring(draw, index), kind)
-    return None
+    raise Unfit
 
 
-def summary(draw: Draw) -> Row | None:
-    """The first words of the first sentence of a docstring, given what follows it."""
-    if draw.passages.docstrings == 0:
-        return None
-    index = int(draw.rng.integers(draw.passages.docstrings))
-    start, end = (int(i) for i in draw.passages.document_starts[index : index + 2])
-    at = draw.passages.sentences.searchsorted(start, side="right")
-    if at == len(draw.passages.sentences) or draw.passages.sentences[at] >= end:
-        return None
-    second = int(draw.passages.sentences[at])
-    body = draw.passages.ids(second, draw.passages.cut(second, draw.room))
-    return Row(body, draw.passages.ids(start, min(second, draw.passages.cut(start, draw.longest))))
+def summary(draw: Draw) -> Row:
+    """Ask for the first words of a docstring's first sentence, given what follows the sentence."""
+    passages = draw.passages
+    index = _any_docstring(draw)
+    start, end = passages.document_starts[index : index + 2].tolist()
+    later = passages.sentences[passages.sentences.searchsorted(start, side="right") :]
+    if not len(later) or later[0] >= end:
+        raise Unfit
+    second = int(later[0])
+    body = passages.ids(second, passages.cut(second, draw.room))
+    return Row(body, passages.ids(start, min(second, passages.cut(start, draw.longest))))
 
 
-def next_part(draw: Draw) -> Row | None:
-    """Which of two parts, a (0) or b (1), follows a passage?"""
-    spans = _halves(draw)
-    if spans is None:
-        return None
-    (start, middle), (_, end) = spans
+def next_part(draw: Draw) -> Row:
+    """Ask which of two parts, a (0) or b (1), follows a passage."""
+    passages = draw.passages
+    (start, _), (_, end) = _halves(draw)
     length = (end - start) // 3
-    first = draw.passages.cut(start, length)
-    second = draw.passages.cut(first, length)
+    first = passages.cut(start, length)
+    second = passages.cut(first, length)
     if first - start < 4 or second - first < 4:
-        return None
+        raise Unfit
     wrong = _elsewhere(draw, start, second - first)
-    options = [draw.passages.ids(first, second), wrong]
+    options = [passages.ids(first, second), wrong]
     answer = int(draw.flip())
     if answer:
         options.reverse()
-    body = draw.passages.ids(start, first)
-    return Row(body + draw.encode("a:") + options[0] + draw.encode("b:") + options[1], answer)
+    return Row(passages.ids(start, first) + _a_and_b(draw, *options), answer)
 
 
-def order(draw: Draw) -> Row | None:
-    """Are two neighbouring parts in the right order (0) or swapped (1)?"""
-    spans = _halves(draw)
-    if spans is None:
-        return None
-    first, second = (draw.passages.ids(*span) for span in spans)
+def order(draw: Draw) -> Row:
+    """Ask whether two neighbouring parts are in the right order (0) or swapped (1)."""
+    parts = [draw.passages.ids(*span) for span in _halves(draw)]
     swapped = draw.flip()
     if swapped:
-        first, second = second, first
-    return Row(draw.encode("a:") + first + draw.encode("b:") + second, int(swapped))
+        parts.reverse()
+    return Row(_a_and_b(draw, *parts), int(swapped))
 
 
-def together(draw: Draw) -> Row | None:
-    """Are two parts neighbours (0) or not (1)?"""
+def together(draw: Draw) -> Row:
+    """Ask whether two parts are neighbours (0) or not (1)."""
     spans = _halves(draw)
-    if spans is None:
-        return None
     first, second = (draw.passages.ids(*span) for span in spans)
     apart = draw.flip()
     if apart:
         second = _elsewhere(draw, spans[0][0], len(second))
-    return Row(draw.encode("a:") + first + draw.encode("b:") + second, int(apart))
+    return Row(_a_and_b(draw, first, second), int(apart))
 
 
-def same(draw: Draw) -> Row | None:
-    """Are two passages from the same book (0) or not (1)?"""
+def same(draw: Draw) -> Row:
+    """Ask whether two passages are from the same book (0) or not (1)."""
     passages = draw.passages
     books = np.flatnonzero(passages.books >= 0)
     if not len(books) or passages.books[books[0]] == passages.books[books[-1]]:
-        return None
+        raise Unfit
     index = int(draw.pick(books))
     mates = np.flatnonzero(passages.books == passages.books[index])
     apart = draw.flip()
     other = int(draw.pick(books if apart else mates))
     if apart and passages.books[other] == passages.books[index]:
-        return None
-    body: list[int] = []
-    for marker, document in (("a:", index), ("b:", other)):
+        raise Unfit
+    parts = []
+    for document in (index, other):
         low, high = passages.document_starts[document : document + 2]
         first, last = passages.sentences.searchsorted((low, high))
         if first == last:
-            return None
+            raise Unfit
         start = int(passages.sentences[draw.rng.integers(first, last)])
-        end = passages.cut(start, draw.room // 2 - 2)
-        body += draw.encode(marker) + passages.ids(start, end)
-    return Row(body, int(apart))
+        parts.append(passages.ids(start, passages.cut(start, draw.room // 2 - 2)))
+    return Row(_a_and_b(draw, *parts), int(apart))
 
 
-def scrambled(draw: Draw) -> Row | None:
-    """Are all the words in order (0), or some swapped with their neighbours (1)?"""
+def scrambled(draw: Draw) -> Row:
+    """Ask whether all words are in order (0), or some are swapped with their neighbours (1)."""
     start, end = draw.passage(0.25 + 0.75 * draw.rng.random())
     begins = start + np.flatnonzero(draw.passages.is_word_start[draw.passages.tokens[start:end]])
     words = [draw.passages.ids(*span) for span in zip(begins.tolist(), [*begins[1:].tolist(), end])]
     if len(words) < 6:
-        return None
+        raise Unfit
     scrambled = draw.flip()
     if scrambled:
         for at in draw.rng.choice(len(words) - 1, max(1, len(words) // 5), replace=False):
@@ -171,78 +164,93 @@ def scrambled(draw: Draw) -> Row | None:
     return Row([i for word in words for i in word], int(scrambled))
 
 
-def of_book(field: str) -> Callable[[Draw], Row | None]:
-    """The `titles` or the `authors` entry of the book that a passage is from."""
+def of_book(field: str) -> Callable[[Draw], Row]:
+    """Return the task that asks for the `titles` or `authors` entry of a passage's book."""
 
-    def make(draw: Draw) -> Row | None:
+    def make(draw: Draw) -> Row:
         passages = draw.passages
-        start = passages.start(draw.rng, 0.0)
-        book = int(passages.books[passages.document_starts.searchsorted(start, side="right") - 1])
-        answer = getattr(passages, field).get(book)
-        return Row(passages.ids(start, passages.cut(start, draw.room)), answer) if answer else None
+        start, end = draw._replace(docstring_share=0.0).passage()
+        answer = getattr(passages, field).get(passages.book(start))
+        if not answer:
+            raise Unfit
+        return Row(passages.ids(start, end), answer)
 
     return make
 
 
 def _partition(rng: np.random.Generator, total: int, parts: int) -> np.ndarray:
-    """int64[parts]: random positive lengths that sum to total."""
+    """Return random positive lengths that sum to `total`, int64[parts]."""
     cuts = np.sort(rng.choice(total - 1, parts - 1, replace=False)) + 1
     return np.diff(np.concatenate([[0], cuts, [total]]))
 
 
 def _stream(draw: Draw, length: int) -> list[int]:
-    # Across documents, as T5 packs them: neighbours in the corpus are from the same file or book.
-    start = draw.passages.start(draw.rng, draw.docstring_share)
-    start = max(0, min(start, len(draw.passages.tokens) - length))
+    """Return a window of the corpus, across documents as in T5: neighbours share file or book."""
+    start = max(0, min(draw.start(), len(draw.passages.tokens) - length))
     return draw.passages.ids(start, start + length)
 
 
+def _any_docstring(draw: Draw) -> int:
+    """Return the number of a random docstring; raise Unfit if there is none."""
+    if draw.passages.docstrings == 0:
+        raise Unfit
+    return draw.below(draw.passages.docstrings)
+
+
 def _docstring(draw: Draw, index: int) -> list[int]:
-    start, end = draw.passages.document_starts[index : index + 2]
-    return draw.passages.ids(int(start), min(int(end), int(start) + draw.room))
+    start, end = draw.passages.document_starts[index : index + 2].tolist()
+    return draw.passages.ids(start, min(end, start + draw.room))
+
+
+def _a_and_b(draw: Draw, first: list[int], second: list[int]) -> list[int]:
+    return draw.encode("a:") + first + draw.encode("b:") + second
 
 
 def _inside(draw: Draw, start: int, length: int) -> int:
-    """A word start up to `length` tokens behind `start`, in its document.
+    """Return a word start up to `length` tokens after `start`, in the same document.
 
-    Were only one of two parts to begin where a sentence does, its first letter would be the answer.
+    If only one of two parts began with a sentence, its capital letter would give the answer away.
     """
-    passages = draw.passages
-    end = passages.document(start)[1] - 1
-    position = start + int(draw.rng.integers(max(1, min(length, (end - start) // 3))))
-    while position < end and not passages.is_word_start[passages.tokens[position]]:
-        position += 1
-    return position
+    end = draw.passages.document(start)[1] - 1
+    return draw.passages.next_word(start + draw.below(max(1, min(length, (end - start) // 3))), end)
 
 
-def _halves(draw: Draw) -> list[tuple[int, int]] | None:
-    """Two neighbouring passages of one document that fill the room, less four for markers."""
+def _halves(draw: Draw) -> list[tuple[int, int]]:
+    """Return start and end of two neighbouring passages of one document.
+
+    They fill the room, less four tokens for markers.
+
+    Raises:
+        Unfit: One of them has fewer than 6 tokens.
+    """
     length = draw.room // 2 - 2
-    start = _inside(draw, draw.passages.start(draw.rng, draw.docstring_share), length)
-    end_of_document = draw.passages.document(start)[1]
-    if end_of_document - start < 3 * length // 2:
-        length = (end_of_document - start) // 2
+    start = _inside(draw, draw.start(), length)
+    left = draw.passages.document(start)[1] - start
+    if left < 3 * length // 2:
+        length = left // 2
     found = []
     for _ in range(2):
         end = draw.passages.cut(start, length)
         if end - start < 6:
-            return None
+            raise Unfit
         found.append((start, end))
         start = end
     return found
 
 
 def _elsewhere(draw: Draw, start: int, length: int) -> list[int]:
-    """A passage that is not the one at `start`: of the same document where it is long enough."""
+    """Return a passage other than the one at `start`.
+
+    Half of those from a document that is long enough are from the same document.
+    """
     passages = draw.passages
     low, high = passages.document(start)
     if high - low > 8 * length and draw.flip():
-        sentences = passages.sentences
-        first, last = sentences.searchsorted((low, high - length))
-        near = int(sentences[draw.rng.integers(first, last)]) if last > first else start
+        first, last = passages.sentences.searchsorted((low, high - length))
+        near = int(passages.sentences[draw.rng.integers(first, last)]) if last > first else start
         if abs(near - start) > 3 * length:
             near = _inside(draw, near, length)
             return passages.ids(near, passages.cut(near, length))
-    of_docstring = passages.books[passages.document_starts.searchsorted(low, side="right") - 1] < 0
-    other = _inside(draw, passages.start(draw.rng, float(of_docstring)), length)
+    of_docstring = float(passages.book(start) < 0)
+    other = _inside(draw, passages.start(draw.rng, of_docstring), length)
     return passages.ids(other, passages.cut(other, length))

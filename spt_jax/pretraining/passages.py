@@ -1,8 +1,8 @@
 """A tokenized corpus in flat arrays, and the passages and words that can be drawn from it.
 
-All documents stand in one int32 array, docstrings first; sentences and words are positions in it.
-A *plain* word is one run of letters with nothing but punctuation behind it, so that its ids are the
-same wherever it stands: tasks about words ask about plain words only.
+One int32 array holds all documents, docstrings first. Sentences and words are positions in it. A
+*plain* word is one run of letters that only punctuation follows, so its token ids do not depend on
+its place. Tasks about words ask about plain words only.
 """
 
 import re
@@ -14,34 +14,44 @@ import numpy as np
 from spt_jax.pretraining.corpus import Corpus
 from spt_jax.tokenizers.bpe import Tokenizer
 
-LONGEST_WORD = 6  # tokens of a plain word
-SHORTEST = 12  # tokens that must follow in the document where a passage starts
-BLOCK = 96  # tokens of a block, whose number with a word is the word's document frequency
-KEYWORD_COUNT = 50  # occurrences that a keyword must have in a corpus of so many tokens or more
-KEYWORD_TOKENS = 9_500_000
+LONGEST_WORD = 6
+"""Tokens that a plain word may have."""
+
+SHORTEST = 12
+"""Tokens that must follow in the document where a passage starts."""
+
+BLOCK = 96
+"""Tokens of a block. The document frequency of a word counts the blocks that contain it."""
+
+KEYWORD_COUNT, KEYWORD_TOKENS = 50, 9_500_000
+"""Occurrences that a keyword must have, in a corpus of so many tokens or more."""
+
 _CLOSERS = set("\"'”’)]*_")
 
 
 @dataclass(frozen=True)
 class Passages:
-    """Arrays over N tokens, D documents, S sentences, W plain words of which V are different.
+    """Arrays over N tokens, D documents, S sentences and W plain words, V of them different.
 
     Args:
-        tokenizer: What made the tokens.
-        tokens: int32[N], without end markers.
-        document_starts: int64[D + 1], the last is N.
-        docstrings: How many of the documents are docstrings; they come first.
+        tokenizer: Tokenizer of the corpus.
+        tokens: Token ids without end markers, int32[N].
+        document_starts: First position of each document, and N, int64[D + 1].
+        docstrings: Number of documents that are docstrings. They come first.
         kinds: `kind` of each docstring.
-        names: Ids of the name of each docstring, split in words; empty where it has none.
-        books: int64[D], number of the book, -1 for docstrings.
-        titles: {number of the book: ids of its title}; authors likewise.
-        sentences: int64[S], positions where a passage may start.
-        docstring_sentences: How many of the sentences are in docstrings; they come first.
-        is_word_start: bool[vocabulary].
-        word_starts: int64[W] positions of plain words; word_lengths: int64[W] tokens of each.
-        word_ids: int64[W] number of the word; idf: f64[V], 0 for words that are no keywords.
-        word_lookup: {ids of a word as a tuple: its number}.
-        labels: int64[...] token ids that are whole words of 3 letters or more.
+        names: Token ids of the name of each docstring in words; empty if it has no name.
+        books: Number of each document's book, or -1 for docstrings, int64[D].
+        titles: Token ids of the title by the number of the book.
+        authors: Token ids of the author by the number of the book.
+        sentences: Positions where a passage may start, int64[S].
+        docstring_sentences: Number of sentences that are in docstrings. They come first.
+        is_word_start: Whether a token starts a word, bool[vocabulary].
+        word_starts: Positions of the plain words, int64[W].
+        word_lengths: Tokens of each plain word, int64[W].
+        word_ids: Number of each plain word, which equal words share, int64[W].
+        idf: Inverse document frequency by number, or 0 if the word is not a keyword, float64[V].
+        word_lookup: Number of a word by its token ids.
+        labels: Token ids that are whole words of 3 lower-case letters or more, int64.
     """
 
     tokenizer: Tokenizer
@@ -65,12 +75,19 @@ class Passages:
     _occurrences: dict[int, np.ndarray] = field(default_factory=dict)
 
     def document(self, position: int) -> tuple[int, int]:
-        """Start and end of the document around a position."""
-        index = self.document_starts.searchsorted(position, side="right")
-        return int(self.document_starts[index - 1]), int(self.document_starts[index])
+        """Return start and end of the document that contains a position."""
+        index = self._document_index(position)
+        return int(self.document_starts[index]), int(self.document_starts[index + 1])
+
+    def book(self, position: int) -> int:
+        """Return the number of the book that contains a position, or -1 for a docstring."""
+        return int(self.books[self._document_index(position)])
+
+    def _document_index(self, position: int) -> int:
+        return int(self.document_starts.searchsorted(position, side="right")) - 1
 
     def start(self, rng: np.random.Generator, docstring_share: float) -> int:
-        """Where a random sentence starts: of a docstring with this probability, else of a book."""
+        """Return the start of a random sentence, of a docstring with this probability."""
         split = self.docstring_sentences
         of_docstring = rng.random() < docstring_share
         if split == 0 or split == len(self.sentences):
@@ -79,7 +96,7 @@ class Passages:
         return int(self.sentences[rng.integers(low, high)])
 
     def cut(self, start: int, length: int) -> int:
-        """End of the passage from `start`: at most `length` tokens, whole words, one document."""
+        """Return the end of a passage: at most `length` tokens, whole words, one document."""
         end = min(start + length, self.document(start)[1])
         if end < len(self.tokens):
             while end > start + 1 and not self.is_word_start[self.tokens[end]]:
@@ -87,23 +104,32 @@ class Passages:
         return end
 
     def ids(self, start: int, end: int) -> list[int]:
-        """Token ids from start up to end."""
+        """Return the token ids from start up to end."""
         return self.tokens[start:end].tolist()
 
+    def next_word(self, position: int, end: int) -> int:
+        """Return the first position from `position` on where a word starts, or `end`."""
+        while position < end and not self.is_word_start[self.tokens[position]]:
+            position += 1
+        return position
+
     def words(self, start: int, end: int) -> np.ndarray:
-        """int64[n]: the indices (into `word_starts`) of the plain words from start up to end."""
+        """Return the indices of the plain words from start up to end, int64[n]."""
         low, high = self.word_starts.searchsorted((start, end))
-        if high > low and self.word_starts[high - 1] + self.word_lengths[high - 1] > end:
+        if high > low and self.word_end(high - 1) > end:
             high -= 1
         return np.arange(low, high)
 
     def word(self, index: int) -> list[int]:
-        """Token ids of a plain word."""
-        start = self.word_starts[index]
-        return self.ids(start, start + self.word_lengths[index])
+        """Return the token ids of a plain word by its index."""
+        return self.ids(self.word_starts[index], self.word_end(index))
+
+    def word_end(self, index: int) -> int:
+        """Return the position after a plain word."""
+        return int(self.word_starts[index] + self.word_lengths[index])
 
     def occurrences(self, text: str) -> np.ndarray:
-        """int64[n]: the indices of the plain words that are this word."""
+        """Return the indices of the plain words that are this word, int64[n]."""
         number = self.word_lookup.get(tuple(self.tokenizer.encode(text)), -1)
         if number not in self._occurrences:
             self._occurrences[number] = np.flatnonzero(self.word_ids == number)
@@ -111,9 +137,9 @@ class Passages:
 
 
 def split_name(name: str) -> str:
-    """The last part of a dotted name in lower-case words: 'a.HTTPServer_run' is 'http server run'.
+    """Return the last part of a dotted name in lower-case words.
 
-    Names that Python gives a meaning, such as `__init__`, have no words.
+    'a.HTTPServer_run' becomes 'http server run', and `__init__` and its like become ''.
     """
     last = name.rpartition(".")[2]
     if last.startswith("__"):
@@ -123,10 +149,10 @@ def split_name(name: str) -> str:
 
 
 def tokenize_corpus(corpus: Corpus, tokenizer: Tokenizer) -> Passages:
-    """Tokenizes a corpus once and finds its sentences and words.
+    """Tokenize a corpus and find its sentences and words.
 
     Raises:
-        ValueError: The corpus holds no text long enough for a passage.
+        ValueError: The corpus has no text that is long enough for a passage.
     """
     tokens, lengths = _tokenize(corpus.texts(), tokenizer)
     if not lengths.size or lengths.max() < SHORTEST:
@@ -178,9 +204,9 @@ def tokenize_corpus(corpus: Corpus, tokenizer: Tokenizer) -> Passages:
 
 
 def _tokenize(texts: Iterable[str], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """int32[N] tokens of all texts, and int64[D] how many each has.
+    """Return the tokens of all texts, int32[N], and the number of tokens of each, int64[D].
 
-    A text's ids are those of its words, so each different word is encoded once.
+    The ids of a text are those of its words, so each different word is encoded only once.
     """
     known: dict[str, int] = {}
     numbers: list[int] = []
@@ -201,6 +227,7 @@ def _tokenize(texts: Iterable[str], tokenizer: Tokenizer) -> tuple[np.ndarray, n
 
 
 def _find_sentences(tokens, starts, bare, is_word_start) -> np.ndarray:
+    """Return the positions where sentences start and enough tokens follow."""
     ends = np.array([text[-1:] in (".", "!", "?") for text in bare])[tokens]
     closes = np.array([bool(text) and set(text) <= _CLOSERS for text in bare])[tokens]
     ends[1:] |= closes[1:] & ends[:-1]
@@ -213,6 +240,7 @@ def _find_sentences(tokens, starts, bare, is_word_start) -> np.ndarray:
 
 
 def _find_words(tokens, starts, is_alnum, is_word_start, is_letters):
+    """Return positions, lengths and hashes of the plain words."""
     begins = is_word_start[tokens]
     begins[starts[:-1][np.diff(starts) > 0]] = True
     positions = np.flatnonzero(begins)
@@ -233,6 +261,7 @@ def _find_words(tokens, starts, is_alnum, is_word_start, is_letters):
 
 
 def _keyword_idf(tokens, word_starts, word_ids, first, counts, bare) -> np.ndarray:
+    """Return the idf of each different word, or 0 if it is rare or not in lower case."""
     blocks = len(tokens) // BLOCK + 1
     pairs = np.sort(word_ids * blocks + word_starts // BLOCK)
     different = pairs[np.append(True, pairs[1:] != pairs[:-1])] if len(pairs) else pairs

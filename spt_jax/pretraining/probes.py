@@ -1,11 +1,11 @@
-"""What a backbone in training can do with text that it has not seen.
+"""Measure a backbone in training on text that it has not seen.
 
-A loss curve alone does not show whether the decoder listens to the encoder. The *encoder gap* does:
-the loss with the encoder's inputs rolled by one row, so that every row reads another row's text,
-minus the loss. At a gap of 0 no prompt can ever steer the model. How often each task is answered
-right shows what a prompt can build on.
+A loss does not show whether the decoder uses the encoder. The *encoder gap* does: it is the loss
+with the encoder's inputs rolled by one row, so that every row reads another row's text, minus the
+loss. If it is 0, no prompt can steer the model. The share of right answers to each task shows what
+a prompt can build on.
 
-Invariant: the rows are fixed by the mixture alone, so measurements of two steps compare.
+Invariant: the mixture alone fixes the rows, so measurements of two steps can be compared.
 """
 
 import jax
@@ -21,8 +21,11 @@ from spt_jax.pretraining.mixture import TASKS, Mixture
 from spt_jax.t5 import T5
 from spt_jax.typing import Array, Batch, Params
 
-GAP_BATCHES = 8  # of each group
-PROBE_ROWS = 256  # of each task
+GAP_BATCHES = 8
+"""Batches of each group that the gap is measured on."""
+
+PROBE_ROWS = 256
+"""Rows of each task that the scores are measured on, at least."""
 
 
 class Probes:
@@ -30,7 +33,7 @@ class Probes:
 
     Args:
         model: The T5.
-        held_out: The mixture; batches of long and of short targets are measured apart.
+        held_out: The mixture. Its long and short batches are measured separately.
     """
 
     def __init__(self, model: T5, held_out: Mixture):
@@ -44,21 +47,20 @@ class Probes:
             step += 1
 
     def gaps(self, params: Params) -> dict[str, float]:
-        """Loss and encoder gap in nats per target token: `{"short_loss", "short_gap", ...}`."""
+        """Return loss and gap in nats per target token: `{"short_loss", "short_gap", ...}`."""
         measured = {}
         for group, batches in self._batches.items():
             pairs = []
             for batch in batches:
                 poll()
                 pairs.append(_right_and_rolled(self._model, params, batch))
-            pairs = jax.device_get(pairs)
-            right, rolled = np.mean(np.asarray(pairs), axis=0)
+            right, rolled = np.mean(jax.device_get(pairs), axis=0)
             measured[f"{group}_loss"] = float(right)
             measured[f"{group}_gap"] = float(rolled - right)
         return measured
 
     def scores(self, params: Params) -> dict[str, float]:
-        """Exact match, 0 to 100, of greedy answers to each task of short targets."""
+        """Return the exact match, 0 to 100, of greedy answers to each short task."""
         rows = self._held_out.config.batch_size
         measured = {}
         for name in self._held_out.tasks:
@@ -80,7 +82,7 @@ _greedy = jax.jit(greedy, static_argnums=0, static_argnames="length")
 
 @jax.jit(static_argnums=0)
 def _right_and_rolled(model: T5, params: Params, batch: Batch) -> tuple[Array, Array]:
-    """Loss per target token with each row's own inputs, and with those of the row before."""
+    """Return the loss per target token with each row's inputs, and with those of the row before."""
 
     def per_token(inputs):
         logits = forward(model, params, inputs, batch["targets"])

@@ -1,39 +1,41 @@
 """Pretraining tasks about words: find, count, name, fill in or tell apart the words of a passage.
 
 Every answer is a word of the passage, a word taken out of it, or a label that the passage decides.
-They ask about plain words (see `passages`), so the ids of an answer do not depend on its place.
+The tasks ask about plain words only (see `passages`), whose token ids do not depend on their place.
 """
 
 from collections.abc import Callable
 
 import numpy as np
 
-from spt_jax.pretraining.draws import SHORT_ARGUMENT, TRIES, Draw, Row
+from spt_jax.pretraining.draws import SHORT_ARGUMENT, Draw, Row, Unfit
 from spt_jax.pretraining.wordlists import CHOICES, MOODS
 
 COUNTS = ("none", "one", "two", "three", "many")
-GROUPS = (2, 4)  # least and most groups of keywords in the instruction of `assign`
-GROUP = 10  # tokens kept free for each of them
-_LEFT = 10  # tokens kept for the word that a passage was drawn around and for what follows it
+GROUPS = (2, 4)
+"""Least and most groups of keywords in the instruction of `assign`."""
+
+GROUP = 10
+"""Tokens kept free for each group."""
+
+_LEFT = 10
+"""Tokens kept for the word that a passage is drawn around, and for what follows it."""
 
 
-def copy(draw: Draw) -> Row | None:
-    """The first words."""
+def copy(draw: Draw) -> Row:
+    """Ask for the first words."""
     start, end = draw.passage(0.15 + 0.85 * draw.rng.random())
     answer = draw.passages.ids(start, min(end, draw.passages.cut(start, min(8, draw.longest))))
     return Row(draw.passages.ids(start, end), answer)
 
 
-def edge(which: int) -> Callable[[Draw], Row | None]:
-    """The first (0) or last (-1) word."""
+def edge(which: int) -> Callable[[Draw], Row]:
+    """Return the task that asks for the first (0) or last (-1) word."""
 
-    def make(draw: Draw) -> Row | None:
-        found = _words(draw)
-        if found is None:
-            return None
-        start, end, words = found
+    def make(draw: Draw) -> Row:
+        start, end, words = draw.words()
         if which < 0:
-            end = int(draw.passages.word_starts[words[-1]] + draw.passages.word_lengths[words[-1]])
+            end = draw.passages.word_end(words[-1])
         else:
             start = int(draw.passages.word_starts[words[0]])
         return Row(draw.passages.ids(start, end), draw.passages.word(words[which]))
@@ -41,111 +43,92 @@ def edge(which: int) -> Callable[[Draw], Row | None]:
     return make
 
 
-def neighbour(step: int) -> Callable[[Draw], Row | None]:
-    """The word behind (1) or before (-1) the argument."""
+def neighbour(step: int) -> Callable[[Draw], Row]:
+    """Return the task that asks for the word after (1) or before (-1) the argument."""
 
-    def make(draw: Draw) -> Row | None:
-        found = _words(draw, 8)
-        if found is None:
-            return None
-        start, end, words = found
+    def make(draw: Draw) -> Row:
+        start, end, words = draw.words(8)
         numbers = draw.passages.word_ids[words]
         at = int(draw.rng.integers(1, len(words) - 1))
         if np.count_nonzero(numbers == numbers[at]) > 1:
-            return None
+            raise Unfit
         body = draw.passages.ids(start, end)
         return Row(body, draw.passages.word(words[at + step]), (draw.passages.word(words[at]),))
 
     return make
 
 
-def contains(draw: Draw) -> Row | None:
-    """Is the argument a word of the passage (0) or not (1)?"""
-    found = _words(draw)
-    if found is None:
-        return None
-    start, end, words = found
+def contains(draw: Draw) -> Row:
+    """Ask whether the argument is a word of the passage (0) or not (1)."""
+    start, end, words = draw.words()
     present = draw.flip()
     word = draw.pick(words)
     if not present:
-        # An absent word is drawn from another passage, so that it may be as frequent a word.
+        # The absent word is from another passage, because a random one would be a rarer word.
         numbers = draw.passages.word_ids[words]
-        for _ in range(TRIES):
-            other = _words(draw, 1)
-            if other is not None:
-                word = draw.pick(other[2])
-                if draw.passages.word_ids[word] not in numbers:
-                    break
+        for others in draw.others(1):
+            word = draw.pick(others)
+            if draw.passages.word_ids[word] not in numbers:
+                break
         else:
-            return None
+            raise Unfit
     return Row(draw.passages.ids(start, end), int(not present), (draw.passages.word(word),))
 
 
-def count(draw: Draw) -> Row | None:
-    """How often the argument occurs, as an index into `COUNTS`."""
-    found = _words(draw)
-    if found is None:
-        return None
-    start, end, words = found
-    wanted = int(draw.rng.integers(len(COUNTS)))
+def count(draw: Draw) -> Row:
+    """Ask how often the argument occurs. The answer is an index into `COUNTS`."""
+    start, end, words = draw.words()
+    wanted = draw.below(len(COUNTS))
     numbers = draw.passages.word_ids[words]
     if wanted == 0:
-        word = int(draw.rng.integers(len(draw.passages.word_ids)))
+        word = draw.any_word()
         if draw.passages.word_ids[word] in numbers:
-            return None
+            raise Unfit
     else:
-        values, first, counts = np.unique(numbers, return_index=True, return_counts=True)
+        _, first, counts = np.unique(numbers, return_index=True, return_counts=True)
         fitting = np.flatnonzero(counts == wanted if wanted < 4 else counts >= 4)
         if not len(fitting):
-            return None
+            raise Unfit
         word = int(words[first[draw.pick(fitting)]])
     return Row(draw.passages.ids(start, end), wanted, (draw.passages.word(word),))
 
 
-def topic(draw: Draw) -> Row | None:
-    """The word of the highest tf-idf."""
-    found = _words(draw)
-    if found is None:
-        return None
-    start, end, words = found
-    best = _keyword(draw, words)
-    return None if best is None else Row(draw.passages.ids(start, end), draw.passages.word(best))
+def topic(draw: Draw) -> Row:
+    """Ask for the word of the highest tf-idf."""
+    start, end, words = draw.words()
+    return Row(draw.passages.ids(start, end), draw.passages.word(_keyword(draw, words)))
 
 
-def pick(draw: Draw) -> Row | None:
-    """Which of four keywords is this passage's? It is itself taken out of half the passages."""
-    found = _words(draw)
-    if found is None:
-        return None
-    start, end, words = found
+def pick(draw: Draw) -> Row:
+    """Ask which of four keywords belongs to the passage. Half of the passages do not contain it."""
+    start, end, words = draw.words()
+    ids = draw.passages.word_ids
     best = _keyword(draw, words)
-    if best is None:
-        return None
-    numbers = {int(i) for i in draw.passages.word_ids[words]}
+    numbers = set(ids[words].tolist())
     options = [draw.passages.word(best)]
-    for _ in range(TRIES):
-        other = _words(draw)
-        keyword = None if other is None else _keyword(draw, other[2])
-        if keyword is not None and int(draw.passages.word_ids[keyword]) not in numbers:
-            numbers.add(int(draw.passages.word_ids[keyword]))
+    for others in draw.others():
+        try:
+            keyword = _keyword(draw, others)
+        except Unfit:
+            continue
+        if ids[keyword] not in numbers:
+            numbers.add(int(ids[keyword]))
             options.append(draw.passages.word(keyword))
         if len(options) == 4:
             break
     if len(options) < 4 or max(map(len, options)) > SHORT_ARGUMENT:
-        return None
+        raise Unfit
     answer = options[0]
     body = draw.passages.ids(start, end)
     if draw.flip():
-        sentinel = [draw.passages.tokenizer.sentinel(0)]
-        same = words[draw.passages.word_ids[words] == draw.passages.word_ids[best]]
+        same = words[ids[words] == ids[best]]
         for begin in (draw.passages.word_starts[same] - start).tolist()[::-1]:
-            body[begin : begin + len(answer)] = sentinel
-    shuffled = [options[i] for i in draw.rng.permutation(4)]
-    return Row(body, answer, tuple(shuffled))
+            body[begin : begin + len(answer)] = draw.sentinel()
+    return Row(body, answer, tuple(options[i] for i in draw.rng.permutation(4)))
 
 
-def assign(draw: Draw) -> Row | None:
-    """What to say to a passage, by the keywords that are its own.
+def assign(draw: Draw) -> Row:
+    """Ask what to say to a passage, by the keywords that belong to it.
 
     The input names groups of keywords and, for each, any word to say: "for ship sail say red for
     array shape say moon text: ...". A soft prompt has to hold the same kind of table for a
@@ -154,29 +137,25 @@ def assign(draw: Draw) -> Row | None:
     passages = draw.passages
     groups = int(draw.rng.integers(GROUPS[0], GROUPS[1] + 1))
     inner = draw._replace(room=draw.room - GROUP * groups - 2)
-    found = _words(inner)
-    if found is None:
-        return None
-    start, end, shown = found
-    behind = min(end + inner.room, passages.document(start)[1])
-    source = shown if draw.flip() else passages.words(end, behind)
+    start, end, shown = inner.words()
     taken = set(passages.word_ids[shown].tolist())
-    right = _keywords(draw, source, set() if source is shown else taken)
-    if right is None:
-        return None
-    keywords = [right]
+    if draw.flip():
+        keywords = [_keywords(draw, shown, set())]
+    else:
+        after = passages.words(end, min(end + inner.room, passages.document(start)[1]))
+        keywords = [_keywords(draw, after, taken)]
     of_docstring = float(start < passages.document_starts[passages.docstrings])
     alike = inner._replace(docstring_share=of_docstring) if draw.flip(0.75) else inner
-    for _ in range(TRIES):
+    for others in alike.others():
         taken.update(passages.word_ids[keywords[-1]].tolist())
-        other = _words(alike)
-        wrong = None if other is None else _keywords(draw, other[2], taken)
-        if wrong is not None:
-            keywords.append(wrong)
+        try:
+            keywords.append(_keywords(draw, others, taken))
+        except Unfit:
+            continue
         if len(keywords) == groups:
             break
     else:
-        return None
+        raise Unfit
     answers = different_words(draw, groups)
     table: list[int] = []
     for group in draw.rng.permutation(groups).tolist():
@@ -185,121 +164,115 @@ def assign(draw: Draw) -> Row | None:
     return Row(table + draw.encode("text:") + passages.ids(start, end), answers[0])
 
 
-def odd(draw: Draw) -> Row | None:
-    """A word of another passage that took the place of one here."""
-    found = _words(draw, 8)
-    if found is None:
-        return None
-    start, end, words = found
-    other = int(draw.rng.integers(len(draw.passages.word_ids)))
+def odd(draw: Draw) -> Row:
+    """Ask for the word of another passage that replaced one here."""
+    start, end, words = draw.words(8)
+    other = draw.any_word()
     at = int(draw.pick(words))
     if draw.passages.word_ids[other] in draw.passages.word_ids[words]:
-        return None
+        raise Unfit
     answer = draw.passages.word(other)
     return Row(_replace(draw, start, end, at, answer), answer)
 
 
-def gap(draw: Draw) -> Row | None:
-    """The word behind the sentinel; telling words are taken out more often."""
-    found = _words(draw)
-    if found is None:
-        return None
-    start, end, words = found
+def gap(draw: Draw) -> Row:
+    """Ask for the word that a sentinel replaced. Words of a high idf are replaced more often."""
+    start, end, words = draw.words()
     weights = np.maximum(draw.passages.idf[draw.passages.word_ids[words]], 0.5)
     at = int(draw.rng.choice(words, p=weights / weights.sum()))
-    sentinel = [draw.passages.tokenizer.sentinel(0)]
-    return Row(_replace(draw, start, end, at, sentinel), draw.passages.word(at))
+    return Row(_replace(draw, start, end, at, draw.sentinel()), draw.passages.word(at))
 
 
-def choice(draw: Draw) -> Row | None:
-    """Which of two arguments stood at the sentinel?"""
+def choice(draw: Draw) -> Row:
+    """Ask which of two arguments a sentinel replaced."""
     words = draw.pick(CHOICES)
-    first, second = (int(i) for i in draw.rng.choice(len(words), 2, replace=False))
-    places = draw.passages.occurrences(words[first])
-    if not len(places):
-        return None
-    at = int(draw.pick(places))
+    first, second = draw.rng.choice(len(words), 2, replace=False)
+    at = _occurrence(draw, words[first])
     start, end = _around(draw, at)
     right, wrong = draw.passages.word(at), draw.encode(words[second])
     options = (right, wrong) if draw.flip() else (wrong, right)
-    sentinel = [draw.passages.tokenizer.sentinel(0)]
-    return Row(_replace(draw, start, end, at, sentinel), right, options)
+    return Row(_replace(draw, start, end, at, draw.sentinel()), right, options)
 
 
-def mood(draw: Draw) -> Row | None:
-    """Is a word of `MOODS`, often hidden behind a sentinel, a bad (0) or a good (1) one?"""
+def mood(draw: Draw) -> Row:
+    """Ask whether a word of `MOODS`, often replaced by a sentinel, is a bad (0) or good (1) one."""
     mood = int(draw.flip())
-    places = draw.passages.occurrences(draw.pick(MOODS[mood]))
-    if not len(places):
-        return None
-    at = int(draw.pick(places))
+    at = _occurrence(draw, draw.pick(MOODS[mood]))
     start, end = _around(draw, at)
-    hidden = [draw.passages.tokenizer.sentinel(0)] if draw.flip(0.6) else draw.passages.word(at)
-    return Row(_replace(draw, start, end, at, hidden), mood)
+    shown = draw.sentinel() if draw.flip(0.6) else draw.passages.word(at)
+    return Row(_replace(draw, start, end, at, shown), mood)
 
 
-def _words(draw: Draw, least: int = 6) -> tuple[int, int, np.ndarray] | None:
-    """Start, end and plain words of a passage that has at least so many."""
-    start, end = draw.passage()
-    words = draw.passages.words(start, end)
-    return (start, end, words) if len(words) >= least else None
+def different_words(draw: Draw, count: int) -> list[list[int]]:
+    """Return the token ids of `count` different short words.
+
+    Each is with equal probability one of the labels, or a word drawn by its frequency in the text.
+    """
+    passages, found = draw.passages, []
+    while len(found) < count:
+        if draw.flip() and len(passages.labels) > count:
+            word = [int(draw.pick(passages.labels))]
+        else:
+            word = passages.word(draw.any_word())
+        if len(word) <= SHORT_ARGUMENT and word not in found:
+            found.append(word)
+    return found
 
 
-def _keyword(draw: Draw, words: np.ndarray) -> int | None:
-    """The word of the highest tf-idf among some."""
-    numbers = draw.passages.word_ids[words]
-    values, first, counts = np.unique(numbers, return_index=True, return_counts=True)
-    scores = draw.passages.idf[values] * counts
+def _keyword(draw: Draw, words: np.ndarray) -> int:
+    """Return the word of the highest tf-idf; raise Unfit if none is a keyword."""
+    numbers, first, counts = np.unique(
+        draw.passages.word_ids[words], return_index=True, return_counts=True
+    )
+    scores = draw.passages.idf[numbers] * counts
     best = int(np.argmax(scores))
-    return int(words[first[best]]) if scores[best] > 0 else None
+    if scores[best] <= 0:
+        raise Unfit
+    return int(words[first[best]])
 
 
-def _keywords(draw: Draw, words: np.ndarray, taken: set[int]) -> np.ndarray | None:
-    """One or two different keywords among some words, none of them with a taken number."""
+def _keywords(draw: Draw, words: np.ndarray, taken: set[int]) -> np.ndarray:
+    """Return one or two different keywords whose numbers are not taken; raise Unfit if too few."""
     passages = draw.passages
     numbers, first = np.unique(passages.word_ids[words], return_index=True)
     weights = passages.idf[numbers] ** 2 * ~np.isin(numbers, list(taken))
     weights *= passages.word_lengths[words[first]] <= SHORT_ARGUMENT
     wanted = 1 + draw.flip()
     if np.count_nonzero(weights) < wanted:
-        return None
+        raise Unfit
     return words[draw.rng.choice(first, wanted, replace=False, p=weights / weights.sum())]
 
 
-def different_words(draw: Draw, count: int) -> list[list[int]]:
-    """So many different short words: of the labels, each as likely, or as frequent as in text."""
-    passages, found = draw.passages, []
-    while len(found) < count:
-        if draw.flip() and len(passages.labels) > count:
-            word = [int(draw.pick(passages.labels))]
-        else:
-            word = passages.word(int(draw.rng.integers(len(passages.word_starts))))
-        if len(word) <= SHORT_ARGUMENT and word not in found:
-            found.append(word)
-    return found
+def _occurrence(draw: Draw, text: str) -> int:
+    """Return a random place of a word in the corpus; raise Unfit if it does not occur."""
+    places = draw.passages.occurrences(text)
+    if not len(places):
+        raise Unfit
+    return int(draw.pick(places))
 
 
 def _around(draw: Draw, word: int) -> tuple[int, int]:
-    """A passage around a word: from a sentence start where one is near, at times a short one."""
+    """Return start and end of a passage around a word; some passages are short.
+
+    The passage starts with a sentence if one starts near the word.
+    """
     passages = draw.passages
     position = int(passages.word_starts[word])
-    low, high = passages.document(position)
+    low, _ = passages.document(position)
     room = draw.room if draw.flip(0.6) else draw.room // 3
-    earliest = max(low, position - room + _LEFT)
-    at = passages.sentences.searchsorted(earliest)
+    start = max(low, position - room + _LEFT)
+    first = passages.sentences.searchsorted(start)
     last = passages.sentences.searchsorted(position, side="right")
-    if at < last:
-        start = int(passages.sentences[draw.rng.integers(at, last)])
+    if first < last:
+        start = int(passages.sentences[draw.rng.integers(first, last)])
     else:
-        start = earliest
-        while start < position and not passages.is_word_start[passages.tokens[start]]:
-            start += 1
+        start = passages.next_word(start, position)
     return start, passages.cut(start, room)
 
 
 def _replace(draw: Draw, start: int, end: int, word: int, ids: list[int]) -> list[int]:
-    """The passage from start to end with other ids in the place of one word."""
-    begin = int(draw.passages.word_starts[word])
-    after = begin + int(draw.passages.word_lengths[word])
-    body = draw.passages.ids(start, begin) + ids + draw.passages.ids(after, end)
+    """Return the token ids of a passage in which other ids replace one word."""
+    passages = draw.passages
+    begin = int(passages.word_starts[word])
+    body = passages.ids(start, begin) + ids + passages.ids(passages.word_end(word), end)
     return body[: draw.room]

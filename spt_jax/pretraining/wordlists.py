@@ -1,7 +1,7 @@
-"""Words that compete for a place in a sentence, for the pretraining tasks `choice` and `mood`.
+"""Words that can replace each other in a sentence, for the pretraining tasks `choice` and `mood`.
 
-Literal lists, to be checked by eye. Each set of CHOICES holds words of one part of speech that only
-the context tells apart; the two sets of MOODS hold words that are bad and good in most contexts.
+Each set of CHOICES has words of one part of speech that only the context tells apart. The two sets
+of MOODS have words that are bad and good in most contexts.
 """
 
 _SETS = """
