@@ -1,12 +1,14 @@
 """The raw text that a backbone is pretrained on: docstrings of installed packages, and text files.
 
-Docstrings repeat each other a lot (an argument documented in two hundred classes), so one whose
-word 8-grams were mostly seen before is dropped. Two invariants: no docstring that falls into dev or
-test of the task `library`, nor a near-duplicate of one, is ever part of a corpus; and the corpus is
-a function of the installed packages, the files and the seed alone.
+Docstrings often repeat each other, such as the description of an argument in two hundred classes.
+So a docstring is dropped if most of its word 8-grams occurred before.
+
+Invariants: no corpus contains a docstring of dev or test of the task `library`, or a near-duplicate
+of one. A corpus is a function of the installed packages, the files and the seed only.
 """
 
 import hashlib
+import itertools
 import lzma
 import random
 from collections.abc import Iterator, Sequence
@@ -19,19 +21,24 @@ from spt_jax.config.pretrain import PRETRAINING_PACKAGES
 from spt_jax.data.builtin.docstrings import Docstring, read_docstrings
 from spt_jax.data.builtin.library import drop_held_out
 
-NGRAM = 8  # words
-REPEATED = 0.5  # share of n-grams seen before from which a docstring is dropped
-EXCERPT = 20_000  # characters of a book that are kept or left out together
+NGRAM = 8
+"""Words of an n-gram."""
+
+REPEATED = 0.5
+"""Share of repeated n-grams from which a docstring is dropped."""
+
+EXCERPT = 20_000
+"""Characters of a book that are kept or left out together."""
 
 
 @dataclass(frozen=True)
 class Excerpt:
-    """A run of whole paragraphs of one book.
+    """Successive paragraphs of one book.
 
     Args:
         text: The paragraphs, joined by spaces.
-        title: Title of the book, None where it is not known.
-        author: Its author, None where not known.
+        title: Title of the book, if it is known.
+        author: Author of the book, if known.
         book: Number of the book, counted over all files.
     """
 
@@ -43,37 +50,32 @@ class Excerpt:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Texts to pretrain on. Every text is one line."""
+    """Texts to pretrain on, each in one line."""
 
     docstrings: tuple[Docstring, ...]
     excerpts: tuple[Excerpt, ...]
 
     def texts(self) -> Iterator[str]:
-        """All texts, docstrings first."""
+        """Yield all texts, docstrings first."""
         for document in (*self.docstrings, *self.excerpts):
             yield document.text
 
     def fingerprint(self) -> str:
-        """sha256, in hex, over all texts in order."""
+        """Return the sha256, in hex, of all texts in order."""
         digest = hashlib.sha256()
         for text in self.texts():
             digest.update(f"{len(text)} {text}".encode())
         return digest.hexdigest()
 
     def sample_texts(self, characters: int, seed: int = 0) -> list[str]:
-        """Texts drawn evenly until they have this many characters: enough to learn a vocabulary."""
+        """Return random texts of together at least so many characters, to learn a vocabulary."""
         texts = list(self.texts())
         random.Random(seed).shuffle(texts)
-        taken, total = [], 0
-        for text in texts:
-            if total >= characters:
-                break
-            taken.append(text)
-            total += len(text)
-        return taken
+        before = itertools.accumulate(map(len, texts), initial=0)
+        return [text for text, total in zip(texts, before) if total < characters]
 
     def split(self, share: float = 0.01) -> tuple["Corpus", "Corpus"]:
-        """The corpus as (train, held out): `share` of the documents, by a hash of their text."""
+        """Return (train, held out). A hash of its text decides where a document goes."""
 
         def is_held_out(document):
             digest = hashlib.sha256(b"held out " + document.text.encode()).digest()
@@ -95,20 +97,20 @@ def read_corpus(
     max_text_characters: int | None = 20_000_000,
     seed: int = 0,
 ) -> Corpus:
-    """Reads docstrings and text files.
+    """Read docstrings and text files.
 
     Args:
-        packages: Whose docstrings to read; "python" is the standard library.
-        text_files: .txt or .txt.xz files in UTF-8, a paragraph a line and a form feed between
-            books. A file `<name>_list.txt` beside `<name>.txt` may list the books in the same order
-            as `author/title` lines.
-        max_text_characters: Of all text files together; a random sample of excerpts, spread over
-            the books. All where None.
-        seed: Of that sample.
+        packages: Packages whose docstrings are read; "python" is the standard library.
+        text_files: .txt or .txt.xz files in UTF-8, with one paragraph a line and a form feed
+            between books. A file `<name>_list.txt` beside `<name>.txt` may list the books in the
+            same order, as `author/title` lines.
+        max_text_characters: Characters of all text files together. A random sample of excerpts is
+            kept, or all if None.
+        seed: Seed of the sample.
 
     Raises:
         FileNotFoundError: A text file does not exist.
-        ValueError: A file is neither .txt nor .txt.xz, or broken; a package is not installed; or
+        ValueError: A file is neither .txt nor .txt.xz or is damaged, a package is not installed, or
             there is no text at all.
     """
     docstrings = _read_packages(packages)
@@ -119,23 +121,19 @@ def read_corpus(
     if max_text_characters is not None:
         total = sum(len(e.text) for e in excerpts)
         order = random.Random(seed).sample(range(len(excerpts)), len(excerpts))
-        dropped = set()
-        for index in order:
-            if total <= max_text_characters:
-                break
-            total -= len(excerpts[index].text)
-            dropped.add(index)
-        excerpts = [e for index, e in enumerate(excerpts) if index not in dropped]
+        while order and total > max_text_characters:
+            total -= len(excerpts[order.pop(0)].text)
+        excerpts = [excerpts[index] for index in sorted(order)]
     if not docstrings and not excerpts:
         raise ValueError("the corpus is empty; give packages or text files to read")
     return Corpus(tuple(docstrings), tuple(excerpts))
 
 
 def drop_repeated(texts: Sequence[str]) -> list[int]:
-    """Indices of the texts that mostly say something new, in order.
+    """Return the indices of the texts that are mostly new, in order.
 
-    A text is dropped where at least half of its word 8-grams (or itself, where it is shorter) occur
-    in an earlier text.
+    A text is dropped if at least half of its word 8-grams occur in an earlier text. A text of fewer
+    words counts as one 8-gram.
     """
     ids: dict[str, int] = {"": 0}
     words: list[int] = []

@@ -1,1 +1,1 @@
-"""Tasks made from the docstrings of installed packages; nothing is downloaded."""
+"""Tasks made of the docstrings of installed packages, which need no download."""

@@ -1,8 +1,10 @@
 """Three built-in tasks about documented arguments: `type`, `describes` and `argument`.
 
 A row has the split of its docstring, and pretraining leaves out the docstrings of dev and test
-(`library.held_out`). But descriptions are copied from docstring to docstring. So the invariant: no
-docstring that pretraining may read has half of the word sequences of a dev or test description.
+(`library.held_out`). That is not enough, because projects copy descriptions between docstrings.
+
+Invariant: no docstring that pretraining may read contains half of the word sequences of a dev or
+test description.
 """
 
 from collections import Counter
@@ -14,18 +16,32 @@ from spt_jax.data.builtin.arguments import parse_arguments
 from spt_jax.data.builtin.cache import LabeledText, cached
 from spt_jax.data.builtin.docstrings import Docstring, read_docstrings
 from spt_jax.data.builtin.duplicates import ShingleIndex, near_duplicates, word_digest, words
-from spt_jax.data.builtin.library import held_out, split_of
+from spt_jax.data.builtin.library import held_out, shorten, split_of
 
 ANSWERS = ("yes", "no")
-TEXT_LENGTH = 300  # characters kept of a description
-MIN_WORDS = 5  # of a description: below four it has no whole shingle, and it says little
-NAME_WORDS = 4  # most words of a name that is asked about
-NAME_LETTERS = 3  # fewest letters of one: nothing tells x from a
-CATCH_ALL = ("args", "kwargs")  # names that say nothing either
-PAIRS = 5_000  # rows of one answer in a split of `describes`, at most
+TEXT_LENGTH = 300
+"""Characters kept of a description."""
 
-_RANKS = ("test", "dev", "train")  # where rows of two splits are alike, the rarer split keeps its
-_INSTALLED_AS = {"absl": "absl-py", "orbax": "orbax-checkpoint"}  # where the names differ
+MIN_WORDS = 5
+"""Words that a description must have. A shorter one says little."""
+
+NAME_WORDS = 4
+"""Words that a name may have in `describes` and `argument`."""
+
+NAME_LETTERS = 3
+"""Letters that such a name must have, because no description tells x from a."""
+
+CATCH_ALL = ("args", "kwargs")
+"""Names that are not asked about either."""
+
+PAIRS = 5_000
+"""Rows of one answer in a split of `describes`, at most."""
+
+_RANKS = ("test", "dev", "train")
+"""Order of the splits. If two splits have similar rows, the first of the two keeps its row."""
+
+_INSTALLED_AS = {"absl": "absl-py", "orbax": "orbax-checkpoint"}
+"""Names of distributions that differ from the name of the package."""
 
 
 class _Entry(NamedTuple):
@@ -37,12 +53,12 @@ class _Entry(NamedTuple):
 
 
 def argument_rows(task: str) -> dict[str, list[LabeledText]]:
-    """The rows of one of the tasks as {"train", "dev", "test"}, in a fixed shuffled order.
+    """Return the rows of one of the tasks as {"train", "dev", "test"}, in a fixed shuffled order.
 
     `type` asks for the kind of value that a description is about, a key of `arguments.KINDS`.
-    `describes` asks of "name: description" whether the two belong together, "yes" or "no". Names
-    and descriptions occur as often with one answer as with the other, so a half tells nothing.
-    `argument` asks for the name that a description is about, in lower-case words.
+    `describes` asks of "name: description" whether the two belong together, "yes" or "no". Each
+    name and each description occurs equally often with both answers, so neither alone gives the
+    answer away. `argument` asks for the name that a description is about, in lower-case words.
 
     Args:
         task: "type", "describes" or "argument".
@@ -61,10 +77,13 @@ def argument_rows(task: str) -> dict[str, list[LabeledText]]:
 
 
 def select_rows(found: Sequence[Docstring]) -> dict[str, dict[str, list[LabeledText]]]:
-    """{task: {split: rows}} made of these docstrings, which have to be all that pretraining reads.
+    """Return {task: {split: rows}}.
 
-    Alike descriptions are removed across and within splits. Where they are of different kinds, or
-    of arguments with different names, they say nothing about either and all of them go.
+    Near-duplicates of a description are removed, across and within splits. If their kinds or the
+    names of their arguments differ, the description is removed too, because it implies neither.
+
+    Args:
+        found: All docstrings that pretraining reads.
     """
     entries = sorted(_entries(found), key=lambda e: (_RANKS.index(e.split), word_digest(e.text)))
     held = {e.text for e in entries if e.split != "train"}
@@ -90,16 +109,14 @@ def _entries(found: Iterable[Docstring]) -> Iterator[_Entry]:
         texts.add(docstring.text)
         split = split_of(docstring.text)
         for argument in documented:
-            text = argument.description
-            if len(text) > TEXT_LENGTH:
-                text = text[: TEXT_LENGTH + 1].rpartition(" ")[0] or text[:TEXT_LENGTH]
+            text = shorten(argument.description, TEXT_LENGTH)
             if len(words(text)) >= MIN_WORDS:
                 name = " ".join(words(argument.name))
                 yield _Entry(split, number, name, argument.kind or "", text)
 
 
 def _known(held: Sequence[str], found: Iterable[Docstring]) -> set[str]:
-    """The held-out descriptions that pretraining may have seen in a docstring, whole or half."""
+    """Return the held-out descriptions of which pretraining may read at least half."""
     index = ShingleIndex(either_way=False)
     for number, text in enumerate(held):
         index.add(number, text)
@@ -123,7 +140,7 @@ def _is_telling(name: str) -> bool:
 
 
 def _pairs(entries: Iterable[_Entry]) -> Iterator[tuple[str, LabeledText]]:
-    """Each description with its own name and with that of the next argument of its docstring."""
+    """Yield each description with its own name, and with that of the next argument."""
     of_docstring: dict[int, dict[str, _Entry]] = {}
     for entry in entries:
         of_docstring.setdefault(entry.docstring, {})[entry.name] = entry

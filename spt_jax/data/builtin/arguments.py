@@ -1,8 +1,9 @@
-"""The arguments that a docstring documents: name, kind of value, description.
+"""Read the arguments that a docstring documents: name, kind of value, description.
 
-Both common styles are read: sections underlined with hyphens (numpydoc) and indented ones below
-`Args:` (Google). A kind is one of a few plain words for what many spellings mean. The invariant: an
-argument has a kind only where what is written allows no other one.
+Two styles are read: sections underlined with hyphens (numpydoc) and sections indented below `Args:`
+(Google). A kind is one of a few plain words that stand for many spellings of a type.
+
+Invariant: an argument has a kind only if its type, as written, allows no other kind.
 """
 
 import re
@@ -12,7 +13,6 @@ from typing import NamedTuple
 import docstring_parser
 from docstring_parser import DocstringStyle, ParseError
 
-# Kind -> last word of the types that are of this kind, in lower case, without '-' and '_'.
 KINDS: dict[str, tuple[str, ...]] = {
     "int": ("int", "integer"),
     "float": ("float", "double"),
@@ -23,6 +23,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "dict": ("dict", "dictionary", "mapping"),
     "function": ("function", "callable"),
 }
+"""Last words of the types of each kind, in lower case and without '-' and '_'."""
 
 _KIND_OF = {word: kind for kind, words in KINDS.items() for word in words}
 _UNDERLINED = re.compile(r"^(?:Other )?Parameters\s*\n-+\s*$", re.MULTILINE)
@@ -40,9 +41,9 @@ class Argument(NamedTuple):
     """A documented argument.
 
     Args:
-        name: As it is written in code.
-        kind: A key of `KINDS`, or None where its type is not given, unclear or none of them.
-        description: What the docstring says about it, in one line.
+        name: Name in the code.
+        kind: A key of `KINDS`, or None if the type is missing, unclear or of no such kind.
+        description: Its description in one line.
     """
 
     name: str
@@ -51,14 +52,15 @@ class Argument(NamedTuple):
 
 
 def parse_arguments(text: str, annotations: Mapping[str, str] | None = None) -> list[Argument]:
-    """The arguments that a docstring describes, in its order; none where it cannot be parsed.
+    """Return the arguments that a docstring describes, in its order.
 
-    Entries for several arguments at once, and for `*args` and `**kwargs`, are left out.
+    Entries for several arguments at once, and for `*args` and `**kwargs`, are left out. A docstring
+    that cannot be parsed has no arguments.
 
     Args:
-        text: The docstring with its line breaks, without the indentation of the whole.
-        annotations: {name: type} in the code. It serves where the docstring gives no type; one
-            that contradicts the docstring leaves the argument without a kind.
+        text: The docstring with line breaks and without common indentation.
+        annotations: {name: type} of the code. It is used where the docstring gives no type. If the
+            two contradict each other, the argument has no kind.
     """
     if _UNDERLINED.search(text):
         style = DocstringStyle.NUMPYDOC
@@ -82,11 +84,10 @@ def parse_arguments(text: str, annotations: Mapping[str, str] | None = None) -> 
 
 
 def kind_of(written: str) -> str | None:
-    """The kind that a type stands for, or None: `int, optional` is an int, `int or str` is unclear.
+    """Return the kind that a type means, or None: `int, optional` is an int, `int or str` unclear.
 
-    That None is allowed, too, does not count: `Optional[int]`, `int or None` and `int | None` are
-    an int. Choices in quotes, such as `{'left', 'right'}`, are a string. A container counts, not
-    what it holds: a `list of int` is a list.
+    `Optional[int]`, `int or None` and `int | None` are an int. Choices in quotes, such as
+    `{'left', 'right'}`, are a string. A container has its own kind: a `list of int` is a list.
     """
     text = " ".join(re.sub(r"[`*]", "", written).split()).lower()
     if _STRINGS.match(text):

@@ -1,9 +1,9 @@
-"""Rows of the built-in tasks, and the files that keep them.
+"""Keep the rows of the built-in tasks in files.
 
-Selecting rows takes seconds to half a minute, so a selection is kept in one file below
-`SPT_JAX_CACHE` (`~/.cache/spt_jax` by default). Its name holds a hash of all that decides the rows:
-the versions of Python and of the packages they are made of, and the modules with the rules. Its
-first line is a hash of the rest, and a file that is missing or broken is made again.
+Selecting rows takes up to half a minute, so each selection is kept in a file below `SPT_JAX_CACHE`
+(`~/.cache/spt_jax` by default). The file's name contains a hash of all that decides the rows: the
+versions of Python and of the packages that are read, and the source of the modules that select. The
+first line is a hash of the rest. A missing or damaged file is made again.
 """
 
 import contextlib
@@ -21,23 +21,23 @@ from spt_jax.cache import cache_folder
 
 
 class LabeledText(NamedTuple):
-    """A row of a built-in task: what is read, and what is to be answered."""
+    """A row of a built-in task: the text, and the answer."""
 
     text: str
     label: str
 
 
 def cached(name: str, rules: Iterable[str], distributions: Iterable[str], make: Callable[[], Any]):
-    """What `make` returns, from a file where it was made before by the same rules.
+    """Return what `make` returns, from a file if the same rules made it before.
 
     Args:
-        name: Of the task or tasks; the file's name begins with it.
-        rules: Modules of this folder that decide what is made.
-        distributions: Names by which the packages read for it are installed.
-        make: Makes lists and dicts of strings. Tuples come back as lists from a file.
+        name: Start of the file's name.
+        rules: Names of the modules of this folder that decide what is made.
+        distributions: Distributions whose packages are read.
+        make: Function that makes lists and dicts of strings. A file returns tuples as lists.
 
     Raises:
-        ValueError: One of the packages is not installed.
+        ValueError: A distribution is not installed.
     """
     path = cache_folder() / f"{name}-{_key(name, rules, distributions)}.json"
     made = _read(path)

@@ -1,7 +1,8 @@
-"""Docstrings of installed packages: text that every installation has needs no download.
+"""Read the docstrings of installed packages, a text that no one has to download.
 
-Packages are read with `ast` and never imported. The invariant: what is read depends on the
-installed files alone, and so does its order.
+Packages are parsed with `ast` and never imported.
+
+Invariant: the docstrings and their order depend on the installed files only.
 """
 
 import ast
@@ -18,10 +19,7 @@ from itertools import islice
 from pathlib import Path
 
 SKIPPED_FOLDERS = frozenset(
-    (
-        *("test", "tests", "idlelib", "idle_test", "lib2to3", "turtledemo"),
-        *("site-packages", "dist-packages", "_bundled"),
-    )
+    "test tests idlelib idle_test lib2to3 turtledemo site-packages dist-packages _bundled".split()
 )
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
@@ -29,14 +27,14 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class Docstring:
-    """One docstring and where it stands.
+    """One docstring and its place.
 
     Args:
-        package: As asked for: a top-level package, or "python" for the standard library.
+        package: A top-level package, or "python" for the standard library.
         module: Dotted name of the module.
         kind: "module", "class", "function" or "method".
         name: Qualified name in the module; empty for the module itself.
-        text: The whole docstring with its indentation removed.
+        text: The whole docstring without common indentation.
         annotations: {name: type as written} of the arguments of a function, or of the fields and
             `__init__` of a class.
     """
@@ -52,14 +50,14 @@ class Docstring:
 def read_docstrings(
     packages: Sequence[str], *, max_per_package: int | None = None
 ) -> list[Docstring]:
-    """Docstrings of installed packages in a fixed order, read with `ast` and without importing.
+    """Return the docstrings of installed packages in a fixed order.
 
-    The files of a package come in the order of a hash of their path, so that a cap takes an
-    unbiased sample. Folders of tests and files that do not parse are skipped.
+    Files are ordered by a hash of their path, so that the first ones are an unbiased sample of the
+    package. Folders of tests and files that cannot be parsed are skipped.
 
     Args:
         packages: Top-level packages; "python" means the standard library.
-        max_per_package: Stop reading a package after this many docstrings.
+        max_per_package: Largest number of docstrings read of a package.
 
     Raises:
         ValueError: A package is not installed.
@@ -68,7 +66,7 @@ def read_docstrings(
 
 
 def iter_docstrings(package: str) -> Iterator[Docstring]:
-    """The docstrings of one package, as `read_docstrings` orders them, read as they are needed."""
+    """Yield the docstrings of one package in the order of `read_docstrings`."""
     for root, path in _python_files(package):
         parts = list(path.relative_to(root).with_suffix("").parts)
         if parts[-1] == "__init__":
@@ -85,10 +83,11 @@ def iter_docstrings(package: str) -> Iterator[Docstring]:
 
 
 def _python_files(package: str) -> list[tuple[Path, Path]]:
+    """Return (root of the package, file) of each file, ordered by a hash of the path."""
     if package == "python":
         roots = [sysconfig.get_paths()["stdlib"]]
     else:
-        # Of a top-level name this finds the folder and runs none of its code.
+        # For a top-level name, this finds the folder without running any of its code.
         spec = importlib.util.find_spec(package) if package.isidentifier() else None
         if spec is None or not spec.submodule_search_locations:
             raise ValueError(
@@ -100,16 +99,16 @@ def _python_files(package: str) -> list[tuple[Path, Path]]:
         for folder, folders, names in os.walk(root):
             folders[:] = [name for name in folders if name not in SKIPPED_FOLDERS]
             for name in names:
-                if not name.endswith(".py") or name.startswith("test_"):
-                    continue
-                path = Path(folder, name)
-                relative = path.relative_to(root).as_posix()
-                if not relative.endswith("_test.py"):
-                    files.append((hashlib.sha256(relative.encode()).digest(), Path(root), path))
+                if name.endswith(".py") and not name.startswith("test_"):
+                    path = Path(folder, name)
+                    relative = path.relative_to(root).as_posix()
+                    if not relative.endswith("_test.py"):
+                        files.append((hashlib.sha256(relative.encode()).digest(), Path(root), path))
     return [(root, path) for _, root, path in sorted(files)]
 
 
 def _walk(node: ast.AST, kind: str, name: str) -> Iterator[tuple[ast.AST, str, str, str]]:
+    """Yield (node, kind, name, docstring) of a definition and of those inside, in source order."""
     text = ast.get_docstring(node, clean=False)  # type: ignore[arg-type]
     if text and not _SURROGATES.search(text):  # a lone surrogate cannot be written to a file
         yield node, kind, name, inspect.cleandoc(text)
@@ -120,7 +119,7 @@ def _walk(node: ast.AST, kind: str, name: str) -> Iterator[tuple[ast.AST, str, s
             inner = "method" if isinstance(node, ast.ClassDef) else "function"
             inner = "class" if isinstance(child, ast.ClassDef) else inner
             yield from _walk(child, inner, f"{name}.{child.name}".lstrip("."))
-        else:  # definitions also stand below if, try and with
+        else:  # such as if, try and with, which may contain definitions
             for block in ("finalbody", "orelse", "handlers", "cases", "body"):
                 pending.extend(reversed(getattr(child, block, ())))
 

@@ -1,8 +1,8 @@
-"""Near-duplicate texts, found by the word sequences they share.
+"""Find near-duplicate texts by the word sequences that they share.
 
-A text is the set of its shingles, every run of four words. Two texts are alike when half of the
-shorter one's shingles are in the other, so a copy inside a longer text counts too. Only words
-matter: case, punctuation and line breaks do not.
+A text is compared as the set of its shingles, which are all runs of four words. Two texts are alike
+if one contains half of the shingles of the shorter one, so a copy inside a longer text is found,
+too. Case, punctuation and line breaks do not matter.
 """
 
 import hashlib
@@ -12,26 +12,29 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-SHINGLE = 4  # words
-ALIKE = 0.5  # share of the shorter text's shingles that both have
+SHINGLE = 4
+"""Words of a shingle."""
+
+ALIKE = 0.5
+"""Share of the shorter text's shingles that two similar texts have in common."""
 
 
 def words(text: str) -> list[str]:
-    """The words of a text in lower case; an underscore separates words as a space does."""
+    """Return the words of a text in lower case. An underscore separates words, as a space does."""
     return re.findall(r"[^\W_]+", text.lower())
 
 
 def word_digest(text: str) -> bytes:
-    """sha256 of the words alone, so that a text that is reflowed keeps it."""
+    """Return the sha256 of the words only, which does not change when a text is reflowed."""
     return hashlib.sha256(" ".join(words(text)).encode()).digest()
 
 
 class ShingleIndex:
-    """Texts that can be asked for the ones like another text.
+    """An index of texts that finds those similar to a given text.
 
     Args:
-        either_way: A text is alike where it is held by an indexed one, too; otherwise only where
-            it holds half of an indexed one.
+        either_way: Whether an indexed text that contains half of the given one is similar, too.
+            Otherwise only an indexed text of which the given one contains half is similar.
     """
 
     def __init__(self, *, either_way: bool = True):
@@ -40,14 +43,14 @@ class ShingleIndex:
         self._sizes: dict[int, int] = {}
 
     def add(self, number: int, text: str) -> None:
-        """Adds a text under a number of the caller's."""
+        """Add a text under a number that the caller chooses."""
         shingles = set(_shingles(text))
         self._sizes[number] = len(shingles)
         for shingle in shingles:
             self._holders.setdefault(shingle, []).append(number)
 
     def alike(self, text: str) -> list[int]:
-        """Numbers of the texts in the index that are like this one."""
+        """Return the numbers of the indexed texts that are similar to this one."""
         shingles = set(_shingles(text))
         shared = Counter(n for shingle in shingles for n in self._holders.get(shingle, ()))
         least = len(shingles) if self._either_way else sys.maxsize
@@ -55,13 +58,14 @@ class ShingleIndex:
 
 
 def near_duplicates(texts: Sequence[str], labels: Sequence[str]) -> set[int]:
-    """Indices to drop: of texts alike all but the first, and the first too where labels differ.
+    """Return the indices of texts to drop.
 
-    A text that two labels share says nothing about either.
+    Of similar texts only the first is kept. It is dropped, too, if their labels differ, because a
+    text with two labels implies neither.
 
     Args:
-        texts: In the order in which they are kept.
-        labels: One for each text.
+        texts: Texts in the order in which they are kept.
+        labels: One label for each text.
     """
     index = ShingleIndex()
     dropped = set()

@@ -1,8 +1,8 @@
-"""The built-in task `library`: which library is a docstring from? And what pretraining leaves out.
+"""The built-in task `library` (which library is a docstring from?), and what pretraining omits.
 
-The invariant that keeps this task and those about arguments (`argument_tasks.py`) honest: the split
-of a docstring is a function of its content alone, so pretraining can leave out whatever falls into
-dev or test (`held_out`) without knowing which rows a task ended up with.
+Invariant: the split of a docstring is a function of its text only. So pretraining can leave out all
+docstrings of dev and test (`held_out`) without knowing the rows that this task and those about
+arguments (`argument_tasks.py`) selected.
 """
 
 import re
@@ -13,8 +13,6 @@ from spt_jax.data.builtin.cache import LabeledText, cached
 from spt_jax.data.builtin.docstrings import iter_docstrings
 from spt_jax.data.builtin.duplicates import ShingleIndex, near_duplicates, word_digest, words
 
-# Label word -> (folder of the package, name it is installed by, names and import aliases).
-# All the names of all the classes are removed from every text.
 LIBRARIES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "numpy": ("numpy", "numpy", ("numpy", "np")),
     "scipy": ("scipy", "scipy", ("scipy", "sp")),
@@ -33,12 +31,24 @@ LIBRARIES: dict[str, tuple[str, str, tuple[str, ...]]] = {
         ("huggingface_hub", "huggingface hub", "hugging face", "huggingface", "hub", "hf"),
     ),
 }
+"""Package, distribution, and names and import aliases of each label. All names of all labels are
+removed from every text."""
 
-TEXT_LENGTH = 600  # characters kept of a docstring
-MIN_LENGTH = 40  # characters that must be left of it
-POOL_PER_CLASS = 1700  # different texts read per class, before near-duplicates are removed
-ROWS_PER_CLASS = 1100  # rows per class at most, so that no class dominates
-ROWS_PER_OPENING = 5  # rows of a class that open with the same three words: series are no variety
+TEXT_LENGTH = 600
+"""Characters kept of a docstring."""
+
+MIN_LENGTH = 40
+"""Characters that a text must have."""
+
+POOL_PER_CLASS = 1700
+"""Different texts read per class, before near-duplicates are removed."""
+
+ROWS_PER_CLASS = 1100
+"""Rows per class at most, so that no class dominates."""
+
+ROWS_PER_OPENING = 5
+"""Rows of a class that may start with the same three words, so that they vary."""
+
 TEST_SHARE, DEV_SHARE = 0.15, 0.10
 
 _NAMES = sorted({name for *_, names in LIBRARIES.values() for name in names}, key=len, reverse=True)
@@ -53,29 +63,33 @@ _WHOLE = re.compile(
 
 
 def clean_text(text: str) -> str:
-    """A docstring as the task shows it: no library names, one line, at most 600 characters."""
-    text = _anonymous(" ".join(text.split())[: 5 * TEXT_LENGTH])
-    if len(text) > TEXT_LENGTH:
-        text = text[: TEXT_LENGTH + 1].rpartition(" ")[0] or text[:TEXT_LENGTH]
+    """Return a docstring as the task shows it: no library names, one line, 600 characters."""
+    return shorten(_anonymous(" ".join(text.split())[: 5 * TEXT_LENGTH]), TEXT_LENGTH)
+
+
+def shorten(text: str, length: int) -> str:
+    """Cut a text before the word that exceeds the length."""
+    if len(text) > length:
+        text = text[: length + 1].rpartition(" ")[0] or text[:length]
     return text
 
 
 def split_of(text: str) -> str:
-    """The split ("train", "dev" or "test") that a docstring, raw or cleaned, belongs to."""
+    """Return the split ("train", "dev" or "test") of a docstring, raw or cleaned."""
     return _split_of_cleaned(clean_text(text))
 
 
 def held_out(text: str) -> bool:
-    """True where a docstring falls into dev or test, so that pretraining has to leave it out."""
+    """Return whether a docstring is in dev or test, so that pretraining has to leave it out."""
     return split_of(text) != "train"
 
 
 def library_rows() -> dict[str, list[LabeledText]]:
-    """The rows of the task as {"train", "dev", "test"}, in a fixed shuffled order.
+    """Return the rows of the task as {"train", "dev", "test"}, in a fixed shuffled order.
 
-    The label of a text, which names no library, is the library it is from. Exact and near
-    duplicates are removed; a text that near-duplicates one of another class says nothing about its
-    library, so both go. Each class is capped at the same number of rows.
+    The label of a text is its library, which the text does not name. Duplicates and near-duplicates
+    are removed. Near-duplicates of different classes are all removed, because they imply neither
+    class. Each class has at most `ROWS_PER_CLASS` rows.
 
     Raises:
         ValueError: One of the packages in `LIBRARIES` is not installed.
@@ -91,11 +105,11 @@ def library_rows() -> dict[str, list[LabeledText]]:
 def drop_held_out(
     texts: Iterable[str], splits: dict[str, list[LabeledText]] | None = None
 ) -> list[str]:
-    """The texts that pretraining may see: none that is held out, contains or resembles such a row.
+    """Return the texts that pretraining may see: not held out, and not similar to a held-out row.
 
     Args:
-        texts: Whole docstrings, before they are cut into pieces.
-        splits: What `library_rows` returned; called where not given.
+        texts: Whole docstrings.
+        splits: What `library_rows` returned. By default it is called.
     """
     splits = library_rows() if splits is None else splits
     index = ShingleIndex(either_way=False)
@@ -117,7 +131,7 @@ def _split_of_cleaned(cleaned: str) -> str:
 
 def _select_rows() -> list[LabeledText]:
     pool: dict[bytes, LabeledText] = {}
-    copied: set[LabeledText] = set()  # word for word in another class too
+    copied: set[LabeledText] = set()  # rows that another class has word for word
     for label, (package, _, _) in LIBRARIES.items():
         size = len(pool) + POOL_PER_CLASS
         for docstring in iter_docstrings(package):
