@@ -16,7 +16,7 @@ from spt_jax.data.builtin.arguments import parse_arguments
 from spt_jax.data.builtin.cache import LabeledText, cached
 from spt_jax.data.builtin.docstrings import Docstring, read_docstrings
 from spt_jax.data.builtin.duplicates import ShingleIndex, near_duplicates, word_digest, words
-from spt_jax.data.builtin.library import held_out, shorten, split_of
+from spt_jax.data.builtin.library import held_out, cut_text, split_of
 
 ANSWERS = ("yes", "no")
 TEXT_LENGTH = 300
@@ -109,7 +109,7 @@ def _entries(found: Iterable[Docstring]) -> Iterator[_Entry]:
         texts.add(docstring.text)
         split = split_of(docstring.text)
         for argument in documented:
-            text = shorten(argument.description, TEXT_LENGTH)
+            text = cut_text(argument.description, TEXT_LENGTH)
             if len(words(text)) >= MIN_WORDS:
                 name = " ".join(words(argument.name))
                 yield _Entry(split, number, name, argument.kind or "", text)

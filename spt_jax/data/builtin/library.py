@@ -64,10 +64,10 @@ _WHOLE = re.compile(
 
 def clean_text(text: str) -> str:
     """Return a docstring as the task shows it: no library names, one line, 600 characters."""
-    return shorten(_anonymous(" ".join(text.split())[: 5 * TEXT_LENGTH]), TEXT_LENGTH)
+    return cut_text(_anonymous(" ".join(text.split())[: 5 * TEXT_LENGTH]), TEXT_LENGTH)
 
 
-def shorten(text: str, length: int) -> str:
+def cut_text(text: str, length: int) -> str:
     """Cut a text before the word that exceeds the length."""
     if len(text) > length:
         text = text[: length + 1].rpartition(" ")[0] or text[:length]
