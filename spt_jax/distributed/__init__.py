@@ -1,1 +1,1 @@
-"""Many processes as one run: found, connected, told to stop, ended together."""
+"""Run many processes as one: find and connect them, stop them and end them together."""

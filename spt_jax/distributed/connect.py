@@ -1,11 +1,11 @@
-"""The processes of a command: found, connected, kept together and ended together.
+"""Find and connect the processes of a command, and end them together.
 
-    with session(DistributedConfig(), argv):      nothing in a single process
+    with session(DistributedConfig(), argv):      does nothing in a single process
         result = fit(config, folder)
-        print_result(result)                      seen of process 0 alone
+        print_result(result)                      prints on process 0 only
 
-On a TPU slice, under SLURM and under Open MPI, jax finds out by itself who is who; elsewhere the
-config says it. Must be entered before jax has looked for its devices.
+On a TPU slice, under SLURM and under Open MPI, jax detects the place of each process. Elsewhere the
+config gives it. A session has to start before jax looks for its devices.
 """
 
 import contextlib
@@ -23,19 +23,19 @@ from spt_jax.distributed.rendezvous import Place, meet
 from spt_jax.distributed.watch import Watch
 
 CLUSTERS = ("gcetpu", "gketpu", "slurm", "ompi")
-"""Those of jax's that tell a process its place without a question to another service."""
+"""jax's cluster types that know the place of a process without asking another service."""
 
 
 @contextlib.contextmanager
 def session(config: DistributedConfig, argv: Sequence[str]) -> Iterator[None]:
-    """Connects the processes of a run; an error of one ends all, with its exit code.
+    """Connect the processes of a run. An error of one process ends all, with its exit code.
 
     Args:
-        config: Who this process is, if that has to be said.
-        argv: The command and its arguments, for errors.
+        config: Place of this process, if jax cannot detect it.
+        argv: The command and its arguments, for error messages.
 
     Raises:
-        RunError: They do not find each other.
+        RunError: The processes do not find each other.
     """
     found = find_place(config)
     if found is None:
@@ -63,10 +63,9 @@ def session(config: DistributedConfig, argv: Sequence[str]) -> Iterator[None]:
 
 
 def find_place(config: DistributedConfig) -> tuple[Place, str] | None:
-    """Which of the processes this one is, and how jax finds that out.
+    """Return the place of this process and the name of jax's method to detect it.
 
-    Returns:
-        None for a process that is alone, or that is connected already.
+    Return None for a single process, or if jax is already connected.
     """
     if not config.detect or jax.distributed.is_initialized():
         return None
@@ -93,7 +92,7 @@ def find_place(config: DistributedConfig) -> tuple[Place, str] | None:
 
 @contextlib.contextmanager
 def _quiet(place: Place) -> Iterator[None]:
-    """Process 0 alone prints; and on its stdout nothing that comes from C++."""
+    """Let only process 0 print, and keep output of C++ away from its stdout."""
     sys.stdout.flush()
     with open(os.devnull, "w") as nowhere, open(os.dup(1), "w") as out:
         os.dup2(2, 1)

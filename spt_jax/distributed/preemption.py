@@ -1,14 +1,15 @@
-"""The notice to leave: SIGTERM, which a preempted machine sends, and Ctrl-C.
+"""End a run cleanly on SIGTERM, which a preempted machine gets, and on Ctrl-C.
 
-    with listening():       # the commands that resume; a library call keeps its caller's signals
+    with listening():       # in commands; a library call leaves its caller's signal handlers alone
         fit(config, folder)
 
-    with shared(agreed):    # several processes: jax listens, and they leave at the same step
+    with shared(agreed):    # several processes: jax listens, and all stop at the same step
         fit(config, folder)
 
-The first signal only leaves a notice; the train loops `poll` for it at every step, evaluations at
-every batch. A second one ends the process at once, as SIGKILL does, which a run survives as well.
-Invariant: nothing is raised anywhere but in `poll`, so no line of code is left half done.
+The first signal is only recorded. Training loops call `poll` at every step, and evaluations at
+every batch. A second signal ends the process at once, like SIGKILL, which a run survives, too.
+
+Invariant: only `poll` raises, so a signal never interrupts other code.
 """
 
 import contextlib
@@ -25,7 +26,7 @@ from spt_jax.errors import Preempted
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 SAME_NOTICE = 0.3
-"""Seconds in which another signal is the same notice: a shell may forward what all have got."""
+"""Seconds in which another signal counts as the same one, because a shell may forward a copy."""
 
 _notice: signal.Signals | None = None
 _agreed: Callable[[int], bool] | None = None
@@ -33,7 +34,7 @@ _polls = itertools.count(1)
 
 
 def poll() -> None:
-    """Raises Preempted where a signal has come and `listening` or `shared` is active."""
+    """Raise Preempted if a signal has arrived and `listening` or `shared` is active."""
     if _agreed is not None:
         if _agreed(next(_polls)):
             raise Preempted("ended by SIGTERM")
@@ -43,12 +44,13 @@ def poll() -> None:
 
 @contextlib.contextmanager
 def shared(agreed: Callable[[int], bool]) -> Iterator[None]:
-    """While it lasts, a SIGTERM that one of several processes gets is a notice for all.
+    """Stop all processes at the same poll after one of them gets SIGTERM.
 
-    Ctrl-C interrupts, as where nobody listens: whoever started the processes gets it, not they.
+    Ctrl-C raises KeyboardInterrupt as usual.
 
     Args:
-        agreed: Whether all leave at the poll of that number. They poll equally often.
+        agreed: Function of the number of a poll that tells whether all processes stop there. All
+            processes poll equally often.
     """
     global _agreed
     old_writer = signal.set_wakeup_fd(-1)
@@ -64,9 +66,9 @@ def shared(agreed: Callable[[int], bool]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def listening() -> Iterator[None]:
-    """While it lasts, signals are notices. Outside the main thread, which gets none, it is empty.
+    """Record SIGTERM and Ctrl-C for `poll`. Do nothing outside the main thread.
 
-    A thread reads them, so that they are answered while the main thread compiles or waits.
+    A thread reads the signals, so that it can answer while the main thread compiles or waits.
     """
     global _notice
     if threading.current_thread() is not threading.main_thread():
@@ -91,7 +93,7 @@ def listening() -> Iterator[None]:
 
 
 def _watch(reader: int) -> None:
-    """Reads the number of each signal until the pipe is closed."""
+    """Read the number of each signal until the pipe is closed."""
     global _notice
     noticed = 0.0
     while byte := os.read(reader, 1):

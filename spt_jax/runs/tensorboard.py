@@ -1,7 +1,6 @@
-"""The numbers of a log as TensorBoard's event files, by tensorboardX (an extra): no TensorFlow.
+"""Write the numbers of a log to TensorBoard's event files with tensorboardX, an optional package.
 
-The JSONL log is the record of a run; these files are a view of it. Resuming at step k tells
-TensorBoard to forget what is after k, as the JSONL log does.
+Resuming at step k tells TensorBoard to drop what is after k, as the JSONL log does.
 """
 
 import importlib
@@ -12,7 +11,7 @@ from typing import Any
 
 
 def require_tensorboard(wanted: bool) -> None:
-    """Raises ValueError where event files are wanted and tensorboardX is not installed."""
+    """Raise ValueError if event files are wanted and tensorboardX is not installed."""
     if wanted and importlib.util.find_spec("tensorboardX") is None:
         raise ValueError(
             "log.tensorboard needs the package tensorboardX, which is not installed; "
@@ -24,8 +23,8 @@ class EventLog:
     """Event files open for writing.
 
     Args:
-        folder: Of the files; made where it is missing.
-        resume_at: The step that the run goes on from, 0 for a new one.
+        folder: Folder of the files. It is created if it is missing.
+        resume_at: Step that the run continues from, or 0 for a new run.
     """
 
     def __init__(self, folder: Path, resume_at: int):
@@ -34,18 +33,18 @@ class EventLog:
             str(folder),
             purge_step=resume_at + 1 if resume_at else None,
             flush_secs=10,
-            filename_suffix=f".{resume_at}",  # or two sessions of one second were one file
+            filename_suffix=f".{resume_at}",  # two sessions in one second would share a file
         )
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Adds every number of a record of the log, as `train/loss` or `dev/score`."""
+        """Add every number of a record of the log, as `train/loss` or `dev/score`."""
         step, split = record["step"], record.get("split", "train")
         for name, value in _numbers("", record):
             if name != "step":
                 self._writer.add_scalar(f"{split}/{name}", value, step)
 
     def close(self) -> None:
-        """Closes the files; harmless when repeated."""
+        """Close the files. Closing again has no effect."""
         self._writer.close()
 
 

@@ -1,16 +1,16 @@
-"""Where a run is kept: in a folder of this machine, or in a bucket of Google Cloud Storage.
+"""Open the place of a run: a local folder, or a bucket of Google Cloud Storage.
 
-    with open_workdir(Path("gs://bucket/run")) as folder:    to work in
+    with open_workdir(Path("gs://bucket/run")) as folder:    for working
         ...
-        folder.publish()                                      it is in the bucket
-    with open_run(Path("gs://bucket/run")) as place:         to read
+        folder.publish()                                      writes to the bucket
+    with open_run(Path("gs://bucket/run")) as place:         for reading
         prompt, _ = load_prompt(place / "prompt.safetensors")
 
-Whoever has opened it sees a folder of this machine and knows of no bucket: an address has a copy,
-see `mirror.py`, and errors name the address instead. A folder of this machine is used as it is.
+Both give a local folder. For an address it is a copy (see `mirror.py`), and errors name the address
+instead of the copy.
 
-The objects at the address are the files of the folder, with one index beside. gcloud copies them,
-and where gcsfs is installed, Orbax alone restores a checkpoint from its address.
+The objects at an address are the files of the folder and one index. gcloud can copy them. If gcsfs
+is installed, Orbax can restore a checkpoint from its address.
 """
 
 import contextlib
@@ -30,17 +30,17 @@ from spt_jax.runs.log import lock_folder
 from spt_jax.runs.mirror import Mirror, NotPushed
 
 _FILES = (".safetensors", ".npy")
-"""Where an address ends so, it is that of one file, a prompt."""
+"""Ends of an address that names a prompt file and not a folder."""
 
 
 def find_address(path: Path) -> str | None:
-    """The address that a path stands for, as `gs://bucket/folder`; None for one of this machine.
+    """Return the address `gs://bucket/folder` that a path means, or None for a local path.
 
     Args:
-        path: As it was given; `Path` makes one slash of two.
+        path: The path, in which `Path` has replaced two slashes by one.
 
     Raises:
-        ValueError: It is an address of another kind, or a bucket alone.
+        ValueError: It is an address of another kind, or names a bucket without a folder.
     """
     found = re.fullmatch(r"([a-z0-9]+):/+(.+)", str(path))
     if found is None:
@@ -56,10 +56,10 @@ def find_address(path: Path) -> str | None:
 
 @contextlib.contextmanager
 def open_workdir(workdir: Path) -> Iterator[RunFolder]:
-    """The folder of a run to work in, on all processes; in a bucket it is whole when this ends.
+    """Open the folder of a run for writing, on all processes, and publish it at the end.
 
     Args:
-        workdir: A folder, or an address.
+        workdir: A local folder, or an address.
 
     Raises:
         ValueError: It is an address of another kind.
@@ -70,7 +70,7 @@ def open_workdir(workdir: Path) -> Iterator[RunFolder]:
     if address is None:
         yield RunFolder(workdir)
         return
-    # Always at the same place, so that what a killed process has left is found and deleted.
+    # The copy of an address has a fixed place, so that leftovers of a killed process are deleted.
     root = cache_folder() / "runs" / hashlib.sha256(address.encode()).hexdigest()[:16]
     copy, mirrors = root / "run", []
     with contextlib.ExitStack() as stack, _naming(root, address), _naming(copy, address):
@@ -82,7 +82,7 @@ def open_workdir(workdir: Path) -> Iterator[RunFolder]:
             _keep(copy)
             raise
         except BaseException:
-            with contextlib.suppress(NotPushed):  # what has ended the run is the error to show
+            with contextlib.suppress(NotPushed):  # show the error that ended the run
                 _push_or_keep(push, copy)
             raise
         on_main(lambda: _push_or_keep(push, copy))
@@ -90,11 +90,11 @@ def open_workdir(workdir: Path) -> Iterator[RunFolder]:
 
 @contextlib.contextmanager
 def open_run(path: Path, *, model: bool = False) -> Iterator[Path]:
-    """A run or a prompt to read; each process has its own copy of what is in a bucket.
+    """Open a run or a prompt for reading. Each process has its own copy of a bucket's files.
 
     Args:
-        path: A folder or a file, or an address of one.
-        model: Whether the model is wanted, of a run that has tuned it; it may be large.
+        path: A folder or a file, or the address of one.
+        model: Whether to copy the tuned model of the run, which may be large.
 
     Raises:
         ValueError: It is an address of another kind.
@@ -114,7 +114,7 @@ def open_run(path: Path, *, model: bool = False) -> Iterator[Path]:
 
 
 def _open_mirror(address: str, root: Path, copy: Path, stack: contextlib.ExitStack) -> Mirror:
-    """The copy of an address, which is this process's alone until the stack ends."""
+    """Return the copy of an address, locked for this process until the stack is closed."""
     stack.enter_context(lock_folder(root))
     stack.callback(shutil.rmtree, copy, ignore_errors=True)
     mirror = Mirror(address, copy)
@@ -132,7 +132,7 @@ def _push_or_keep(push: Callable[[], None], copy: Path) -> None:
 
 
 def _keep(copy: Path) -> None:
-    """Moves a copy that could not be pushed to where no later run deletes it, and says where."""
+    """Move a copy that could not be pushed to a place where no later run deletes it, and log it."""
     if copy.exists():
         kept = copy.parents[1] / "kept" / f"{time.strftime('%Y%m%d-%H%M%S')}-{copy.parent.name}"
         kept.parent.mkdir(exist_ok=True)
@@ -142,7 +142,7 @@ def _keep(copy: Path) -> None:
 
 @contextlib.contextmanager
 def _naming(copy: Path, address: str) -> Iterator[None]:
-    """Errors that name the copy name the address instead."""
+    """Replace the path of the copy by the address in errors."""
     try:
         yield
     except Exception as error:
@@ -156,4 +156,4 @@ def _naming(copy: Path, address: str) -> Iterator[None]:
 
 
 def _nothing() -> None:
-    """What a process has to push that has no copy."""
+    """Do nothing, as the push of a process that has no copy."""

@@ -16,7 +16,7 @@ from spt_jax.data.builtin.arguments import parse_arguments
 from spt_jax.data.builtin.cache import LabeledText, cached
 from spt_jax.data.builtin.docstrings import Docstring, read_docstrings
 from spt_jax.data.builtin.duplicates import ShingleIndex, near_duplicates, word_digest, words
-from spt_jax.data.builtin.library import held_out, cut_text, split_of
+from spt_jax.data.builtin.library import cut_text, held_out, split_of
 
 ANSWERS = ("yes", "no")
 TEXT_LENGTH = 300
