@@ -1,4 +1,4 @@
-"""The command line of the benchmarks that compare with torch: options, what is printed, errors."""
+"""The command line of the benchmarks that compare with torch: options, output and errors."""
 
 import argparse
 import importlib.util
@@ -10,14 +10,14 @@ from typing import Any
 
 
 class SideError(RuntimeError):
-    """A side failed, or the sides do not compute the same."""
+    """A side failed, or the two sides computed different results."""
 
 
 class Options(argparse.ArgumentParser):
-    """A parser of whole numbers from 1, with the two forms of the result.
+    """A parser with options for positive integers and for the form of the result.
 
     Args:
-        doc: Of the script; its first line says what it does.
+        doc: Docstring of the script. Its first line is the description.
     """
 
     def __init__(self, doc: str | None):
@@ -26,7 +26,7 @@ class Options(argparse.ArgumentParser):
     def number(
         self, name: str, default: int | tuple[int, ...], described: str, **more: Any
     ) -> None:
-        """Adds an option that is a whole number, or with `nargs` several."""
+        """Add an option that is a positive integer, or several with `nargs`."""
         shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
         described += f" (default {shown})"
         self.add_argument(
@@ -34,7 +34,7 @@ class Options(argparse.ArgumentParser):
         )
 
     def add_form(self) -> None:
-        """Adds the options that say what is printed."""
+        """Add the options for the form of the result."""
         form = self.add_mutually_exclusive_group()
         form.add_argument("--json", action="store_true", help="print one JSON object")
         form.add_argument(
@@ -51,7 +51,7 @@ def _positive(text: str) -> int:
 
 
 def say(text: str) -> None:
-    """A line for whoever watches; stdout has the result alone."""
+    """Print a line of progress to stderr, because stdout is for the result."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -64,16 +64,17 @@ def run(
     argv: list[str],
     args: argparse.Namespace,
 ) -> int:
-    """Measures and prints what a script does; returns the exit code.
+    """Measure, print the result and return the exit code.
 
     Args:
-        name: Of the script.
-        other: What it compares with.
-        needs: Packages that this takes.
-        measure: From the job (the options and `cores`) and the command line to the result.
-        markdown: The result as a section of docs/benchmarks.md.
+        name: Name of the script.
+        other: Name of what it compares with.
+        needs: Packages that the other side needs.
+        measure: Function of the job (the options and `cores`) and the command line that returns
+            the result.
+        markdown: Function that formats the result as a section of docs/benchmarks.md.
         argv: The arguments as they were given.
-        args: The same, read.
+        args: The parsed arguments.
     """
     absent = [package for package in needs if importlib.util.find_spec(package) is None]
     if absent:

@@ -1,10 +1,10 @@
-"""A training step as the compiler itself counts it, all layers unrolled, on one TPU v5e.
+"""Print the compiler's own counts of a training step with all layers unrolled, on one TPU v5e.
 
     python benchmarks/count_step.py
 
-is for T5 1.1 base, 32 rows, inputs of 512, a prompt of 100, targets of 8, bfloat16, no dropout. XLA
-counts a loop's body once, so there is no loop but that over micro-batches (`--accumulate`), whose
-traffic is an estimate. It compiles for minutes.
+The default is T5 1.1 base, 32 rows, inputs of 512, a prompt of 100, targets of 8, bfloat16 and no
+dropout. XLA counts the body of a loop once, so layers are unrolled. The loop over micro-batches
+(`--accumulate`) remains, and its traffic is estimated. Compiling takes minutes.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from spt_jax.t5 import Remat, stack
 
 
 def main(argv: list[str]) -> int:
-    """Runs it; returns the exit code."""
+    """Run the script and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--model", default="t5-v1_1-base", help="a published T5")
     parser.add_argument("--topology", default="v5e:1x1", help="a TPU slice")

@@ -1,10 +1,10 @@
-"""Writing answers: spt_jax beside `generate` of transformers in torch, on this CPU.
+"""Compare decoding by spt_jax with `generate` of transformers in torch, on this CPU.
 
     python benchmarks/decode.py --markdown
 
-Each side is a process of its own with the same random weights, and they take turns: ours, theirs,
-ours, theirs. The one that waits uses no core. No answer ends early, and both sides must write the
-same before anything is timed. `docs/benchmarks.md` says more.
+Each side is a process with the same random weights, and the two take turns. The one that waits uses
+no core. No answer ends early. Both sides must write the same answers before they are timed. See
+`docs/benchmarks.md` for more.
 """
 
 import argparse
@@ -24,7 +24,7 @@ MIN_PAIRS = 3
 
 
 def check_agreement(answers: dict[str, np.ndarray], title: str) -> float:
-    """The share of rows with the same ids; raises SideError where the sides write other things."""
+    """Return the share of rows with equal ids; raise SideError if the sides disagree."""
     ours, theirs = (answers[name] for name in SIDES)
     if ours.shape != theirs.shape:
         raise SideError(
@@ -41,7 +41,7 @@ def check_agreement(answers: dict[str, np.ndarray], title: str) -> float:
 
 
 def time_setting(sides: Sides, inputs: np.ndarray, beams: int, job: dict, title: str) -> dict:
-    """Pairs of runs on one batch: as many as fit, and at least three."""
+    """Time pairs of runs on one batch: as many as the time allows, and at least three."""
     first = {name: sides[name].ask("generate", inputs, beams) for name in SIDES}
     same = check_agreement({name: first[name]["ids"] for name in SIDES}, title)
     seconds: dict[str, list[float]] = {name: [] for name in SIDES}
@@ -73,7 +73,7 @@ def time_setting(sides: Sides, inputs: np.ndarray, beams: int, job: dict, title:
 
 
 def measure_shape(job: dict) -> dict:
-    """Every setting of one shape."""
+    """Measure every setting of one shape."""
     sides: Sides = {}
     with tempfile.TemporaryDirectory() as folder:
         job = {**job, "folder": folder}
@@ -99,7 +99,7 @@ def measure_shape(job: dict) -> dict:
 
 
 def measure(job: dict, command: str) -> dict:
-    """The whole benchmark, as what `--json` prints."""
+    """Run the whole benchmark and return what `--json` prints."""
     options = ("inputs_length", "targets_length", "pairs", "seconds")
     return {
         "command": command,
@@ -110,7 +110,7 @@ def measure(job: dict, command: str) -> dict:
 
 
 def machine_lines(result: dict) -> list[str]:
-    """The head of a section of docs/benchmarks.md: where it was measured, and how."""
+    """Return the lines of docs/benchmarks.md that say where and how it was measured."""
     machine = result["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     tuning = " ".join(f"{name}={value}" for name, value in machine["environment"].items())
@@ -125,7 +125,7 @@ def machine_lines(result: dict) -> list[str]:
 
 
 def to_markdown(result: dict) -> str:
-    """The section of docs/benchmarks.md."""
+    """Format the section of docs/benchmarks.md."""
     setup, torch = result["setup"], result["shapes"][0]["torch"]
 
     def line(shape: dict, setting: dict) -> str:
@@ -163,7 +163,7 @@ def to_markdown(result: dict) -> str:
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = Options(__doc__)
     shapes = ("small", "base")
     parser.add_argument(
@@ -184,7 +184,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> int:
-    """Runs it; returns the exit code."""
+    """Run the script and return the exit code."""
     args, needs = parse_args(argv), ("torch", "transformers")
     return run("decode", "transformers", needs, measure, to_markdown, argv, args)
 

@@ -1,7 +1,7 @@
-"""The children of `decode.py`: one that makes weights, and the two sides.
+"""The child processes of `decode.py`: one that makes weights, and the two sides.
 
-A side loads the weights as its users do and answers `generate`. No side imports the other's
-framework.
+Each side loads the weights as its users do and offers `generate`. No side imports the framework of
+the other.
 """
 
 import functools
@@ -16,17 +16,17 @@ from step_sides import ROOT, TINY
 
 
 def t5_config(shape: str) -> Any:
-    """T5 1.1 of that shape, or a toy."""
+    """Return the config of a T5 1.1 shape, or of a toy."""
     from spt_jax.t5 import PRESETS, T5Config
 
     return T5Config(**TINY) if shape == "tiny" else PRESETS[f"t5-v1_1-{shape}"]
 
 
 def prepare(job: dict) -> dict:
-    """Writes the same random weights for both sides into the job's folder.
+    """Write the same random weights for both sides to the job's folder.
 
-    The head's column of the end marker is 0, and so is its logit: among thousands of others the
-    largest is far above, and no answer ends before its last token.
+    The end marker's column of the head is 0, so its logit is 0. The largest of thousands of other
+    logits is far above, so no answer ends early.
     """
     import jax
     from safetensors.numpy import save_file
@@ -53,7 +53,7 @@ def prepare(job: dict) -> dict:
 
 
 def load_ours(job: dict) -> Any:
-    """The weights as our parameters."""
+    """Load the weights as our parameters."""
     import flax.traverse_util
     import jax.numpy as jnp
     from safetensors.numpy import load_file
@@ -64,7 +64,7 @@ def load_ours(job: dict) -> Any:
 
 
 def load_theirs(job: dict) -> Any:
-    """The weights as a T5 of transformers, ready to generate."""
+    """Load the weights as a T5 of transformers."""
     transformers = importlib.import_module("transformers")
     transformers.utils.logging.disable_progress_bar()
     model = transformers.T5ForConditionalGeneration.from_pretrained(Path(job["folder"]) / "theirs")
@@ -99,7 +99,7 @@ class Ours:
         return {"seconds": seconds, "processor_seconds": used, "ids": ids}
 
     def products(self, batch_size: int, inputs_length: int, beams: int) -> float:
-        """Processor seconds of the products with kernels alone, in a loop as decoding is."""
+        """Return the CPU seconds of only the matrix products, in a loop like decoding's."""
         import jax
         from products import encode_products, make_kernels, step_products
 

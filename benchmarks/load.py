@@ -1,14 +1,14 @@
-"""How much memory loading a frozen model takes: its peak, over the size of the weights.
+"""Measure the peak memory of loading a frozen model, relative to the size of its weights.
 
     python benchmarks/load.py                      T5 1.1 XL, 2.85 billion parameters, 5.7 GB
     python benchmarks/load.py --shape t5-v1_1-small --format base
 
 Random bfloat16 weights are written to disk as transformers shards them, and loaded into eight CPU
-devices, every large matrix spread over all of them. Exits 1 where the peak resident memory of the
-process that loads is over 1.3 times the weights, jax itself included.
+devices with every large matrix split over all of them. The exit code is 1 if the peak resident
+memory of the loading process, jax included, is over 1.3 times the size of the weights.
 
-The peak is VmHWM of a process of its own, which starts anew at exec; that of a parent does not
-count. Files are read and not mapped, so that pages of the file cache are no part of it.
+The peak is VmHWM of a new process, which does not include its parent's. Files are read and not
+mapped, so pages of the file cache do not count.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def main() -> int:
 
 
 def run(shape: str, kind: str, folder: Path) -> dict:
-    """Writes the weights where they are not there yet, and loads them in another process."""
+    """Write the weights if they are missing, and load them in another process."""
     source = folder / shape
     if not (source / "config.json").exists():
         say(f"writing {source}")
@@ -70,7 +70,7 @@ def run(shape: str, kind: str, folder: Path) -> dict:
 
 
 def child(function, *args: str) -> dict:
-    """What a function of this file returns, called in a process of its own."""
+    """Call a function of this file in a new process and return its result."""
     settings = {"JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, __file__, function.__name__, *args]
     done = subprocess.run(command, env={**os.environ, **settings}, stdout=subprocess.PIPE)
@@ -80,7 +80,7 @@ def child(function, *args: str) -> dict:
 
 
 def write(shape: str, folder: str) -> dict:
-    """Random weights in bfloat16, one shard for each layer."""
+    """Write random bfloat16 weights, one shard for each layer."""
     import ml_dtypes
     from safetensors.numpy import save_file
 
@@ -127,7 +127,7 @@ def write(shape: str, folder: str) -> dict:
 
 
 def convert(source: str, dest: str) -> dict:
-    """A base checkpoint in bfloat16."""
+    """Write a base checkpoint in bfloat16."""
     from spt_jax.models.backbone import convert_backbone
 
     start = time.monotonic()
@@ -136,7 +136,7 @@ def convert(source: str, dest: str) -> dict:
 
 
 def load(folder: str) -> dict:
-    """Loads into all devices; seconds and memory."""
+    """Load into all devices; return seconds and memory."""
     import jax
 
     from spt_jax.config.devices import MeshConfig
@@ -164,7 +164,7 @@ def load(folder: str) -> dict:
 
 
 def memory() -> int:
-    """The peak of this process's resident memory so far, in bytes."""
+    """Return the peak resident memory of this process so far, in bytes."""
     status = Path("/proc/self/status").read_text()
     line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) * 1024

@@ -1,11 +1,11 @@
-"""Rows of many tasks in random order: spt_jax in mixed batches, by task, and PEFT by task.
+"""Compare three ways to answer rows of many tasks: spt_jax in mixed batches or by task, and PEFT.
 
     python benchmarks/mixed.py --markdown
 
-Three ways answer the same rows with the same weights and prompts, and they take turns; mixed
-batches of different numbers of tasks do so batch by batch. By task means that the rows wait until
-all are there and those of a task are then batched alone. All must write the same before anything
-is timed. `docs/benchmarks.md` says more.
+All ways answer the same rows, in random order, with the same weights and prompts. They take turns;
+mixed batches of different numbers of tasks do so batch by batch. By task means that all rows are
+collected first and each batch has the rows of one task. All ways must write the same answers before
+they are timed. See `docs/benchmarks.md` for more.
 """
 
 import argparse
@@ -26,7 +26,7 @@ LEAST_SAME = 0.9
 
 
 def check_agreement(ids: dict[str, np.ndarray], tasks: int) -> dict[str, float]:
-    """The share of rows that each way answers as `mixed`; raises SideError where it is low."""
+    """Return the share of rows that each way answers like `mixed`; raise SideError if low."""
     same = {
         way: float(np.mean(np.all(ids[way] == ids["mixed"], axis=1)))
         for way in WAYS
@@ -42,7 +42,7 @@ def check_agreement(ids: dict[str, np.ndarray], tasks: int) -> dict[str, float]:
 
 
 def answer(sides: Sides, inputs: np.ndarray, arrivals: dict[int, np.ndarray]) -> dict[int, dict]:
-    """What every way gives for every number of tasks: `seconds` and `ids`."""
+    """Return the `seconds` and `ids` of every way for every number of tasks."""
     mixed = sides["spt_jax"].ask("mixed", inputs, arrivals)
     return {
         tasks: {
@@ -54,7 +54,7 @@ def answer(sides: Sides, inputs: np.ndarray, arrivals: dict[int, np.ndarray]) ->
 
 
 def measure_ways(sides: Sides, job: dict, vocab_size: int) -> list[dict]:
-    """Seconds of every way for every number of tasks, in rounds."""
+    """Measure the seconds of every way for every number of tasks, in rounds."""
     rng = np.random.default_rng(1)
     inputs = rng.integers(2, vocab_size, (job["rows"], job["inputs_length"]), np.int32)
     inputs[:, -1] = 1
@@ -86,7 +86,7 @@ def measure_ways(sides: Sides, job: dict, vocab_size: int) -> list[dict]:
 
 
 def measure(job: dict, command: str) -> dict:
-    """The whole benchmark, as what `--json` prints."""
+    """Run the whole benchmark and return what `--json` prints."""
     sides: Sides = {}
     with tempfile.TemporaryDirectory() as folder:
         job = {**job, "folder": folder}
@@ -116,7 +116,7 @@ def measure(job: dict, command: str) -> dict:
 
 
 def to_markdown(result: dict) -> str:
-    """The section of docs/benchmarks.md."""
+    """Format the section of docs/benchmarks.md."""
     setup = result["setup"]
 
     def shown(ratio: dict) -> str:
@@ -155,7 +155,7 @@ def to_markdown(result: dict) -> str:
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = Options(__doc__)
     parser.add_argument(
         "--shape", choices=("small", "base", "tiny"), default="small", help="of T5 1.1, or a toy"
@@ -179,7 +179,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> int:
-    """Runs it; returns the exit code."""
+    """Run the script and return the exit code."""
     args = parse_args(argv)
     return run("mixed", "PEFT", ("torch", "peft"), measure, to_markdown, argv, args)
 

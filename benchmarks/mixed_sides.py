@@ -1,6 +1,6 @@
-"""The children of `mixed.py`: the weights are those of `decode.py`, and the two sides.
+"""The child processes of `mixed.py`: the two sides, with the weights of `decode.py`.
 
-A side answers the same rows, in order, in its own way. No side imports the other's framework.
+Each side answers the same rows in its own way. No side imports the framework of the other.
 """
 
 import importlib
@@ -14,23 +14,23 @@ __all__ = ["ROLES", "prepare"]
 
 
 def make_prompts(tasks: int, job: dict, d_model: int) -> np.ndarray:
-    """The prompts of both sides, float32 [tasks, P, D]: those of fewer tasks come first."""
+    """Return the prompts of both sides, float32[tasks, P, D]. Fewer tasks use the first ones."""
     shape = tasks, job["length"], d_model
     return np.random.default_rng(2).standard_normal(shape, np.float32)
 
 
 def by_task(task_ids: np.ndarray) -> dict[int, np.ndarray]:
-    """The rows of each task, in the order of arrival."""
+    """Return the rows of each task in the order of arrival."""
     return {int(task): np.flatnonzero(task_ids == task) for task in np.unique(task_ids)}
 
 
 def padded_size(rows: int, batch_size: int) -> int:
-    """The smallest power of 2, up to the batch size, that holds these rows."""
+    """Return the smallest power of 2, up to the batch size, that is at least `rows`."""
     return min(1 << (rows - 1).bit_length(), batch_size)
 
 
 class Ours:
-    """Mixed batches from a bank, and batches of one task each."""
+    """spt_jax: mixed batches from a prompt bank, and batches of one task each."""
 
     def __init__(self, job: dict):
         import jax
@@ -58,10 +58,10 @@ class Ours:
         return self._banks[tasks]
 
     def mixed(self, inputs: np.ndarray, arrivals: dict[int, np.ndarray]) -> dict[int, dict]:
-        """Answers in batches of the order of arrival, whatever the tasks of their rows.
+        """Answer in batches of the order of arrival, regardless of the tasks of their rows.
 
-        Each batch is answered for one number of tasks after the other, so that a slow moment of the
-        machine hits all numbers alike.
+        Each batch is answered for every number of tasks in turn, so that a slow moment of the
+        machine affects all numbers equally.
         """
         from spt_jax.config.decode import DecodeConfig
 
@@ -89,7 +89,7 @@ class Ours:
         }
 
     def one_task(self, inputs: np.ndarray, task_ids: np.ndarray, tasks: int) -> dict:
-        """Answers in batches of the rows of one task, each padded to a power of 2 of rows."""
+        """Answer in batches of one task, each padded to a power of 2 of rows."""
         from spt_jax.config.decode import DecodeConfig
 
         prompts, size = self._bank(tasks).arrays.vectors, self._job["batch_size"]
@@ -111,7 +111,7 @@ class Ours:
         return {"seconds": time.perf_counter() - started, "ids": answers}
 
     def compile_sizes(self, inputs: np.ndarray, tasks: int) -> None:
-        """Runs `one_task` once for every number of rows that a batch may have."""
+        """Run `one_task` once for every number of rows that a batch may have."""
         size = 1
         while size < 2 * self._job["batch_size"]:
             rows = np.resize(inputs, (min(size, self._job["batch_size"]), inputs.shape[1]))
@@ -120,7 +120,7 @@ class Ours:
 
 
 class Peft:
-    """PEFT's prompt tuning adapters on transformers' T5: one is active at a time."""
+    """PEFT's prompt tuning adapters on transformers' T5, of which one is active at a time."""
 
     def __init__(self, job: dict):
         self._torch, self._peft = map(importlib.import_module, ("torch", "peft"))
@@ -146,7 +146,7 @@ class Peft:
         }
 
     def switching(self, inputs: np.ndarray, task_ids: np.ndarray, tasks: int) -> dict:
-        """Answers in batches of the rows of one task, unpadded, after switching to its adapter."""
+        """Answer in unpadded batches of one task, after switching to its adapter."""
         size = self._job["batch_size"]
         ids = self._torch.from_numpy(inputs.astype(np.int64))
         answers = np.zeros((len(inputs), self._job["targets_length"]), np.int32)

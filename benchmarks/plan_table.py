@@ -1,10 +1,10 @@
-"""The table of docs/tpu.md: every T5 1.1 on seven TPU slices, each cell by the real compiler.
+"""Make the table of docs/tpu.md: every T5 1.1 on seven TPU slices, compiled by the TPU compiler.
 
     python benchmarks/plan_table.py plans.jsonl
 
-compiles the training step of each cell that is not in the file yet, adds a line for each, and
-prints the table of all that are there. A cell takes a minute or two on two cores; stopped, the same
-command goes on. `--only` takes part of a cell's name, such as `t5-v1_1-xxl v5e:2x4`.
+The script compiles the training step of each cell that the file lacks, adds a line for each, and
+prints the table of all lines. A cell takes a minute or two on two cores. After an interruption the
+same command continues. `--only` takes a part of a cell's name, such as `t5-v1_1-xxl v5e:2x4`.
 """
 
 import argparse
@@ -23,13 +23,13 @@ GIB = 2**30
 
 
 def read(path: Path) -> dict[str, dict[str, Any]]:
-    """The plans in a file by `model topology`."""
+    """Return the plans in a file by `model topology`."""
     lines = path.read_text("utf-8").splitlines() if path.exists() else []
     return {f"{row['model']} {row['topology']}": row for row in map(json.loads, lines)}
 
 
 def to_markdown(plans: dict[str, dict[str, Any]]) -> str:
-    """The table, a line for each plan."""
+    """Format the table, one line for each plan."""
     lines = [
         "| model | slice | mesh | peak / limit, GiB a device | fits | GFLOP a device "
         "| GB moved a device | collectives a device | roofline, ms |",
@@ -64,7 +64,7 @@ def _amount(size: float) -> str:
 
 
 def main(argv: list[str]) -> int:
-    """Runs it; returns the exit code."""
+    """Run the script and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("file", type=Path, help="JSON lines, one for each cell")
     parser.add_argument("--only", default="", help="cells whose `model topology` has this in it")

@@ -1,7 +1,7 @@
-"""The products of an answer with the kernels of T5 1.1, and nothing else of it.
+"""Only the matrix products of T5 1.1's kernels when it writes an answer.
 
-Attention's own products, norms, caches and the choice of tokens are left out. What is left is what
-an answer takes at least with XLA's matrix product.
+Products inside attention, norms, caches and the choice of tokens are left out. What remains is the
+least time that an answer takes with XLA's matrix product.
 """
 
 from collections.abc import Callable
@@ -16,11 +16,12 @@ Product = Callable[[Array, Array], Array]
 
 
 def make_kernels(config: T5Config, *, turned: bool) -> dict[str, Any]:
-    """Every kernel that an answer is multiplied with; the values do not matter and are 0.
+    """Return every kernel that decoding multiplies with. Their values are 0.
 
     Args:
-        config: The shape.
-        turned: Those of `step_products` are [out, in], but for the head's, as in decoding.
+        config: Shape of the model.
+        turned: Whether the kernels of `step_products`, except the head's, are [out, in], as in
+            decoding.
     """
 
     def make(rows: int, columns: int, turned: bool = False) -> Array:
@@ -57,7 +58,7 @@ def _transform(x: Array, kernels: list, times: Product = jnp.matmul) -> Array:
 
 
 def encode_products(x: Float[Array, "BT D"], kernels: dict[str, Any]) -> Float[Array, "BT D"]:
-    """The products of the encoder with its kernels, and those that make cross-attention's keys."""
+    """Compute the products of the encoder, and those of cross-attention's keys and values."""
     for attention, mlp in kernels["encoder"]:
         x = _transform(_attend(x, attention), mlp)
     for _, (_, key, value, _), _ in kernels["decoder"]:
@@ -68,7 +69,7 @@ def encode_products(x: Float[Array, "BT D"], kernels: dict[str, Any]) -> Float[A
 def step_products(
     x: Float[Array, "BM D"], kernels: dict[str, Any], *, turned: bool
 ) -> Float[Array, "BM D"]:
-    """The products of one step of the decoder and of the head, for M beams."""
+    """Compute the products of one step of the decoder and of the head, for M beams."""
 
     def times(x: Array, kernel: Array) -> Array:
         return x @ (kernel.T if turned else kernel)

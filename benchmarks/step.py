@@ -1,11 +1,11 @@
-"""One prompt tuning step on CPU: spt_jax against PEFT in torch, on one machine in one run.
+"""Compare a prompt tuning step of spt_jax with PEFT in torch, on one CPU in one run.
 
     python benchmarks/step.py --markdown
 
-Each side is a process of its own with the same random weights and the same prompt, and they take
-turns: ours, theirs, ours, theirs. The one that waits uses no core, and begins its turn with a step
-that is not timed. Loss and gradient must agree before anything is timed. This process imports
-neither jax nor torch: a child's peak memory starts from that of its parent.
+Each side is a process with the same random weights and the same prompt, and the two take turns. The
+one that waits uses no core and begins its turn with a step that is not timed. Loss and gradient
+must agree before anything is timed. This process imports neither jax nor torch, because the peak
+memory of a child starts at that of its parent.
 """
 
 import argparse
@@ -35,7 +35,7 @@ TURN = 4
 
 
 class Child:
-    """The parent's end of a child process."""
+    """The parent's view of a child process."""
 
     def __init__(self, role: str, job: dict, module: str = "step_sides"):
         context = multiprocessing.get_context("spawn")
@@ -47,7 +47,7 @@ class Child:
         theirs.close()
 
     def answer(self) -> Any:
-        """The value of the call in flight; raises SideError where it failed."""
+        """Return the value of the pending call; raise SideError if it failed."""
         try:
             kind, value = self._connection.recv()
         except EOFError:
@@ -58,12 +58,12 @@ class Child:
         return value
 
     def ask(self, name: str, *args) -> Any:
-        """Calls a method of the side."""
+        """Call a method of the side and return its value."""
         self._connection.send((name, args))
         return self.answer()
 
     def end(self) -> None:
-        """Ends the process."""
+        """End the process."""
         try:
             self._connection.send(None)
         except OSError:  # it has ended
@@ -75,13 +75,13 @@ Sides = dict[str, Child]
 
 
 def spread(above: list[float], below: list[float]) -> dict[str, float]:
-    """`above` divided by `below`, pair by pair: median, least and largest."""
+    """Return the median, least and largest of `above` divided by `below`, pair by pair."""
     ratios = [x / y for x, y in zip(above, below, strict=True)]
     return {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
 
 
 def check_agreement(sides: Sides, batch: Batch) -> dict:
-    """The first step of both sides on the same weights; raises SideError where they differ."""
+    """Compare the first step of both sides; raise SideError if they differ."""
     steps = {name: sides[name].ask("step", batch) for name in SIDES}
     agreement: dict[str, Any] = {
         "first_step_seconds": {name: steps[name]["seconds"] for name in SIDES}
@@ -100,16 +100,16 @@ def check_agreement(sides: Sides, batch: Batch) -> dict:
 
 
 def turn(side: Child, batches: list[Batch]) -> float:
-    """The seconds of steps in a row, after one that is not timed.
+    """Return the seconds of successive steps, after one that is not timed.
 
-    A training step follows a training step. Ours is slower after a wait (docs/benchmarks.md).
+    In training, a step follows a step. Ours is slower after a wait (docs/benchmarks.md).
     """
     side.ask("step", batches[0])
     return sum(side.ask("step", batch)["seconds"] for batch in batches)
 
 
 def equal_shapes(sides: Sides, job: dict, vocab_size: int) -> dict:
-    """Pairs of steps on one full batch; after them memory, and the optimizer alone."""
+    """Time pairs of steps on one full batch; then measure memory and the optimizer alone."""
     rng = np.random.default_rng(1)
     batch = {
         name: rng.integers(2, vocab_size, (job["batch_size"], job[f"{name}_length"]), np.int32)
@@ -145,9 +145,9 @@ def equal_shapes(sides: Sides, job: dict, vocab_size: int) -> dict:
 
 
 def natural_lengths(sides: Sides, job: dict, *, group_by_length: bool) -> dict:
-    """Steps on rows of natural lengths, each side padding in its own way.
+    """Time steps on rows of natural lengths, which each side pads in its own way.
 
-    Where `group_by_length` is off, both have the same rows in the same batches.
+    If `group_by_length` is off, both sides have the same rows in the same batches.
     """
     batches = {"spt_jax": sides["spt_jax"].ask("batches", group_by_length)}
     if group_by_length:
@@ -184,7 +184,7 @@ def natural_lengths(sides: Sides, job: dict, *, group_by_length: bool) -> dict:
 
 
 def describe_machine(cores: int) -> dict:
-    """What the figures depend on."""
+    """Describe what the figures depend on."""
     cpu, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
     if info.is_file():
         lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
@@ -204,7 +204,7 @@ def describe_machine(cores: int) -> dict:
 
 
 def measure(job: dict, command: str) -> dict:
-    """The whole benchmark, as what `--json` prints."""
+    """Run the whole benchmark and return what `--json` prints."""
     sides: Sides = {}
     with tempfile.TemporaryDirectory() as folder:
         job = {**job, "folder": folder}
@@ -245,7 +245,7 @@ def measure(job: dict, command: str) -> dict:
 
 
 def to_markdown(result: dict) -> str:
-    """The section of docs/benchmarks.md."""
+    """Format the section of docs/benchmarks.md."""
     machine, setup = result["machine"], result["setup"]
     equal, natural = result["equal_shapes"], result["natural_lengths"]
     rows, memory = natural["rows"], result["memory_mib"]
@@ -313,7 +313,7 @@ def to_markdown(result: dict) -> str:
 
 
 def parse_args(argv: list[str]) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = Options(__doc__)
     parser.add_argument(
         "--shape", choices=("small", "tiny"), default="small", help="T5 1.1 small, or a toy"
@@ -330,7 +330,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
 
 
 def main(argv: list[str]) -> int:
-    """Runs it; returns the exit code."""
+    """Run the script and return the exit code."""
     args = parse_args(argv)
     return run("step", "PEFT", ("torch", "peft"), measure, to_markdown, argv, args)
 

@@ -1,8 +1,8 @@
-"""The children of `step.py`: one that makes weights and rows, and the two sides.
+"""The child processes of `step.py`: one that makes weights and rows, and the two sides.
 
-A side loads the weights as its users do and answers `step`, `batches`, `product_seconds`,
-`optimizer_seconds` and `memory`, one at a time. No side ever imports the other's framework, so
-memory is its own.
+Each side loads the weights as its users do and offers `step`, `batches`, `product_seconds`,
+`optimizer_seconds` and `memory`. No side imports the framework of the other, which would count as
+its memory.
 """
 
 import functools
@@ -37,11 +37,11 @@ Batch = dict[str, np.ndarray]
 
 
 def read_rows(folder: str | None, vocab_size: int) -> tuple[Rows, str]:
-    """SST-2 as ids, or rows of made-up lengths, and a line that says which.
+    """Return the rows of SST-2 as ids, or rows of random lengths, and a line that says which.
 
     Args:
-        folder: With `sst2/train.tsv` and, for the real vocabulary, `t5/spiece.model`.
-        vocab_size: Every id is below; larger ones are folded into it.
+        folder: Folder with `sst2/train.tsv` and, for the real vocabulary, `t5/spiece.model`.
+        vocab_size: Upper bound of the ids. Larger ids are mapped below it.
     """
     table = Path(folder or "") / "sst2" / "train.tsv"
     if not folder or not table.is_file():
@@ -70,7 +70,7 @@ def read_rows(folder: str | None, vocab_size: int) -> tuple[Rows, str]:
 
 
 def prepare(job: dict) -> dict:
-    """Writes the weights for both sides, the prompt and the rows into the job's folder."""
+    """Write the weights for both sides, the prompt and the rows to the job's folder."""
     import jax
     from safetensors.numpy import save_file
 
@@ -121,7 +121,7 @@ def _load_rows(job: dict) -> Rows:
 
 
 def collate(rows: Rows) -> Batch:
-    """Rows padded to the longest of them, as the collators of transformers do."""
+    """Pad rows to the longest of them, as the collators of transformers do."""
 
     def pad(part: list[list[int]]) -> np.ndarray:
         padded = np.zeros((len(part), max(map(len, part))), np.int32)
@@ -133,7 +133,7 @@ def collate(rows: Rows) -> Batch:
 
 
 class Ours:
-    """`spt_jax.step.train_step`, jitted as the train loop jits it, with the paper's optimizer."""
+    """`spt_jax.step.train_step`, jitted as in training, with the paper's optimizer."""
 
     facts = {"optimizer": "Adafactor of Optax, preset t5x_1100k"}
 
@@ -172,7 +172,7 @@ class Ours:
         jax.block_until_ready((self._state, self._frozen))
 
     def step(self, batch: Batch) -> dict:
-        """One update, from ids in memory to the new prompt and the loss."""
+        """Make one update, from ids in memory to the new prompt and the loss."""
         started = time.perf_counter()
         self._state, metrics = self._update(self._state, self._frozen, batch, self._key)
         self._jax.block_until_ready((self._state, metrics))
@@ -181,7 +181,7 @@ class Ours:
         return {"seconds": seconds, **values}
 
     def optimizer_seconds(self) -> float:
-        """The median time of an update alone, given gradients."""
+        """Return the median time of only the optimizer's update."""
         optax = importlib.import_module("optax")
 
         @self._jax.jit
@@ -194,7 +194,7 @@ class Ours:
         return _median_seconds(lambda: self._jax.block_until_ready(update(*args)))
 
     def product_seconds(self, rows: int) -> float:
-        """`rows` positions times each kernel of an encoder layer, and times its transpose."""
+        """Time `rows` positions times each kernel of an encoder layer, and times its transpose."""
         jnp = self._jax.numpy
         layers = self._jax.tree.leaves(self._frozen["t5"]["encoder"]["layers"])
         kernels = [leaf[0] for leaf in layers if leaf.ndim == 3]
@@ -205,9 +205,9 @@ class Ours:
         return time.perf_counter() - started
 
     def batches(self, group_by_length: bool) -> list[Batch]:
-        """The first batches of a run, as `spt-jax train` draws and pads them.
+        """Return the first batches of a run, as `spt-jax train` draws and pads them.
 
-        Of batches grouped by length, some of the first window: from the longest to the shortest.
+        If batches are grouped by length, return some of the first window, the longest first.
         """
         from spt_jax.config.train import DataConfig
         from spt_jax.data.pipeline import WINDOW, TokenizedSplit, prefetch, train_batches
@@ -229,7 +229,7 @@ class Ours:
 
 
 class Peft:
-    """PEFT prompt tuning of transformers' T5, in a plain torch loop."""
+    """PEFT's prompt tuning of transformers' T5 in a plain torch loop."""
 
     def __init__(self, job: dict):
         torch, peft, transformers = map(importlib.import_module, ("torch", "peft", "transformers"))
@@ -262,7 +262,7 @@ class Peft:
         }
 
     def step(self, batch: Batch) -> dict:
-        """One update, from tensors in memory to the new prompt and the loss."""
+        """Make one update, from tensors in memory to the new prompt and the loss."""
         inputs, targets = (
             self._torch.from_numpy(batch[name].astype(np.int64)) for name in ("inputs", "targets")
         )
@@ -278,11 +278,11 @@ class Peft:
         return {"seconds": seconds, "loss": loss, "grad_norm": float(self._prompt.grad.norm())}
 
     def optimizer_seconds(self) -> float:
-        """The median time of an update alone, with the gradient of the last step."""
+        """Return the median time of only the optimizer's update, with the last step's gradient."""
         return _median_seconds(self._optimizer.step)
 
     def product_seconds(self, rows: int) -> float:
-        """As `Ours.product_seconds`."""
+        """Time the same products as `Ours.product_seconds`."""
         block = self._model.get_base_model().encoder.block[0]
         kernels = [x.weight for x in block.modules() if isinstance(x, self._torch.nn.Linear)]
         inputs = [self._torch.ones(rows, kernel.shape[1]) for kernel in kernels]
@@ -294,9 +294,9 @@ class Peft:
         return seconds
 
     def batches(self) -> list[Batch]:
-        """Batches grouped by length as the Trainer groups them, each padded to its longest row.
+        """Return batches grouped by length as the Trainer groups them, padded to their longest row.
 
-        It sorts 50 batches together; these are some of them, from the longest to the shortest.
+        The Trainer sorts 50 batches together. These are some of them, the longest first.
         """
         rows, size = _load_rows(self._job), self._job["batch_size"]
         trainer = importlib.import_module("transformers.trainer_pt_utils")
@@ -310,7 +310,7 @@ class Peft:
 
 
 def _evenly(count: int) -> list[int]:
-    """Places of NATURAL_BATCHES among `count` batches."""
+    """Return NATURAL_BATCHES evenly spaced indices of `count` batches."""
     places = (np.arange(NATURAL_BATCHES) + 0.5) * count / NATURAL_BATCHES
     return places.astype(int).tolist()
 
@@ -325,7 +325,7 @@ def _median_seconds(run: Callable[[], Any]) -> float:
 
 
 def memory_mib() -> dict[str, int]:
-    """What this process holds now, where the system tells, and the most that it ever held."""
+    """Return the current memory of this process, if known, and its peak, in MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     peak = peak / 2**20 if sys.platform == "darwin" else peak / 2**10
     statm, now = Path("/proc/self/statm"), peak
@@ -338,13 +338,13 @@ ROLES = {"spt_jax": Ours, "peft": Peft}
 
 
 def serve(role: str, job: dict, connection: Any, module: str) -> None:
-    """A child: prepares and ends, or makes a side and answers calls until it gets None.
+    """Run a child: prepare and end, or make a side and answer calls until the parent sends None.
 
     Args:
         role: `prepare`, or one of the module's `ROLES`.
-        job: The options, as plain values.
-        connection: To the parent, which gets ("ok", value) or ("error", message).
-        module: The name of a module like this one, with `prepare` and `ROLES`.
+        job: The options as plain values.
+        connection: Connection to the parent, which gets ("ok", value) or ("error", message).
+        module: Name of a module like this one, with `prepare` and `ROLES`.
     """
     os.dup2(2, 1)  # what a library prints must not meet the result on stdout
     os.environ.update(JAX_PLATFORMS="cpu", HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error")

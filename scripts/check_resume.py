@@ -1,11 +1,11 @@
-"""Kills `spt-jax predict` in the middle of a long file, many times, and compares what it gives.
+"""Kill `spt-jax predict` in the middle of a long file many times, and compare the outputs.
 
     python scripts/check_resume.py /tmp/resume --rows 100000 --kills 5
 
-Random prompts of spt-nano answer rows of words, some of them bad, by sampling: once undisturbed,
-and once in a process that gets SIGKILL at random moments and is started again each time. Both must
-write the same bytes, rows and errors alike. Prints one JSON object, with the most memory that the
-undisturbed process held; exit code 1 if they differ.
+Random prompts of spt-nano answer rows of words by sampling. Some rows are invalid. One process runs
+undisturbed. The other gets SIGKILL at random moments and is started again each time. Both must
+write the same bytes, to the output and to the file of errors. The script prints one JSON object,
+with the peak memory of the undisturbed process. The exit code is 1 if the outputs differ.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def main() -> int:
 
 
 def write_inputs(folder: Path, rows: int, rng: random.Random) -> int:
-    """Writes a.safetensors, b.safetensors and rows.jsonl; how many rows are bad."""
+    """Write a.safetensors, b.safetensors and rows.jsonl; return the number of invalid rows."""
     folder.mkdir(parents=True)
     described = json.loads((find_backbone("spt-nano") / "config.json").read_text())
     draws = np.random.default_rng(rng.randrange(2**32))
@@ -84,7 +84,7 @@ def write_inputs(folder: Path, rows: int, rng: random.Random) -> int:
 
 
 def start(folder: Path, output: Path) -> subprocess.Popen:
-    """`spt-jax predict` of the rows."""
+    """Start `spt-jax predict` on the rows."""
     command = [sys.executable, "-m", "spt_jax", "predict", "--model=spt-nano"]
     command += [f"--prompt={name}={folder}/{name}.safetensors" for name in "ab"]
     command += [f"--input={folder}/rows.jsonl", f"--output={output}", "--sample", "--scores"]
@@ -93,14 +93,14 @@ def start(folder: Path, output: Path) -> subprocess.Popen:
 
 
 def end(process: subprocess.Popen) -> tuple[int, int]:
-    """Waits for it; its exit code, and the most MiB that it held."""
+    """Wait for a process; return its exit code and its peak memory in MiB."""
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     return process.returncode, usage.ru_maxrss // (1 << 20 if sys.platform == "darwin" else 1024)
 
 
 def kill_once(folder: Path, output: Path, wait: float, rng: random.Random) -> int:
-    """Starts it, and kills it up to `wait` seconds after it wrote more; lines that are certain."""
+    """Start a process, kill it up to `wait` seconds after it wrote; return its certain lines."""
     before, process = certain_lines(output), start(folder, output)
     while certain_lines(output) == before:
         if process.poll() is not None:

@@ -1,16 +1,15 @@
-"""Ends `spt-jax train` at random moments, many times, and compares what it leaves.
+"""End `spt-jax train` at random moments many times, and compare the run folders.
 
     python scripts/check_survival.py /tmp/survival --kills 50
 
-trains a prompt for the tests' tiny model, twice undisturbed, and then in runs whose processes get
-SIGKILL or SIGTERM at any moment of their life, from the first import to the last file, mostly in
-the middle of it, and are started again each time until the run is finished. Every run must leave
-what the undisturbed one left: the same log, with every step once, the same prompt and result, the
-same last checkpoint. No saved step may be lost, and SIGTERM must save the step that it names. Runs
-on the CPU.
+The script trains a prompt for the tests' tiny model, twice undisturbed. Then it trains runs whose
+processes get SIGKILL or SIGTERM at random moments, from the first import to the last file, and are
+started again until the run is finished. Every run must leave the same files as an undisturbed one:
+log, prompt, result and last checkpoint. No saved step may be lost, and SIGTERM must save the step
+that it names. Everything runs on the CPU.
 
-Progress goes to stderr. Prints one JSON object, with how many kills fell where; exit code 1 if
-anything differs, and then the folder says how.
+Progress goes to stderr. The script prints one JSON object with the number of kills by the phase of
+the run. If anything differs, the exit code is 1, and the folder contains the files.
 """
 
 import argparse
@@ -48,7 +47,7 @@ CLOCKED = ("steps_per_second", "examples_per_second", "waiting_share", "mfu", "c
 
 @dataclasses.dataclass(frozen=True)
 class Kill:
-    """A signal, what the run was doing when it came, and the exit code."""
+    """A signal, the phase of the run when it was sent, and the exit code."""
 
     signal: str
     moment: str
@@ -94,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def write_config(folder: Path) -> None:
-    """Writes config.yaml: a prompt for a tiny model that half knows the task, so scores move."""
+    """Write config.yaml: a prompt for a tiny model that half knows the task, so scores change."""
     jax.config.update("jax_platforms", "cpu")
     sys.path.insert(0, str(TESTS))
     tiny = importlib.import_module("support.tiny")
@@ -121,7 +120,7 @@ def write_config(folder: Path) -> None:
 
 
 def start(run: Path, output: Path) -> subprocess.Popen:
-    """`spt-jax train` in the folder `run`; what it prints goes to `output`."""
+    """Start `spt-jax train` in the folder `run`; its output goes to `output`."""
     programs = {
         "JAX_COMPILATION_CACHE_DIR": str(run.parent / "programs"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -138,7 +137,7 @@ def start(run: Path, output: Path) -> subprocess.Popen:
 
 
 def undisturbed(folder: Path, name: str) -> float:
-    """A run in one process; how long that lived."""
+    """Train in one process; return its seconds."""
     output, started = folder / f"{name}.txt", time.monotonic()
     if (code := start(folder / name, output).wait()) != 0:
         raise SystemExit(f"an undisturbed run ended with code {code}; see {output}")
@@ -148,10 +147,10 @@ def undisturbed(folder: Path, name: str) -> float:
 def disturbed(
     run: Path, life: float, most: int, rng: random.Random
 ) -> tuple[list[Kill], list[str]]:
-    """A run whose processes are ended up to `most` times, each within `life` seconds.
+    """Train in processes that are ended up to `most` times, each within `life` seconds.
 
     Returns:
-        The kills, and what was wrong, which ends it early.
+        The kills, and the first problem, after which the run is not continued.
     """
     kills: list[Kill] = []
     while True:
@@ -176,7 +175,7 @@ def disturbed(
 def wrong(
     number: signal.Signals, moment: str, code: int, before: int, after: int, text: str
 ) -> list[str]:
-    """What is wrong with how a process ended; `before` and `after` are its newest saved steps."""
+    """Describe a wrong end of a process; `before` and `after` are its newest saved steps."""
     problems = []
     allowed = {0} if moment == "never" else {0, -number}
     if number == signal.SIGTERM and moment != "never":
@@ -197,7 +196,7 @@ def wrong(
 
 
 def moment_of(run: Path, log_before: int | None) -> str:
-    """What a run is doing now, by its files; `log_before` is of the time before its process."""
+    """Return the phase of a run by its files; `log_before` was read before its process began."""
     if log_identity(run) == log_before:
         return "starting"
     if any((run / "checkpoints").glob("*.orbax-checkpoint-tmp*")):
@@ -210,7 +209,7 @@ def moment_of(run: Path, log_before: int | None) -> str:
 
 
 def log_identity(run: Path) -> int | None:
-    """Of the file, which every process replaces when it begins to train."""
+    """Return the inode of the log, which every process replaces when it begins to train."""
     log = run / "log.jsonl"
     return log.stat().st_ino if log.exists() else None
 
@@ -221,7 +220,7 @@ def newest_step(run: Path) -> int:
 
 
 def differences(run: Path, whole: Path) -> list[str]:
-    """What a finished run has otherwise than the undisturbed one, or twice."""
+    """List what differs between a finished run and the undisturbed one, or occurs twice."""
     found = []
     steps = [record["step"] for record in read_log(run / "log.jsonl") if "loss" in record]
     if sorted(set(steps)) != steps:

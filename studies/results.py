@@ -1,13 +1,13 @@
-"""Train what docs/results.md shows, and write it: tasks, methods and seeds, with their figures.
+"""Train the runs of docs/results.md and write the document with its figures.
 
     pip install -e ".[results]"
     SPT_JAX_DATA=/folder python studies/results.py              # --dry-run says how long it takes
 
-`--only` and `--methods` choose among the runs: `--only=library,sst2
---methods=prompt_tuning,ensemble` trains what the ensembles are made of. Each run is a run folder,
-`<workdir>/<task>/<method>/seed<k>`. The same command goes on where it was stopped, trains nothing
-twice, and writes the document anew from all that is finished. What the document needs of the runs
-is kept beside it, in a .jsonl, so that it outlives their folders.
+`--only` and `--methods` select runs: `--only=library,sst2 --methods=prompt_tuning,ensemble` trains
+the members of the ensembles. Each run has a run folder, `<workdir>/<task>/<method>/seed<k>`. After
+an interruption the same command continues. It trains no run twice, and writes the document from all
+finished runs. A .jsonl file beside the document keeps what it needs of the runs, so that their
+folders can be deleted.
 """
 
 import importlib.util
@@ -70,7 +70,7 @@ EXTRA = {"matplotlib": "matplotlib", "sklearn": "scikit-learn"}  # module -> wha
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the script; returns 0, 2 for bad input, 1 where a run failed."""
+    """Run the script; return 0, 2 for bad input, or 1 if a run failed."""
     try:
         return _main(argv)
     except KeyboardInterrupt:
@@ -182,7 +182,7 @@ def _seeds(text: str) -> list[int]:
 
 
 def _names(flag: str, text: str | None, known: Iterable[str]) -> list[str]:
-    """The names of a list with commas, all that are known by default."""
+    """Return the names of a comma-separated list, or all known names by default."""
     known = list(known)
     names = known if text is None else text.split(",")
     for name in names:

@@ -1,1 +1,1 @@
-"""The parts of `studies/results.py`: which runs there are, running them, and telling of them."""
+"""The parts of `studies/results.py`: the list of runs, training them, and reporting them."""

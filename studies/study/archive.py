@@ -1,8 +1,8 @@
-"""The runs behind the document, in one file beside it: what each was, what it gave, where and when.
+"""Keep the runs of the document in one file beside it: config, result, machine and date.
 
-Run folders are large and get lost; this file has what a table or figure needs of them. Unpacked, a
-run counts as finished, so a study can be made in several sittings, on several machines, and its
-document be written anew from the repository alone.
+Run folders are large and get lost. This file has what a table or figure needs of them. An unpacked
+run counts as finished. So a study can be made on several days and machines, and its document can be
+written from the repository alone.
 """
 
 import json
@@ -18,12 +18,12 @@ FILES = ("config.yaml", "manifest.json", "result.json", "measured.json", ensembl
 
 
 def pack(records: Sequence[Record], workdir: Path, file: Path) -> None:
-    """Writes the archive: a line for each finished run, in their order.
+    """Write the archive: a line for each finished run, in their order.
 
     Args:
         records: The runs.
-        workdir: The folder of all runs, which their names are relative to.
-        file: The archive; it is replaced.
+        workdir: Folder of all runs, which their names are relative to.
+        file: The archive, which is replaced.
     """
     lines = []
     for record in records:
@@ -37,7 +37,7 @@ def pack(records: Sequence[Record], workdir: Path, file: Path) -> None:
 
 
 def unpack(file: Path, workdir: Path) -> None:
-    """Makes a folder of every archived run that has none; there may be no archive.
+    """Make a folder for every archived run that has none. The archive may be missing.
 
     Raises:
         ValueError: A line of the archive is not one that `pack` wrote.

@@ -1,10 +1,10 @@
 # scikit-learn is an extra, so that types are checked without it too.
 # pyright: reportMissingImports=false
-"""What a prompt has to beat, and the facts of a task that its table of rows shows.
+"""Baselines that a prompt has to beat, and facts of a task for the table of tasks.
 
-The majority class needs no learning; a logistic regression over counts of words learns in seconds,
-but knows nothing of their order. Both see the rows that the model sees, whole; the regression's
-strength is chosen on dev, as a step of the model is. No step of this is random.
+The majority class needs no training. A logistic regression over counts of words trains in seconds,
+but ignores their order. Both see the same rows as the model, not truncated. The strength of the
+regression is chosen on dev, as the model's step is. Nothing is random.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ STRENGTHS = (0.1, 1.0, 10.0)  # inverse regularisation, of which dev chooses
 
 
 def score_baselines(task: Task, folder: Path) -> dict:
-    """The baselines and facts of a task, read from `folder` where the rows are still the same.
+    """Return the baselines and facts of a task, from `folder` if the rows are the same.
 
     Returns:
         `rows` per split; `label_words`, None for free text; `majority_score`; `seen_in_train`: test
@@ -45,7 +45,7 @@ def score_baselines(task: Task, folder: Path) -> dict:
 
 
 def bag_of_words(task: Task) -> dict:
-    """Accuracy on test, 0 to 100, of a logistic regression over counts of lower-cased words.
+    """Compute the test accuracy, 0 to 100, of a logistic regression over counts of words.
 
     Returns:
         `score`, its `strength` (C of scikit-learn, the first that is best on dev), `dev_score`, and

@@ -1,8 +1,8 @@
-"""SST-2, TREC, Subj and AG News as their authors left them, converted to files that a task reads.
+"""Convert SST-2, TREC, Subj and AG News from their original files to files that a task reads.
 
-Every source becomes a TSV in UTF-8 with the columns `text` and `label`, the label already being the
-word that the model is to write. Rows keep their order and none is left out, so the splits are those
-of the source; where it has no dev or test file, `load_task` takes them by its hash of the text.
+Every source becomes a TSV in UTF-8 with the columns `text` and `label`, where the label is the word
+that the model has to write. All rows are kept in order, so the splits are those of the source. If
+the source has no dev or test file, `load_task` makes the split by a hash of the text.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,15 +14,15 @@ from spt_jax.runs.log import write_atomic
 
 
 class Dataset(NamedTuple):
-    """Where a dataset stands in the folder SPT_JAX_DATA, and how to read it.
+    """The files of a dataset in the folder SPT_JAX_DATA, and their format.
 
     Args:
-        title: What people call it.
+        title: Its name in the document.
         files: Its file for each split that has one.
         form: `header`: TSV with a first line `sentence<TAB>label`; `text label`: TSV without one;
-            `label text`: the label, a blank, the text.
-        encoding: Of the bytes.
-        words: Label in the file -> label word.
+            `label text`: the label, a space, the text.
+        encoding: Encoding of the files.
+        words: Label words by the label in the file.
     """
 
     title: str
@@ -72,11 +72,11 @@ DATASETS = {
 
 
 def task_config(name: str, folder: Path) -> TaskConfig:
-    """The task of a converted dataset.
+    """Return the config of a converted dataset's task.
 
     Args:
-        name: Of `DATASETS`.
-        folder: That `convert` wrote to.
+        name: Key of `DATASETS`.
+        folder: Folder that `convert` wrote to.
     """
     dataset = DATASETS[name]
     paths = {split: str(folder / name / f"{split}.tsv") for split in dataset.files}
@@ -92,11 +92,11 @@ def task_config(name: str, folder: Path) -> TaskConfig:
 
 
 def convert(name: str, data: Path, folder: Path) -> None:
-    """Writes `folder/<name>/<split>.tsv` from the files below `data`.
+    """Write `folder/<name>/<split>.tsv` from the files below `data`.
 
     Raises:
-        FileNotFoundError: A file of the dataset is not there.
-        ValueError: A line has another form, another encoding or an unknown label.
+        FileNotFoundError: A file of the dataset is missing.
+        ValueError: A line has another format, another encoding or an unknown label.
     """
     dataset = DATASETS[name]
     (folder / name).mkdir(parents=True, exist_ok=True)
@@ -111,10 +111,10 @@ def convert(name: str, data: Path, folder: Path) -> None:
 
 
 def read_rows(path: Path, dataset: Dataset) -> Iterator[tuple[str, str]]:
-    """(text, label word) of each line of a source file, white space in the text as one blank.
+    """Yield (text, label word) of each line. Runs of white space in a text become one space.
 
     Raises:
-        ValueError: A line has another form, another encoding or an unknown label.
+        ValueError: A line has another format, another encoding or an unknown label.
     """
     start = 1 if dataset.form == "header" else 0
     for number, line in enumerate(path.read_bytes().split(b"\n")[start:], start + 1):

@@ -1,7 +1,7 @@
-"""Ensembles of the prompts of a task, as in table 3 of the paper, with both ways to combine them.
+"""Score ensembles of a task's prompts, as in table 3 of the paper, combined in two ways.
 
-Each is scored once and kept beside its first run, with what its members scored alone: where one of
-them is trained anew, so is the ensemble scored anew.
+The scores of an ensemble are kept beside its first run, with the scores of its members. If a member
+is trained again, the ensemble is scored again.
 """
 
 import json
@@ -20,12 +20,12 @@ FILE = "ensemble.json"
 def score_ensembles(
     records: Sequence[Record], tasks: Sequence[str], size: int
 ) -> dict[str, Mapping]:
-    """The ensembles of those tasks whose members are all finished.
+    """Score the ensembles of the tasks whose members are all finished.
 
     Args:
         records: Finished runs.
-        tasks: That are to have an ensemble.
-        size: Members of each.
+        tasks: Tasks that have an ensemble.
+        size: Number of members of each.
 
     Returns:
         Task -> average, best, vote, log_probs (None for free text), and the members' scores.

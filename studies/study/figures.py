@@ -1,8 +1,8 @@
 # matplotlib is an extra, so that types are checked without it too.
 # pyright: reportMissingImports=false
-"""The figures of the results, as SVG: learning curves, prompt lengths, inits.
+"""Draw the figures of the results as SVG: learning curves, prompt lengths, inits.
 
-A line or bar is the mean over the seeds; a band or whisker goes from the worst to the best of them.
+A line or bar is the mean over the seeds. A band or whisker goes from the worst to the best seed.
 The same runs give the same bytes, so a figure changes in version control only with its runs.
 """
 
@@ -22,7 +22,7 @@ COLUMNS = 3
 
 
 def draw_curves(results: Sequence[TaskResults], file: Path) -> None:
-    """Dev score against step for prompt and model tuning, a panel for each task."""
+    """Draw the dev score by step for prompt and model tuning, one panel for each task."""
     columns, rows = min(COLUMNS, len(results)), -(-len(results) // COLUMNS)
     with _figure(file, (3.3 * columns, 2.5 * rows)) as figure:
         panels = figure.subplots(rows, columns, squeeze=False).flat
@@ -42,7 +42,7 @@ def draw_curves(results: Sequence[TaskResults], file: Path) -> None:
 
 
 def draw_lengths(results: Sequence[TaskResults], methods: Mapping[str, str], file: Path) -> None:
-    """Test score against the length of the prompt, a line for each task."""
+    """Draw the test score by the length of the prompt, one line for each task."""
     with _figure(file, (6.4, 3.6)) as figure:
         axes = figure.subplots()
         for task, color in zip(results, CYCLE, strict=False):
@@ -62,7 +62,7 @@ def draw_lengths(results: Sequence[TaskResults], methods: Mapping[str, str], fil
 
 
 def draw_inits(results: Sequence[TaskResults], methods: Mapping[str, str], file: Path) -> None:
-    """Test score by where the prompt starts, a group of bars for each task."""
+    """Draw the test score by the prompt's init, one group of bars for each task."""
     with _figure(file, (6.4, 3.6)) as figure:
         axes = figure.subplots()
         width = 0.8 / len(methods)
@@ -82,7 +82,7 @@ def draw_inits(results: Sequence[TaskResults], methods: Mapping[str, str], file:
 
 
 def _curve(task: TaskResults, method: str) -> tuple[list, list, list, list]:
-    """Steps that every seed has, and the least, mean and largest dev score there."""
+    """Return the steps that every seed has, and the least, mean and largest dev score there."""
     curves = [dict(record.curve) for record in task.records.get(method, ())]
     steps = sorted(set.intersection(*map(set, curves))) if curves else []
     scores = [[curve[step] for curve in curves] for step in steps]
@@ -104,7 +104,7 @@ def _label(axes: Any, title: str, x: str, y: str) -> None:
 
 
 def _legend(figure: Any) -> None:
-    """One legend below all panels, with each label once."""
+    """Draw one legend below all panels, with each label once."""
     pairs = [zip(*axes.get_legend_handles_labels(), strict=True) for axes in figure.axes]
     handles = {label: handle for panel in pairs for handle, label in panel}
     options: dict = dict(loc="outside lower center", ncols=4, fontsize="small", frameon=False)
@@ -113,7 +113,7 @@ def _legend(figure: Any) -> None:
 
 @contextlib.contextmanager
 def _figure(file: Path, inches: tuple[float, float]) -> Iterator[Any]:
-    """An empty figure, saved to `file` at the end."""
+    """Make an empty figure and save it to `file` at the end."""
     import matplotlib
     from matplotlib.figure import Figure
 

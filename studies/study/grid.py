@@ -1,8 +1,9 @@
-"""Which runs the results are made of: a task, a method and a seed, each with its whole config.
+"""List the runs of the results: each has a task, a method, a seed and its whole config.
 
-The methods are prompt tuning, the paper's model tuning, prompt tuning with another length or start,
-both with more steps, and more prompts for ensembles. Invariant: runs that share a method differ in
-task and seed alone.
+The methods are prompt tuning, the paper's model tuning, prompt tuning with another length or init,
+both with more steps, and more prompts for ensembles.
+
+Invariant: runs of the same method differ only in task and seed.
 """
 
 import dataclasses
@@ -33,7 +34,7 @@ EXAMPLES_PER_SECOND, POSITIONS, SCORED_ROW, TEST_ROWS, STARTUP = 100, 84, 0.5, 1
 
 
 class Settings(NamedTuple):
-    """What differs between methods and tasks; `length` is 0 without a prompt."""
+    """The settings that differ between methods and tasks; `length` is 0 without a prompt."""
 
     steps: int
     rate: float
@@ -45,7 +46,7 @@ class Settings(NamedTuple):
 
 
 class Sweep(NamedTuple):
-    """Prompt tuning with other lengths and other inits, on some of the tasks."""
+    """Prompt tuning with other lengths and inits, for some of the tasks."""
 
     tasks: tuple[str, ...]
     lengths: tuple[int, ...]
@@ -53,9 +54,9 @@ class Sweep(NamedTuple):
 
 
 class Longer(NamedTuple):
-    """Prompt tuning or model tuning with more steps, of some tasks and with some of the seeds.
+    """Prompt tuning or model tuning with more steps, for some of the tasks and seeds.
 
-    `length` is that of the prompt, where it is not the task's own.
+    `length` is the length of the prompt, if it differs from the task's.
     """
 
     tune: str
@@ -66,13 +67,13 @@ class Longer(NamedTuple):
 
     @property
     def method(self) -> str:
-        """The name that its runs share."""
+        """The name of the method."""
         name = f"steps_{self.steps}" if self.tune == PROMPT else f"{self.tune}_steps_{self.steps}"
         return name if self.length is None else f"{name}_length_{self.length}"
 
 
 class Ensembles(NamedTuple):
-    """Tasks whose prompts are combined, and the seeds of these prompts."""
+    """Tasks whose prompts are combined, and the seeds of their prompts."""
 
     tasks: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -93,19 +94,19 @@ class Run:
 
 
 def length_method(length: int) -> str:
-    """The method that trains a prompt of another length than its task's own."""
+    """Return the method that trains prompts of this length."""
     return f"length_{length}"
 
 
 def init_method(init: str) -> str:
-    """The method that trains a prompt from another init than the paper's."""
+    """Return the method that trains prompts with this init."""
     return f"init_{init}"
 
 
 def settings_of(
     table: Mapping[tuple[str, str], Settings], task: str, method: str, steps: int | None = None
 ) -> Settings:
-    """The row of a task, or that of `*`; `steps` replaces its own for a trial."""
+    """Return the settings of a task, or of `*`; `steps` replaces theirs for a trial."""
     settings = table.get((task, method)) or table["*", method]
     if steps is None:
         return settings
@@ -124,18 +125,18 @@ def plan(
     model: str,
     steps: int | None = None,
 ) -> list[Run]:
-    """All runs, in the order in which they are run: a task at a time, the figures', the longest.
+    """Return all runs in the order of training: task by task, then the figures', then the longest.
 
     Args:
-        tasks: Name -> config.
-        table: (task or `*`, method) -> settings.
-        sweep: The runs of the figures.
-        seeds: The unprompted model is scored in the run of the first one.
+        tasks: Configs by name.
+        table: Settings by (task or `*`, method).
+        sweep: Runs of the figures.
+        seeds: Seeds of all runs. The run of the first one scores the unprompted model, too.
         workdir: Folder of all runs.
-        longer: Runs of more steps, unless `steps` is given.
-        ensembles: Prompts that are trained beside those of `seeds`.
-        model: The backbone.
-        steps: Of every run; those of the table by default.
+        longer: Runs of more steps, which are left out if `steps` is given.
+        ensembles: More prompts, with other seeds.
+        model: Name of the backbone.
+        steps: Steps of every run. By default those of the table.
     """
     runs = []
 
@@ -181,7 +182,7 @@ def plan(
 
 
 def expected_minutes(config: TrainConfig) -> float:
-    """Minutes that a run takes on two cores, roughly."""
+    """Return roughly the minutes that a run takes on two cores."""
     length = config.prompt.length if config.prompt else 0
     rows = config.steps / config.eval.every * DEV_ROWS + TEST_ROWS
     examples = config.steps * config.data.batch_size + SCORED_ROW * rows

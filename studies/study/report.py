@@ -1,8 +1,9 @@
-"""The document: short text around the tables and figures, and the prose of people kept as it is.
+"""Write the document: short text around the tables and figures, and hand-written notes.
 
-`docs/results.md` is written anew every time and never edited. What the numbers mean is written by
-hand in `docs/results_notes.md`, which is only ever read. Invariant: every number of a run stands in
-a table that was made from run folders.
+`docs/results.md` is generated and never edited. `docs/results_notes.md` explains the numbers; it is
+written by hand and only read here.
+
+Invariant: every number of a run is in a table that was made from run folders.
 """
 
 from collections import Counter
@@ -75,18 +76,18 @@ evaluations included, over the runs that were not interrupted. *examples/s*: of 
 
 @dataclass(frozen=True)
 class Study:
-    """What the document tells of.
+    """The content of the document.
 
     Args:
-        results: The tasks that are known, in order.
+        results: All known tasks, in order.
         records: All finished runs.
         missing: The runs that are not finished.
-        sweep: The lengths and inits of the figures.
-        longer: The variants of more steps.
-        ensembles: Task -> what `score_ensembles` gives.
-        seeds: Those asked for.
-        model: What `describe` says of the backbone.
-        left_out: Titles of datasets for which no folder was given.
+        sweep: Lengths and inits of the figures.
+        longer: Variants with more steps.
+        ensembles: Results of `score_ensembles` by task.
+        seeds: The requested seeds.
+        model: Description of the backbone by `describe`.
+        left_out: Titles of datasets without a folder.
     """
 
     results: Sequence[TaskResults]
@@ -101,7 +102,7 @@ class Study:
 
 
 def write_report(study: Study, file: Path) -> None:
-    """Writes the document, its figures to `figures/` beside it; `<name>_notes.md` is read."""
+    """Write the document, with its figures in `figures/` and the text of `<name>_notes.md`."""
     notes = file.with_name(f"{file.stem}_notes.md")
     parts = [*_opening(study, notes), "## Scores\n", score_table(study.results), COLUMNS]
     parts += ["## Goals\n", GOALS, goal_table(study.results), *_goals_of_longer(study)]
@@ -138,7 +139,7 @@ def _opening(study: Study, notes: Path) -> list[str]:
 
 
 def _sweeps(study: Study, folder: Path) -> list[str]:
-    """The sections with figures, where there are runs to draw."""
+    """Return the sections with figures, if there are runs to draw."""
     parts = []
     if results := [t for t in study.results if PROMPT in t.records or MODEL in t.records]:
         draw_curves(results, folder / "curves.svg")
@@ -165,7 +166,7 @@ def _sweeps(study: Study, folder: Path) -> list[str]:
 
 
 def _columns_of_steps(longer: Sequence[Longer]) -> dict[str, str]:
-    """Head of a column -> its method: prompts and then whole models, each after the table's own."""
+    """Return methods by column: prompts, then whole models, each with its variants after it."""
     columns = {}
     for tune in (PROMPT, MODEL):
         columns[tune.replace("_", " ")] = tune
@@ -174,18 +175,18 @@ def _columns_of_steps(longer: Sequence[Longer]) -> dict[str, str]:
 
 
 def _methods_of(longer: Sequence[Longer], tune: str) -> dict[str, str]:
-    """Title -> method of the variants of prompts or of whole models, each once."""
+    """Return the methods of the variants of prompts or of whole models by title."""
     return {_title(variant): variant.method for variant in longer if variant.tune == tune}
 
 
 def _title(variant: Longer) -> str:
-    """Such as `3,600 steps, 100 vectors`."""
+    """Return a title such as `3,600 steps, 100 vectors`."""
     title = f"{variant.steps:,} steps"
     return title if variant.length is None else f"{title}, {variant.length} vectors"
 
 
 def _goals_of_longer(study: Study) -> list[str]:
-    """The goals once more for every variant of prompts, beside the model tuning of most steps."""
+    """Return the goals for every variant of prompts, beside model tuning with the most steps."""
     models = [variant for variant in study.longer if variant.tune == MODEL]
     if not models:
         return []
@@ -200,7 +201,7 @@ def _goals_of_longer(study: Study) -> list[str]:
 
 
 def _origin(study: Study) -> list[str]:
-    """The commands of the runs, and where and when they were made."""
+    """Return the commands of the runs, and where and when they were run."""
     commands = dict.fromkeys(" ".join(r.manifest["command"]) for r in study.records)
     machines = Counter(str(r.measured.get("machine", "unknown")) for r in study.records)
     dates = sorted({r.measured["date"] for r in study.records if "date" in r.measured})

@@ -1,8 +1,9 @@
-"""Running the runs: what is finished is kept, what was stopped goes on, what fails is reported.
+"""Train the runs: keep finished ones, continue interrupted ones, report failed ones.
 
-A run is an ordinary run folder of `spt_jax.train.fit`, with one more file, `measured.json`: where
-and when it was trained, and how long that took. Invariant: a run counts only where its config, its
-backbone and its rows are those asked for now; nothing of another kind reaches a table.
+A run is an ordinary run folder of `spt_jax.train.fit` with one more file, `measured.json`, for the
+machine, the date and the duration.
+
+Invariant: a run counts only if its config, its backbone and its rows are the requested ones.
 """
 
 import datetime
@@ -28,11 +29,11 @@ BAR_WIDTH = 24
 
 
 class Origin(NamedTuple):
-    """What the runs of now are made from.
+    """The backbone and the rows that runs have to have.
 
     Args:
-        fingerprint: Of the backbone.
-        rows: Task -> rows per split, of the tasks that have been read.
+        fingerprint: Fingerprint of the backbone.
+        rows: Rows per split by task, of the tasks that were read.
     """
 
     fingerprint: str
@@ -41,14 +42,14 @@ class Origin(NamedTuple):
 
 @dataclass(frozen=True)
 class Record:
-    """A finished run as it was read from its folder.
+    """A finished run, read from its folder.
 
     Args:
-        run: Which.
+        run: The run.
         result: Its result.json.
         manifest: Its manifest.json.
-        measured: Its measured.json; empty where the run was not trained by this script.
-        curve: (step, dev score), in order.
+        measured: Its measured.json, or empty if another script trained the run.
+        curve: (step, dev score) in order.
     """
 
     run: Run
@@ -59,7 +60,7 @@ class Record:
 
 
 def state_of(run: Run, origin: Origin) -> str:
-    """`finished`, `started`, `new`, or what is other about the run that the folder holds."""
+    """Return `finished`, `started`, `new`, or how the run in the folder differs from this one."""
     folder, config = RunFolder(run.folder), to_dict(run.config)
     if not folder.config_file.exists():
         return "new"
@@ -82,7 +83,7 @@ def state_of(run: Run, origin: Origin) -> str:
 
 
 def collect(runs: Sequence[Run], origin: Origin) -> list[Record]:
-    """Those of `runs` that are finished."""
+    """Return the finished runs."""
     records = []
     for run in runs:
         if state_of(run, origin) != "finished":
@@ -108,16 +109,17 @@ def train_all(
     *,
     overwrite: bool = False,
 ) -> list[str]:
-    """Trains what is not finished.
+    """Train the runs that are not finished.
 
     Args:
-        runs: All of them.
-        states: Folder -> what `state_of` says.
+        runs: All runs.
+        states: Results of `state_of` by folder.
         command: The command line, for the manifests.
-        overwrite: Delete a run of another config, backbone or dataset, and train it anew.
+        overwrite: Whether to delete runs of another config, backbone or dataset and train them
+            again.
 
     Returns:
-        A line for each run that failed.
+        A line for each failed run.
     """
     failed: list[str] = []
 
@@ -145,13 +147,13 @@ def train_all(
 
 
 def minutes(waiting: Sequence[Run], runs: Sequence[Run]) -> str:
-    """How long the runs that wait will take, by the speed of those of `runs` that were timed."""
+    """Estimate the minutes of the waiting runs by the speed of the timed ones."""
     total = round(speed_scale(runs) * sum(expected_minutes(run.config) for run in waiting))
     return f"{total // 60} h {total % 60:02d} min"
 
 
 def speed_scale(runs: Sequence[Run]) -> float:
-    """Minutes taken per minute expected, over the runs that were timed; 1 before there are any."""
+    """Return the minutes taken per expected minute over all timed runs, or 1 without any."""
     timed = [(run, _measured(run).get("seconds")) for run in runs]
     taken = sum(seconds / 60 for _, seconds in timed if seconds)
     expected = sum(expected_minutes(run.config) for run, seconds in timed if seconds)
@@ -159,7 +161,7 @@ def speed_scale(runs: Sequence[Run]) -> float:
 
 
 def machine() -> str:
-    """The accelerators, or the CPU with the cores that this process may use."""
+    """Describe the accelerators, or the CPU and the cores that this process may use."""
     device = jax.devices()[0]
     if device.platform != "cpu":
         return f"{jax.device_count()} x {device.device_kind}"

@@ -1,7 +1,9 @@
-"""Finished runs as tables of Markdown: scores, goals, lengths, inits and steps, costs, tasks.
+"""Format finished runs as Markdown tables: scores, goals, lengths, inits, steps, costs, tasks.
 
-A number is the mean over the seeds with their sample deviation. Invariant: a table never hides what
-is missing: fewer seeds than asked for are counted behind the number, and a dash is no result.
+A number is the mean over the seeds with their sample deviation.
+
+Invariant: a table shows what is missing. The number of seeds follows a score if some are missing,
+and a dash means that there is no result.
 """
 
 import statistics
@@ -19,15 +21,15 @@ SCORE_GOALS = {"sst2": 70.0, "trec": 70.0, "subj": 80.0, "agnews": 75.0}
 
 @dataclass(frozen=True)
 class TaskResults:
-    """All that is known of a task.
+    """The results of a task.
 
     Args:
-        name: Of the task.
-        title: For people.
-        baselines: What `score_baselines` returned.
-        records: Method -> its finished runs, by seed. Those of prompt tuning stand under the
-            methods of their length and init too.
-        seeds: How many were asked for.
+        name: Name of the task.
+        title: Its name in the document.
+        baselines: Result of `score_baselines`.
+        records: Finished runs by method, in the order of their seeds. Runs of prompt tuning are
+            also listed under the methods of their length and their init.
+        seeds: Number of requested seeds.
     """
 
     name: str
@@ -37,17 +39,17 @@ class TaskResults:
     seeds: int
 
     def values(self, method: str, name: str) -> list[float]:
-        """A number of result.json over the seeds, where it is there."""
+        """Return a number of result.json for each seed that has it."""
         found = [record.result.get(name) for record in self.records.get(method, ())]
         return [value for value in found if value is not None]
 
     def mean(self, method: str, name: str = "score") -> float | None:
-        """The mean over the seeds; None without runs."""
+        """Return the mean over the seeds, or None without runs."""
         values = self.values(method, name)
         return statistics.mean(values) if values else None
 
     def show(self, method: str, name: str = "score") -> str:
-        """Mean, deviation, and how many seeds are still missing."""
+        """Format the mean, the deviation, and the number of missing seeds."""
         values = self.values(method, name)
         if not values:
             return DASH
@@ -63,13 +65,13 @@ def by_task(
     titles: Mapping[str, str],
     seeds: int,
 ) -> list[TaskResults]:
-    """The records of each task that has baselines.
+    """Return the results of each task that has baselines.
 
     Args:
-        records: All of them.
-        baselines: Task -> what `score_baselines` returned.
-        titles: Task -> its name for people, where that is another.
-        seeds: How many were asked for.
+        records: All finished runs.
+        baselines: Results of `score_baselines` by task.
+        titles: Names in the document by task, where they differ.
+        seeds: Number of requested seeds.
     """
     results = []
     for name, facts in baselines.items():
@@ -87,19 +89,19 @@ def by_task(
 
 
 def swept(results: Sequence[TaskResults], methods: Iterable[str]) -> list[TaskResults]:
-    """The tasks on which two or more of these methods can be compared."""
+    """Return the tasks that have runs of two or more of these methods."""
     methods = list(methods)
     return [task for task in results if sum(method in task.records for method in methods) > 1]
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of Markdown, the first column to the left and the others to the right."""
+    """Format a Markdown table, the first column left-aligned and the others right-aligned."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 def score_table(results: Sequence[TaskResults]) -> str:
-    """Every method on every task, generated and ranked."""
+    """Format the score and the rank score of every method on every task."""
 
     def row(task: TaskResults) -> list[str]:
         words = task.baselines["bag_of_words"]
@@ -120,12 +122,12 @@ def score_table(results: Sequence[TaskResults]) -> str:
 
 
 def goal_table(results: Sequence[TaskResults], prompt: str = PROMPT, model: str = MODEL) -> str:
-    """What the prompt gains, beside the goals of the project.
+    """Format what the prompt gains, beside the goals of the project.
 
     Args:
-        results: A row for each.
-        prompt: The method that trains prompts.
-        model: The method whose gain theirs is divided by.
+        results: Results, one row for each.
+        prompt: Method that trains prompts.
+        model: Method whose gain divides the gain of the prompts.
     """
     header = ("task", "prompt", "model", "prompt − majority")
     header += ("(prompt − majority) / (model − majority)", "goal", "met")
@@ -144,9 +146,9 @@ def goal_table(results: Sequence[TaskResults], prompt: str = PROMPT, model: str 
 def gain_and_share(
     task: TaskResults, prompt: str = PROMPT, model: str = MODEL
 ) -> tuple[float | None, float | None]:
-    """Points of the prompt over the majority, and their share of what model tuning gains.
+    """Return the prompt's points over the majority, and their share of model tuning's gain.
 
-    None where a run is missing, and for the share where model tuning gains less than a point.
+    Each is None if a run is missing. The share is None if model tuning gains less than a point.
     """
     score, best, majority = task.mean(prompt), task.mean(model), task.baselines["majority_score"]
     if score is None:
@@ -157,7 +159,7 @@ def gain_and_share(
 
 
 def goal(task: TaskResults, prompt: str = PROMPT, model: str = MODEL) -> tuple[str, str]:
-    """The goal of a task, and whether it is met: `yes`, or `no` with what falls short."""
+    """Return the goal of a task and whether it is met: `yes`, or `no` with the reason."""
     score, wanted = task.mean(prompt), SCORE_GOALS.get(task.name)
     if wanted is not None:
         text = f"score ≥ {wanted:g}"
@@ -179,7 +181,7 @@ def goal(task: TaskResults, prompt: str = PROMPT, model: str = MODEL) -> tuple[s
 
 
 def ensemble_table(results: Sequence[TaskResults], ensembles: Mapping[str, Mapping]) -> str:
-    """Every ensemble beside the prompts that it is made of."""
+    """Format every ensemble beside its members."""
 
     def show(value: float | None) -> str:
         return DASH if value is None else f"{value:.1f}"
@@ -197,19 +199,19 @@ def ensemble_table(results: Sequence[TaskResults], ensembles: Mapping[str, Mappi
 
 
 def method_table(results: Sequence[TaskResults], first: str, methods: Mapping[str, str]) -> str:
-    """Scores of some methods side by side.
+    """Format the scores of some methods side by side.
 
     Args:
-        results: A row for each.
+        results: Results, one row for each.
         first: Head of the first column.
-        methods: Head of a column -> its method.
+        methods: Methods by the head of their column.
     """
     rows = ([task.title, *map(task.show, methods.values())] for task in results)
     return table((first, *methods), rows)
 
 
 def cost_table(results: Sequence[TaskResults]) -> str:
-    """Settings, steps and time of a run of each task and method."""
+    """Format the settings, steps and time of a run of each task and method."""
     rows = []
     for task in results:
         for method in (PROMPT, MODEL):
@@ -239,7 +241,7 @@ def cost_table(results: Sequence[TaskResults]) -> str:
 
 
 def task_table(results: Sequence[TaskResults]) -> str:
-    """Rows and answers of each task, and what the model did not get to see of them."""
+    """Format the rows and answers of each task, and the share of text that was cut off."""
 
     def row(task: TaskResults) -> list[str]:
         facts, words = task.baselines, task.baselines["label_words"]
