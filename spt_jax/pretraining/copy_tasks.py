@@ -10,11 +10,8 @@ import numpy as np
 from spt_jax.pretraining.draws import SHORT_ARGUMENT, Draw, Row, Unfit
 from spt_jax.pretraining.word_tasks import different_words
 
-PAIRS = (3, 12)
-"""Least and most rows of the table of `look_up`, if there is room."""
-
-WRONG = 0.15
-"""Share of the words that `mend` replaces."""
+PAIRS = (3, 12)  # least and most rows of the table of `look_up`, if there is room
+WRONG = 0.15  # share of the words that `mend` replaces
 
 
 def repeat(draw: Draw) -> Row:

@@ -15,20 +15,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from spt_jax.config.pretrain import PRETRAINING_PACKAGES
 from spt_jax.data.builtin.docstrings import Docstring, read_docstrings
 from spt_jax.data.builtin.library import drop_held_out
 
-NGRAM = 8
-"""Words of an n-gram."""
-
-REPEATED = 0.5
-"""Share of repeated n-grams from which a docstring is dropped."""
-
-EXCERPT = 20_000
-"""Characters of a book that are kept or left out together."""
+NGRAM = 8  # words of an n-gram
+REPEATED = 0.5  # share of repeated n-grams from which a docstring is dropped
+EXCERPT = 20_000  # characters of a book that are kept or left out together
 
 
 @dataclass(frozen=True)
@@ -135,28 +128,15 @@ def drop_repeated(texts: Sequence[str]) -> list[int]:
     A text is dropped if at least half of its word 8-grams occur in an earlier text. A text of fewer
     words counts as one 8-gram.
     """
-    ids: dict[str, int] = {"": 0}
-    words: list[int] = []
-    starts, lengths = [], []
-    for text in texts:
-        found = [ids.setdefault(word, len(ids)) for word in text.split()]
-        found += [0] * (NGRAM - len(found))
-        starts.append(len(words))
-        lengths.append(len(found) - NGRAM + 1)
-        words.extend(found)
-    if not starts:
-        return []
-    flat = np.array(words, np.uint64)
-    hashes = np.zeros(len(flat) - NGRAM + 1, np.uint64)
-    for offset in range(NGRAM):
-        hashes *= np.uint64(0x9E3779B97F4A7C15)
-        hashes ^= flat[offset : len(hashes) + offset] * np.uint64(0xD6E8FEB86659FD93)
-    _, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
-    kept = []
-    for index, (start, length) in enumerate(zip(starts, lengths)):
-        seen = np.count_nonzero(first[inverse[start : start + length]] < start)
-        if seen < REPEATED * length:
+    kept: list[int] = []
+    seen: set[int] = set()
+    for index, text in enumerate(texts):
+        words = text.split()
+        runs = [words[at : at + NGRAM] for at in range(max(1, len(words) - NGRAM + 1))]
+        hashes = [hash(tuple(run)) for run in runs]
+        if sum(map(seen.__contains__, hashes)) < REPEATED * len(hashes):
             kept.append(index)
+        seen.update(hashes)
     return kept
 
 

@@ -11,14 +11,9 @@ import numpy as np
 
 from spt_jax.pretraining.passages import Passages
 
-ARGUMENT = 7
-"""Tokens kept free for a word that the instruction names."""
-
-SHORT_ARGUMENT = 3
-"""Tokens kept free for each word of an instruction that names four."""
-
-TRIES = 50
-"""Passages that a task draws to find a second one."""
+ARGUMENT = 7  # tokens kept free for a word that the instruction names
+SHORT_ARGUMENT = 3  # tokens kept free for each word of an instruction that names four
+TRIES = 50  # passages that a task draws to find a second one
 
 
 class Unfit(Exception):

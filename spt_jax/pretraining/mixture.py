@@ -28,8 +28,7 @@ from spt_jax.tokenizers.bpe import Tokenizer
 PROBES, PROBE_TRIES = 8, 300
 """A corpus serves a task if so many rows are found, each in so many tries."""
 
-TRIES = 5000
-"""Tries to find a row of a task that the corpus serves."""
+TRIES = 5000  # tries to find a row of a task that the corpus serves
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ One int32 array holds all documents, docstrings first. Sentences and words are p
 its place. Tasks about words ask about plain words only.
 """
 
+import itertools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -14,12 +15,8 @@ import numpy as np
 from spt_jax.pretraining.corpus import Corpus
 from spt_jax.tokenizers.bpe import Tokenizer
 
-LONGEST_WORD = 6
-"""Tokens that a plain word may have."""
-
-SHORTEST = 12
-"""Tokens that must follow in the document where a passage starts."""
-
+LONGEST_WORD = 6  # tokens that a plain word may have
+SHORTEST = 12  # tokens that must follow in the document where a passage starts
 BLOCK = 96
 """Tokens of a block. The document frequency of a word counts the blocks that contain it."""
 
@@ -208,22 +205,12 @@ def _tokenize(texts: Iterable[str], tokenizer: Tokenizer) -> tuple[np.ndarray, n
 
     The ids of a text are those of its words, so each different word is encoded only once.
     """
-    known: dict[str, int] = {}
-    numbers: list[int] = []
-    words = []
-    for text in texts:
-        before = len(numbers)
-        numbers += [known.setdefault(word, len(known)) for word in text.split()]
-        words.append(len(numbers) - before)
-    encoded = tokenizer.encode_batch(list(known))
-    lengths = np.array([len(ids) for ids in encoded], np.int64)
-    flat = np.array([i for ids in encoded for i in ids], np.int32)
-    offsets = np.cumsum(lengths) - lengths
-    sequence = np.array(numbers, np.int64)
-    sizes = lengths[sequence]
-    ends = np.append(0, np.cumsum(sizes))
-    tokens = flat[np.arange(ends[-1]) + np.repeat(offsets[sequence] - ends[:-1], sizes)]
-    return tokens, np.diff(ends[np.append(0, np.cumsum(np.array(words, np.int64)))])
+    split = [text.split() for text in texts]
+    words = list(dict.fromkeys(itertools.chain.from_iterable(split)))
+    ids = dict(zip(words, tokenizer.encode_batch(words)))
+    documents = [[i for word in row for i in ids[word]] for row in split]
+    tokens = np.fromiter(itertools.chain.from_iterable(documents), np.int32)
+    return tokens, np.array([len(document) for document in documents], np.int64)
 
 
 def _find_sentences(tokens, starts, bare, is_word_start) -> np.ndarray:

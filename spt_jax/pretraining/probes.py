@@ -21,11 +21,8 @@ from spt_jax.pretraining.mixture import TASKS, Mixture
 from spt_jax.t5 import T5
 from spt_jax.typing import Array, Batch, Params
 
-GAP_BATCHES = 8
-"""Batches of each group that the gap is measured on."""
-
-PROBE_ROWS = 256
-"""Rows of each task that the scores are measured on, at least."""
+GAP_BATCHES = 8  # batches of each group that the gap is measured on
+PROBE_ROWS = 256  # rows of each task that the scores are measured on, at least
 
 
 class Probes:

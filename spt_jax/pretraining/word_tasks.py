@@ -12,14 +12,9 @@ from spt_jax.pretraining.draws import SHORT_ARGUMENT, Draw, Row, Unfit
 from spt_jax.pretraining.wordlists import CHOICES, MOODS
 
 COUNTS = ("none", "one", "two", "three", "many")
-GROUPS = (2, 4)
-"""Least and most groups of keywords in the instruction of `assign`."""
-
-GROUP = 10
-"""Tokens kept free for each group."""
-
-_LEFT = 10
-"""Tokens kept for the word that a passage is drawn around, and for what follows it."""
+GROUPS = (2, 4)  # least and most groups of keywords in the instruction of `assign`
+GROUP = 10  # tokens kept free for each group
+_LEFT = 10  # tokens kept for the word that a passage is drawn around, and for what follows it
 
 
 def copy(draw: Draw) -> Row:

@@ -19,24 +19,14 @@ from spt_jax.data.builtin.duplicates import ShingleIndex, near_duplicates, word_
 from spt_jax.data.builtin.library import cut_text, held_out, split_of
 
 ANSWERS = ("yes", "no")
-TEXT_LENGTH = 300
-"""Characters kept of a description."""
-
+TEXT_LENGTH = 300  # characters kept of a description
 MIN_WORDS = 5
 """Words that a description must have. A shorter one says little."""
 
-NAME_WORDS = 4
-"""Words that a name may have in `describes` and `argument`."""
-
-NAME_LETTERS = 3
-"""Letters that such a name must have, because no description tells x from a."""
-
-CATCH_ALL = ("args", "kwargs")
-"""Names that are not asked about either."""
-
-PAIRS = 5_000
-"""Rows of one answer in a split of `describes`, at most."""
-
+NAME_WORDS = 4  # words that a name may have in `describes` and `argument`
+NAME_LETTERS = 3  # letters that such a name must have, because no description tells x from a
+CATCH_ALL = ("args", "kwargs")  # names that are not asked about either
+PAIRS = 5_000  # rows of one answer in a split of `describes`, at most
 _RANKS = ("test", "dev", "train")
 """Order of the splits. If two splits have similar rows, the first of the two keeps its row."""
 

@@ -12,11 +12,8 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-SHINGLE = 4
-"""Words of a shingle."""
-
-ALIKE = 0.5
-"""Share of the shorter text's shingles that two similar texts have in common."""
+SHINGLE = 4  # words of a shingle
+ALIKE = 0.5  # share of the shorter text's shingles that two similar texts have in common
 
 
 def words(text: str) -> list[str]:

@@ -34,20 +34,11 @@ LIBRARIES: dict[str, tuple[str, str, tuple[str, ...]]] = {
 """Package, distribution, and names and import aliases of each label. All names of all labels are
 removed from every text."""
 
-TEXT_LENGTH = 600
-"""Characters kept of a docstring."""
-
-MIN_LENGTH = 40
-"""Characters that a text must have."""
-
-POOL_PER_CLASS = 1700
-"""Different texts read per class, before near-duplicates are removed."""
-
-ROWS_PER_CLASS = 1100
-"""Rows per class at most, so that no class dominates."""
-
-ROWS_PER_OPENING = 5
-"""Rows of a class that may start with the same three words, so that they vary."""
+TEXT_LENGTH = 600  # characters kept of a docstring
+MIN_LENGTH = 40  # characters that a text must have
+POOL_PER_CLASS = 1700  # different texts read per class, before near-duplicates are removed
+ROWS_PER_CLASS = 1100  # rows per class at most, so that no class dominates
+ROWS_PER_OPENING = 5  # rows of a class that may start with the same three words, so that they vary
 
 TEST_SHARE, DEV_SHARE = 0.15, 0.10
 

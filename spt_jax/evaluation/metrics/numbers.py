@@ -10,8 +10,7 @@ import numpy as np
 
 from spt_jax.data.example import Example
 
-UNREADABLE = -1.0
-"""Value of a prediction that is not a finite number, as in T5's own evaluation."""
+UNREADABLE = -1.0  # value of a prediction that is not a finite number, as in T5's own evaluation
 
 
 def pearson(
