@@ -1,12 +1,12 @@
-"""Many processes as one run: who this one is, and what they tell each other.
+"""Exchange values between the processes of a run, and let process 0 write and print for all.
 
     if is_main(): ...                         process 0, which alone writes and prints
     text = on_main(path.read_text)            process 0 calls it; all get its result or its error
     @main_process                             the same for every call of a function
     def write_result(path, result): ...
 
-Values travel through the store of jax's coordinator, not through devices, and cost no compilation.
-All processes call these functions in the same order. In a single process they cost nothing.
+Values are sent through the store of jax's coordinator and not through devices, so nothing is
+compiled. All processes call these functions in the same order. A single process skips the exchange.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from spt_jax.errors import RunError, one_line
 from spt_jax.typing import PyTree
 
 WAIT_SECONDS = 3600
-"""How long processes wait for each other where all are alive, as when one reads a slow disk."""
+"""Seconds that living processes wait for each other, as when one reads a slow disk."""
 
 _CHUNK_BYTES = 8 << 20
 
@@ -35,22 +35,22 @@ T = TypeVar("T")
 
 
 def process_count() -> int:
-    """Processes of the run."""
+    """Return the number of processes of the run."""
     return _state().num_processes
 
 
 def process_index() -> int:
-    """Which of them this one is."""
+    """Return the index of this process, from 0."""
     return _state().process_id
 
 
 def is_main() -> bool:
-    """Whether this is process 0, which writes and prints for all."""
+    """Return whether this is process 0, which writes and prints for all."""
     return process_index() == 0
 
 
 def broadcast(value: Any = None) -> Any:
-    """The value that process 0 gave, on every process; what the others give is not looked at."""
+    """Return the value of process 0 on every process. The values of the others are ignored."""
     if process_count() == 1:
         return value
     key, data = _key(), pickle.dumps(value) if is_main() else b""
@@ -70,7 +70,7 @@ def broadcast(value: Any = None) -> Any:
 
 
 def gather(value: Any) -> list[Any]:
-    """The value that each process gave, in their order, on every process."""
+    """Return the values of all processes, in their order, on every process."""
     if process_count() == 1:
         return [value]
     key = _key()
@@ -86,17 +86,17 @@ def gather(value: Any) -> list[Any]:
 
 
 def barrier(name: str) -> None:
-    """Waits until every process is here.
+    """Wait until every process has called this.
 
     Raises:
-        RunError: One has not come within `WAIT_SECONDS`.
+        RunError: A process did not call it within `WAIT_SECONDS`.
     """
     if process_count() > 1:
         _waited(_client().wait_at_barrier, name)
 
 
 def on_main(function: Callable[[], T]) -> T:
-    """What a function returns on process 0, where alone it is called; what it raises, on all."""
+    """Call a function on process 0 only; return its result, or raise its error, on all."""
     if process_count() == 1:
         return function()
     value, error = None, None
@@ -123,10 +123,11 @@ def main_process(function: Callable[P, T]) -> Callable[P, T]:
 
 @contextlib.contextmanager
 def main_only(make: Callable[[], contextlib.AbstractContextManager[Any]]) -> Iterator[Any]:
-    """A context that process 0 alone enters; what it raises when it is entered is raised on all.
+    """Enter a context on process 0 only. An error on entering is raised on all processes.
 
     Args:
-        make: Makes it. The other processes have an object instead whose methods do nothing.
+        make: Function that makes the context. The other processes get an object whose methods do
+            nothing.
     """
     entered: list[Any] = []
     with contextlib.ExitStack() as stack:
@@ -135,10 +136,10 @@ def main_only(make: Callable[[], contextlib.AbstractContextManager[Any]]) -> Ite
 
 
 def require_same(**values: str) -> None:
-    """Raises ValueError on every process where one has another value than process 0.
+    """Raise ValueError on every process if the values of one differ from those of process 0.
 
     Args:
-        values: By what they are called, such as `data_fingerprint`.
+        values: Values by their name in the error, such as `data_fingerprint`.
     """
     of_all = gather(values)
     for index, others in enumerate(of_all):
@@ -152,9 +153,9 @@ def require_same(**values: str) -> None:
 
 
 def to_host(tree: PyTree) -> PyTree:
-    """Every leaf whole in the memory of this process, as numpy arrays, one after the other.
+    """Return a tree with every leaf as a complete numpy array.
 
-    What is cut over processes is gathered, so all of them call this.
+    All processes call this, because leaves that are split over processes are gathered.
     """
 
     for leaf in jax.tree.leaves(tree):
@@ -172,14 +173,14 @@ def to_host(tree: PyTree) -> PyTree:
 
 
 class _Nothing:
-    """Stands for what process 0 alone has: every method does nothing."""
+    """A substitute, on other processes, for an object of process 0. Its methods do nothing."""
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *args, **kwargs: None
 
 
 def _state() -> Any:
-    from jax._src import distributed  # the public module does not say what is needed here
+    from jax._src import distributed  # the public module lacks these values
 
     return distributed.global_state
 
@@ -205,8 +206,8 @@ def _waited(call: Callable[[str, int], T], name: str) -> T:
 
 
 def _portable(error: Exception | None) -> Exception | None:
-    """An error that another process can read."""
+    """Return an error that can be sent to another process."""
     try:
         return pickle.loads(pickle.dumps(error))
-    except Exception:  # whatever a class of errors makes of its arguments
+    except Exception:  # some classes of errors cannot be pickled or unpickled
         return RunError(one_line(error)) if error else None

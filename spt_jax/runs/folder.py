@@ -1,16 +1,16 @@
-"""The folder of a run: which files there are, and whose run it is.
+"""The folder of a run: its files, and the check that it belongs to the same run.
 
     config.yaml          the resolved config
     manifest.json        versions, device, command, and the identity of model and data
-    log.jsonl            one line a step and one an evaluation; no clock, so resuming repeats it
+    log.jsonl            a line for each step and each evaluation; no times, so resuming repeats it
     timing.jsonl         steps and examples per second, utilisation, the wait for data
-    events/              the numbers of log.jsonl for TensorBoard, where log.tensorboard is on
-    profile/             a trace of a few steps, where --profile was given
+    events/              the numbers of log.jsonl for TensorBoard, if log.tensorboard is on
+    profile/             a trace of a few steps, if --profile was given
     checkpoints/<step>/  see checkpoints.py
     prompt.safetensors   the best prompt      result.json    what `train --json` prints
 
-Where the run is kept in a bucket, this is the copy that a process works in (`runs/workdir.py`).
-A folder belongs to one config, model and dataset: a run resumes in its own folder and in no other.
+If the run is kept in a bucket, this is the local copy (`runs/workdir.py`). A folder belongs to one
+config, model and dataset, and a run resumes only in its own folder.
 Of several processes, all call what changes the folder, and process 0 alone does it.
 """
 
@@ -35,7 +35,7 @@ from spt_jax.distributed.main_process import main_only, main_process
 from spt_jax.runs.log import lock_folder, read_log, write_atomic, write_json_atomic
 
 RESUMABLE = ("eval.", "log.", "mesh", "remat")
-"""Settings that may differ when a run is resumed, beside more `steps`."""
+"""Settings that may change when a run is resumed. `steps` may grow, too."""
 
 FOLDERS = ("checkpoints", "model", "events", "profile")
 """Folders in the folder of a run."""
@@ -43,15 +43,36 @@ FOLDERS = ("checkpoints", "model", "events", "profile")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
+class _Place:
+    """Attribute of a RunFolder: the path of a file or folder in it."""
+
+    def __init__(self, name: str):
+        self._name = name
+
+    def __get__(self, run: "RunFolder", kind: type) -> Path:
+        return run.path / self._name
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The files of one run.
 
     Args:
-        path: The folder; it need not exist yet.
-        address: Where it is kept, if that is elsewhere; see `runs/workdir.py`.
-        publish: Brings that place to where the folder is; for a folder of this machine, nothing.
+        path: The folder, which need not exist yet.
+        address: Address of the bucket that keeps it, if any; see `runs/workdir.py`.
+        publish: Function that writes the folder to the bucket, or does nothing without one.
     """
+
+    config_file = _Place("config.yaml")
+    manifest_file = _Place("manifest.json")
+    log_file = _Place("log.jsonl")
+    timing_file = _Place("timing.jsonl")
+    prompt_file = _Place("prompt.safetensors")
+    result_file = _Place("result.json")
+    checkpoints = _Place("checkpoints")
+    model_folder = _Place("model")  # the tuned or pretrained model, if the run trains one
+    events_folder = _Place("events")
+    profile_folder = _Place("profile")
 
     path: Path
     address: str | None = None
@@ -60,54 +81,11 @@ class RunFolder:
     def __str__(self) -> str:
         return self.address or str(self.path)
 
-    @property
-    def config_file(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def manifest_file(self) -> Path:
-        return self.path / "manifest.json"
-
-    @property
-    def log_file(self) -> Path:
-        return self.path / "log.jsonl"
-
-    @property
-    def timing_file(self) -> Path:
-        return self.path / "timing.jsonl"
-
-    @property
-    def events_folder(self) -> Path:
-        """TensorBoard's files, where they were asked for."""
-        return self.path / "events"
-
-    @property
-    def profile_folder(self) -> Path:
-        """A trace of a few steps, where one was asked for."""
-        return self.path / "profile"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def prompt_file(self) -> Path:
-        return self.path / "prompt.safetensors"
-
-    @property
-    def model_folder(self) -> Path:
-        """The tuned or pretrained model, where a run trains one."""
-        return self.path / "model"
-
-    @property
-    def result_file(self) -> Path:
-        return self.path / "result.json"
-
     def read_config(self) -> dict:
-        """The config that the run was started with.
+        """Return the config that the run was started with.
 
         Raises:
-            FileNotFoundError: The folder holds no run.
+            FileNotFoundError: The folder contains no run.
         """
         if not self.config_file.is_file():
             raise FileNotFoundError(
@@ -117,15 +95,15 @@ class RunFolder:
 
     @main_process
     def finished(self, config: Config, *, overwrite: bool) -> dict | None:
-        """Return the result of a finished run of this config; None where there is work to do.
+        """Return the result if the run of this config is finished, else None.
 
         Args:
-            config: Resolved.
-            overwrite: The run that is there, if any, will be deleted.
+            config: The resolved config.
+            overwrite: Whether an existing run will be deleted, so that None is returned.
 
         Raises:
             NotADirectoryError: The folder cannot be made, because it is below a file.
-            ValueError: The folder holds a run that `config` does not go on with.
+            ValueError: The folder contains a run that `config` does not continue.
         """
         self._check_place()
         if overwrite:
@@ -135,13 +113,13 @@ class RunFolder:
         return self.read_result(values)
 
     def read_result(self, config: Mapping[str, Any]) -> dict | None:
-        """The result of a finished run of this config, None if it is not finished."""
+        """Return the result of a finished run of this config, or None if it is not finished."""
         if not self.result_file.is_file() or self.read_config()["steps"] != config["steps"]:
             return None
         return json.loads(self.result_file.read_text())
 
     def _check_place(self) -> None:
-        """Raises NotADirectoryError where the folder cannot be made, because it is below a file."""
+        """Raise NotADirectoryError if the folder cannot be made, because it is below a file."""
         for place in (self.path, *self.path.parents):
             if place.exists():
                 if place.is_dir():
@@ -194,17 +172,17 @@ class RunFolder:
         *,
         overwrite: bool,
     ) -> Iterator[None]:
-        """Hold the folder for a run, having written its config and, the first time, its manifest.
+        """Lock the folder for a run, and write its config and, the first time, its manifest.
 
         Args:
-            config: Resolved.
-            identity: What must be the same when it is resumed, such as fingerprints.
-            facts: Of the data, for people to read.
+            config: The resolved config.
+            identity: Values that must not change when the run is resumed, such as fingerprints.
+            facts: Facts about the data, for people to read.
             command: The command line.
-            overwrite: Delete the run that is there first.
+            overwrite: Whether to delete an existing run first.
 
         Raises:
-            ValueError: The run there has another identity.
+            ValueError: The existing run has another identity.
             RunError: Another process holds the folder, or it cannot be written.
         """
         with main_only(lambda: lock_folder(self.path)):
@@ -222,16 +200,16 @@ class RunFolder:
     ) -> None:
         if overwrite:
             self._clear()
-            self.publish()  # or a step of that run were taken for one of this
+            self.publish()  # so that no step of that run is taken for one of this run
         self._check_identity(identity)
-        self.result_file.unlink(missing_ok=True)  # of fewer steps; it is not the result now
+        self.result_file.unlink(missing_ok=True)  # it is the result of fewer steps
         write_atomic(self.config_file, yaml.safe_dump(dict(config), sort_keys=False).encode())
         if not self.manifest_file.exists():
             write_json_atomic(self.manifest_file, _manifest(identity, facts, command))
 
     @main_process
     def checkpoint_bytes(self, step: int) -> int:
-        """Return the size of a checkpoint on the disk; 0 where there is none."""
+        """Return the bytes of a checkpoint on the disk, or 0 if it does not exist."""
         files = (self.checkpoints / str(step)).rglob("*")
         return sum(file.stat().st_size for file in files if file.is_file())
 
@@ -262,23 +240,14 @@ class RunFolder:
                 )
 
     def _clear(self) -> None:
-        """Deletes the run, and nothing that is not a run's."""
-        for folder in (
-            self.checkpoints,
-            self.model_folder,
-            self.events_folder,
-            self.profile_folder,
-        ):
-            shutil.rmtree(folder, ignore_errors=True)
-        for file in (
-            self.config_file,
-            self.manifest_file,
-            self.log_file,
-            self.timing_file,
-            self.prompt_file,
-            self.result_file,
-        ):
-            file.unlink(missing_ok=True)
+        """Delete the files and folders of a run, and nothing else."""
+        for name, place in vars(RunFolder).items():
+            if isinstance(place, _Place):
+                path = getattr(self, name)
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
 
 
 def _manifest(

@@ -1,8 +1,10 @@
-"""The files of a run: JSONL logs, files replaced at once, and the lock of a folder.
+"""Write the files of a run: JSONL logs, files that are replaced atomically, and a folder's lock.
 
-A log is a pure function of the run: resuming at step k first drops every record after k, so that
-the lines an interrupted run has written are those of an undisturbed one, byte for byte. Invariant:
-a line reaches the operating system before `write` returns, and a reader never sees half of one.
+Resuming at step k drops every record after k from a log, so that an interrupted run has the same
+bytes in its log as an undisturbed one.
+
+Invariant: a line reaches the operating system before `write` returns, and a reader never sees half
+of a line.
 """
 
 import fcntl
@@ -18,14 +20,14 @@ from spt_jax.runs.tensorboard import EventLog
 
 
 def write_atomic(path: str | os.PathLike, data: bytes) -> None:
-    """Writes a file so that it holds the old bytes or the new ones, whenever the process dies.
+    """Replace a file so that it has the old bytes or the new ones, whenever the process dies.
 
     Args:
-        path: The file; its folder exists.
-        data: All of its bytes.
+        path: The file. Its folder exists.
+        data: The new content.
 
     Raises:
-        RunError: It could not be written (disk full, no permission); the old file is untouched.
+        RunError: The file could not be written (disk full, no permission). The old one remains.
     """
     path = Path(path)
     draft = path.with_name(f".{path.name}.tmp")
@@ -42,23 +44,23 @@ def write_atomic(path: str | os.PathLike, data: bytes) -> None:
 
 
 def write_json_atomic(path: str | os.PathLike, obj: Any) -> None:
-    """Writes one JSON document as `write_atomic` does; numbers that are not finite as strings.
+    """Write a JSON document as `write_atomic` does. Numbers that are not finite become strings.
 
     Raises:
-        RunError: It could not be written.
-        TypeError: Something in `obj` has no JSON form.
+        RunError: The file could not be written.
+        TypeError: A value in `obj` has no JSON form.
     """
     write_atomic(path, (json.dumps(_plain(obj), indent=2, allow_nan=False) + "\n").encode())
 
 
 def sync_tree(folder: str | os.PathLike) -> None:
-    """Blocks until a folder, all that it holds and its own name are on the disk.
+    """Wait until a folder, all of its files and its own name are on the disk.
 
     Args:
-        folder: Files may have been written there by any library, and it may have been renamed.
+        folder: The folder. Any library may have written the files or renamed the folder.
 
     Raises:
-        OSError: The disk has failed.
+        OSError: The disk failed.
     """
     for place, _, files in os.walk(folder, topdown=False):
         for name in files:
@@ -68,14 +70,15 @@ def sync_tree(folder: str | os.PathLike) -> None:
 
 
 def lock_folder(directory: str | os.PathLike) -> IO:
-    """Makes a folder and takes its lock, which ends with the process however that dies.
+    """Make a folder and lock it. The lock ends with the process, however that dies.
 
     Returns:
-        The open lock file; closing it unlocks. File systems without locks grant it to everyone.
+        The open lock file. Closing it unlocks the folder. File systems that do not support locks
+        lock nothing.
 
     Raises:
-        RunError: Another process holds it, or the folder cannot be written.
-        ValueError: A file is where the folder should be.
+        RunError: Another process has the lock, or the folder cannot be written.
+        ValueError: There is a file instead of the folder.
     """
     directory = Path(directory)
     whole = directory.absolute()
@@ -104,10 +107,10 @@ def lock_folder(directory: str | os.PathLike) -> IO:
 
 
 def read_log(path: str | os.PathLike) -> list[dict]:
-    """The records of a log, without the half line that a killed process may have left at the end.
+    """Return the records of a log, without the incomplete last line of a killed process.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: The file does not exist.
         ValueError: A line is not a record.
     """
     path = Path(path)
@@ -117,18 +120,18 @@ def read_log(path: str | os.PathLike) -> list[dict]:
 
 
 class RunLog:
-    """A log open for writing. Of several processes, process 0 alone writes.
+    """A log open for writing. Of several processes, only process 0 writes.
 
     Args:
-        path: The .jsonl file; its folder exists.
-        resume_at: The step that the run goes on from: records up to it stay as they are, later
-            ones and a half line at the end are dropped. None starts an empty log.
-        evaluated: The evaluation of that step stays too; it will not be done again.
-        events: Folder for TensorBoard's files with the same numbers; none by default.
+        path: The .jsonl file. Its folder exists.
+        resume_at: Step that the run continues from. Later records and an incomplete last line are
+            dropped. None starts an empty log.
+        evaluated: Whether to keep the evaluation of that step, because it will not be repeated.
+        events: Folder for TensorBoard's files with the same numbers, if they are wanted.
 
     Raises:
         RunError: The file cannot be written.
-        ValueError: A line before the last is not a record, so the log is not ours to cut.
+        ValueError: A line before the last is not a record.
     """
 
     def __init__(
@@ -163,13 +166,13 @@ class RunLog:
             self._events = EventLog(events, resume_at or 0)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Adds one line; a SIGKILL right after this call does not lose it.
+        """Add one line, which a SIGKILL right after this call does not lose.
 
         Args:
-            record: JSON values and scalars of numpy or jax; "step" is an int.
+            record: JSON values and scalars of numpy or jax, with an integer "step".
 
         Raises:
-            RunError: The disk is full or the file is gone.
+            RunError: The line could not be written.
             ValueError: There is no integer "step", which resuming needs.
         """
         if self._file is None:
@@ -193,10 +196,10 @@ class RunLog:
             self._events.write(plain)
 
     def sync(self) -> None:
-        """Blocks until every line is on the disk, so that no power cut loses one.
+        """Wait until every line is on the disk, so that a power cut loses none.
 
         Raises:
-            RunError: The disk has failed.
+            RunError: The disk failed.
         """
         if self._file is None:
             return
@@ -206,7 +209,7 @@ class RunLog:
             raise _cannot_write(self._path, error) from error
 
     def close(self) -> None:
-        """Closes the file; harmless when repeated."""
+        """Close the file. Closing again has no effect."""
         for file in (self._file, self._events):
             if file is not None:
                 file.close()
@@ -219,7 +222,7 @@ class RunLog:
 
 
 def _sync(path: Path) -> None:
-    """Blocks until the bytes of a file, or the names in a folder, are on the disk."""
+    """Wait until the bytes of a file, or the names in a folder, are on the disk."""
     opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)
@@ -228,7 +231,7 @@ def _sync(path: Path) -> None:
 
 
 def _lines(path: Path) -> list[tuple[bytes, dict]]:
-    """Each whole line with its record."""
+    """Return each complete line with its record."""
     *lines, _half = path.read_bytes().split(b"\n")
     pairs = []
     for number, line in enumerate(lines, start=1):
@@ -247,7 +250,7 @@ def _lines(path: Path) -> list[tuple[bytes, dict]]:
 
 
 def _plain(value: Any) -> Any:
-    """`value` as JSON has it: scalars of numpy and jax as numbers, not finite ones as strings."""
+    """Convert scalars of numpy and jax to numbers, and numbers that are not finite to strings."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,7 +1,7 @@
-"""A trace of a few training steps by `jax.profiler`, which xprof and TensorBoard open.
+"""Trace a few training steps with `jax.profiler`, for xprof and TensorBoard.
 
-The devices are waited for where the trace begins and where it ends, so that it holds whole steps;
-at every other step nothing is waited for.
+The trace begins and ends when the devices have finished a step, so that it has whole steps. No
+other step waits for the devices.
 """
 
 import contextlib
@@ -15,12 +15,14 @@ from spt_jax.runs.progress import say
 from spt_jax.typing import PyTree
 
 WARM_UP = 10
-"""Steps of a session before the first that is traced: these compile, and fill the queues."""
+"""Steps of a session before the first traced one. They compile and fill the queues."""
 
 
 def libtpu_without_tpu() -> bool:
-    """Whether this process has loaded libtpu and runs on other devices: jax 0.10.2's profiler ends
-    such a process by SIGSEGV."""
+    """Return whether this process has loaded libtpu but runs on other devices.
+
+    The profiler of jax 0.10.2 ends such a process by SIGSEGV.
+    """
     maps = Path("/proc/self/maps")
     loaded = maps.exists() and "libtpu.so" in maps.read_text()
     return loaded and jax.default_backend() != "tpu"
@@ -30,11 +32,11 @@ class StepTrace:
     """Traces steps of a training loop, on process 0. A context manager.
 
     Args:
-        folder: Where the trace is written, in `plugins/profile/<time>/<host>.xplane.pb`.
-        steps: How many steps are traced; 0 traces none.
+        folder: Folder of the trace, `plugins/profile/<time>/<host>.xplane.pb`.
+        steps: Number of traced steps, or 0 for no trace.
         start: Steps done before the session.
-        stop: Steps done after it. Where it is short, the warm-up is shorter.
-        place: Where the trace will be kept, if that is elsewhere.
+        stop: Steps done after it. A short session has a shorter warm-up.
+        place: Folder or address shown to the user, by default `folder`.
 
     Raises:
         ValueError: jax cannot trace in this process.
@@ -54,11 +56,11 @@ class StepTrace:
 
     @contextlib.contextmanager
     def step(self, number: int, state: PyTree) -> Iterator[None]:
-        """Around the dispatch of the step `number`.
+        """Enclose the dispatch of a step.
 
         Args:
-            number: From 1.
-            state: What the step before has made.
+            number: Number of the step, from 1.
+            state: State that the step before returned.
         """
         if self._running and number > self._last:
             self._stop(state)

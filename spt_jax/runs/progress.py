@@ -1,4 +1,4 @@
-"""What a person sees of a long run: a bar on a terminal, a line now and then elsewhere."""
+"""Show the progress of a long run: a bar on a terminal, or a line every 10 seconds elsewhere."""
 
 import sys
 import time
@@ -20,16 +20,16 @@ from spt_jax.pytree import count_params, named_leaves, nbytes
 from spt_jax.typing import PyTree
 
 PLAIN_SECONDS = 10.0
-"""Least time between two lines where there is no terminal."""
+"""Least time between two lines without a terminal."""
 
 
 class Bar:
     """Progress of a run, on the stderr of process 0. A context manager.
 
     Args:
-        title: What is running.
-        total: Steps in all; None where nobody knows.
-        done: Steps done before, of a resumed run.
+        title: Title of the bar.
+        total: Number of all steps, or None if it is unknown.
+        done: Steps that a resumed run has done before.
     """
 
     def __init__(self, title: str, total: int | None, done: int = 0):
@@ -63,7 +63,7 @@ class Bar:
             self._print_line()
 
     def update(self, done: int, fields: Mapping[str, float] | None = None) -> None:
-        """Shows that `done` steps are done; `fields` replaces the numbers beside the bar."""
+        """Show that `done` steps are done. `fields` replaces the numbers beside the bar."""
         self._done = done
         if fields is not None:
             self._fields = "  ".join(f"{name} {value:.4g}" for name, value in fields.items())
@@ -88,12 +88,12 @@ class Bar:
 
 
 def say(line: str) -> None:
-    """One line for the person who started the run, on stderr, above a running bar."""
+    """Print a line to stderr, above a running bar."""
     print(line, file=sys.stderr, flush=True)
 
 
 def print_split(trained: PyTree, frozen: PyTree) -> None:
-    """A table, on stderr, of which leaves are trained and which are frozen."""
+    """Print a table of the trained and the frozen leaves to stderr."""
     table = Table("part", "leaves", "parameters", "bytes", "", title="trained and frozen")
     for label, tree in (("trained", trained), ("frozen", frozen)):
         parts: dict[str, list] = {}

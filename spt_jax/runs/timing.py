@@ -1,7 +1,7 @@
-"""How fast a run is: steps and examples per second, utilisation, and the wait for data.
+"""Measure the speed of a run: steps and examples per second, utilisation, and the wait for data.
 
-A lap is the steps from one line of the log to the next; nothing is fetched from the devices for it.
-Evaluations, saves and the first steps of a session, which compile, are in no lap.
+A lap is the steps from one line of the log to the next. Timing it fetches nothing from the devices.
+Laps exclude evaluations, saves and the first steps of a session, which compile.
 """
 
 import time
@@ -20,9 +20,9 @@ class Clock:
     """Times the steps of a run.
 
     Args:
-        timing: Where each lap is written.
-        flops: Operations of a step on a batch.
-        peak: Operations that the devices can do in a second, None where unknown.
+        timing: Log that gets a record of each lap.
+        flops: Function that returns the operations of a step on a batch.
+        peak: Operations that the devices can do in a second, or None if unknown.
     """
 
     def __init__(self, timing: RunLog, flops: Callable[[Any], float], peak: float | None):
@@ -47,7 +47,7 @@ class Clock:
             yield labelled
 
     def lap(self, step: int, steps: int) -> dict[str, float]:
-        """Logs the `steps` that were finished since the last lap; returns their speed."""
+        """Log the `steps` that were finished since the last lap, and return their speed."""
         finished = [self._running.popleft() for _ in range(steps)]
         waiting, self._waiting = self._waiting, 0.0
         now, since = time.perf_counter(), self._since
@@ -55,20 +55,18 @@ class Clock:
         if since is None or not steps:
             return {}
         seconds, examples = now - since, sum(rows for rows, _ in finished)
+        speed, examples_speed = steps / seconds, examples / seconds
         record = {
             "step": step,
             "steps": steps,
             "examples": examples,
             "seconds": seconds,
             "waiting_seconds": waiting,
-            "steps_per_second": steps / seconds,
-            "examples_per_second": examples / seconds,
+            "steps_per_second": speed,
+            "examples_per_second": examples_speed,
         }
-        shown = {
-            "steps/s": steps / seconds,
-            "examples/s": examples / seconds,
-            "waiting%": 100 * waiting / seconds,
-        }
+        shown = {"steps/s": speed, "examples/s": examples_speed}
+        shown["waiting%"] = 100 * waiting / seconds
         if self._peak is not None:
             record["mfu"] = sum(flops for _, flops in finished) / seconds / self._peak
             shown["mfu%"] = 100 * record["mfu"]
@@ -76,15 +74,15 @@ class Clock:
         return shown
 
     def restart(self) -> None:
-        """Starts a lap now."""
+        """Start a lap now."""
         self._since, self._waiting = time.perf_counter(), 0.0
 
 
 def summarize(laps: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """The speed over all laps of a run; None where there is no lap, or no peak was known.
+    """Return the speed over all laps of a run, or None if there is no lap or no known peak.
 
     Args:
-        laps: The records of timing.jsonl.
+        laps: Records of timing.jsonl.
     """
     seconds = sum(lap["seconds"] for lap in laps)
 
