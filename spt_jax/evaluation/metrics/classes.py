@@ -1,26 +1,27 @@
 """Scores of classifications. A text that is not a label word is a class that is always wrong."""
 
 from collections import defaultdict
-from collections.abc import Sequence
 
 import numpy as np
 
-from spt_jax.data.example import Example
-from spt_jax.evaluation.metrics.texts import exact_match, normalize
+from spt_jax.evaluation.metrics.texts import (
+    Examples,
+    Scores,
+    Texts,
+    Words,
+    exact_match,
+    normalize,
+)
 
 INVALID = -1
 
 
-def accuracy(
-    predictions: Sequence[str], examples: Sequence[Example], label_words: Sequence[str] | None
-) -> dict[str, float]:
+def accuracy(predictions: Texts, examples: Examples, label_words: Words) -> Scores:
     """Return the percentage of predictions that equal their target."""
     return {"accuracy": exact_match(predictions, [e.targets for e in examples])}
 
 
-def f1(
-    predictions: Sequence[str], examples: Sequence[Example], label_words: Sequence[str] | None
-) -> dict[str, float]:
+def f1(predictions: Texts, examples: Examples, label_words: Words) -> Scores:
     """Return F1 of the second of two label words. An invalid prediction counts as the wrong one."""
     if label_words is None or len(label_words) != 2:
         raise ValueError(f"f1 is of two label words, given {label_words}; use macro_f1")
@@ -29,9 +30,7 @@ def f1(
     return {"f1": 100 * _f1(truth, predicted, 1)}
 
 
-def macro_f1(
-    predictions: Sequence[str], examples: Sequence[Example], label_words: Sequence[str] | None
-) -> dict[str, float]:
+def macro_f1(predictions: Texts, examples: Examples, label_words: Words) -> Scores:
     """Return the mean of the F1 of each label word (CB). A word that is never used has F1 0."""
     if not label_words:
         raise ValueError("macro_f1 is of label words, given none; use squad for free text")
@@ -40,9 +39,7 @@ def macro_f1(
     return {"macro_f1": 100 * float(np.mean(scores))}
 
 
-def group_exact_match(
-    predictions: Sequence[str], examples: Sequence[Example], label_words: Sequence[str] | None
-) -> dict[str, float]:
+def group_exact_match(predictions: Texts, examples: Examples, label_words: Words) -> Scores:
     """Return the percentage of groups (MultiRC: questions) whose predictions are all right."""
     right: dict[str, bool] = defaultdict(lambda: True)
     for prediction, example in zip(predictions, examples, strict=True):
@@ -50,9 +47,7 @@ def group_exact_match(
     return {"group_exact_match": 100 * sum(right.values()) / len(right)}
 
 
-def matthews(
-    predictions: Sequence[str], examples: Sequence[Example], label_words: Sequence[str] | None
-) -> dict[str, float]:
+def matthews(predictions: Texts, examples: Examples, label_words: Words) -> Scores:
     """Return the Matthews correlation times 100, or 0 where it is undefined.
 
     Invalid predictions are a class of their own.
@@ -69,7 +64,7 @@ def matthews(
 
 
 def _classes(
-    predictions: Sequence[str], examples: Sequence[Example], label_words: Sequence[str]
+    predictions: Texts, examples: Examples, label_words: Texts
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the label numbers of the targets and of the predictions, each int64[rows]."""
     index = {normalize(word): number for number, word in enumerate(label_words)}

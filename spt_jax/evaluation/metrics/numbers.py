@@ -4,25 +4,20 @@ They are computed with numpy, because importing `scipy.stats` would take each co
 """
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
-from spt_jax.data.example import Example
+from spt_jax.evaluation.metrics.texts import Examples, Scores, Texts, Words
 
 UNREADABLE = -1.0  # value of a prediction that is not a finite number, as in T5's own evaluation
 
 
-def pearson(
-    predictions: Sequence[str], examples: Sequence[Example], label_words: Sequence[str] | None
-) -> dict[str, float]:
+def pearson(predictions: Texts, examples: Examples, label_words: Words) -> Scores:
     """Return the Pearson correlation times 100, or 0 if either side is constant."""
     return {"pearson": 100 * _correlation(*_numbers(predictions, examples))}
 
 
-def spearman(
-    predictions: Sequence[str], examples: Sequence[Example], label_words: Sequence[str] | None
-) -> dict[str, float]:
+def spearman(predictions: Texts, examples: Examples, label_words: Words) -> Scores:
     """Return the rank correlation times 100, or 0 if either side is constant.
 
     Equal numbers share the mean of their ranks.
@@ -30,14 +25,12 @@ def spearman(
     return {"spearman": 100 * _correlation(*map(_ranks, _numbers(predictions, examples)))}
 
 
-def unreadable_share(predictions: Sequence[str]) -> float:
+def unreadable_share(predictions: Texts) -> float:
     """Return the percentage of predictions that are not a finite number."""
     return 100 * sum(_read(text) is None for text in predictions) / len(predictions)
 
 
-def _numbers(
-    predictions: Sequence[str], examples: Sequence[Example]
-) -> tuple[np.ndarray, np.ndarray]:
+def _numbers(predictions: Texts, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
     """Return the predictions and the targets, each float64[rows]."""
     predicted = [_read(text) for text in predictions]
     return (

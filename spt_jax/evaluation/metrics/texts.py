@@ -9,11 +9,11 @@ import numpy as np
 
 from spt_jax.data.example import Example
 
-Metric = Callable[
-    [Sequence[str], Sequence[Example], Sequence[str] | None],
-    dict[str, float],
-]
-"""(predictions, examples, label words or None) -> scores by name."""
+Texts = Sequence[str]
+Examples = Sequence[Example]
+Words = Sequence[str] | None  # the label words of a task, or None for free text
+Scores = dict[str, float]  # by name, from 0 to 100
+Metric = Callable[[Texts, Examples, Words], Scores]
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
@@ -28,21 +28,19 @@ def normalize(text: str) -> str:
     return " ".join(text.split())
 
 
-def exact_match(predictions: Sequence[str], targets: Sequence[str]) -> float:
+def exact_match(predictions: Texts, targets: Sequence[str]) -> float:
     """Return the percentage of predictions that equal their target. Case counts."""
     hits = sum(normalize(p) == normalize(t) for p, t in zip(predictions, targets, strict=True))
     return 100 * hits / len(targets)
 
 
-def invalid_share(predictions: Sequence[str], label_words: Sequence[str]) -> float:
+def invalid_share(predictions: Texts, label_words: Sequence[str]) -> float:
     """Return the percentage of predictions that are not a label word."""
     words = {normalize(word) for word in label_words}
     return 100 * sum(normalize(p) not in words for p in predictions) / len(predictions)
 
 
-def squad(
-    predictions: Sequence[str], examples: Sequence[Example], label_words: Sequence[str] | None
-) -> dict[str, float]:
+def squad(predictions: Texts, examples: Examples, label_words: Words) -> Scores:
     """Return exact match and F1 of words by the rules of SQuAD 1.1.
 
     Each is the best over all answers. Case, ASCII punctuation and articles do not count.
@@ -56,9 +54,7 @@ def squad(
     return {"exact_match": 100 * float(np.mean(exact)), "f1": 100 * float(np.mean(overlap))}
 
 
-def squad_by_group(
-    predictions: Sequence[str], examples: Sequence[Example], label_words: Sequence[str] | None
-) -> dict[str, float]:
+def squad_by_group(predictions: Texts, examples: Examples, label_words: Words) -> Scores:
     """Return `squad` of the first example of each group: ReCoRD repeats a query for each answer."""
     first: dict[str, int] = {}
     for number, example in enumerate(examples):
@@ -67,9 +63,7 @@ def squad_by_group(
     return squad([predictions[i] for i in kept], [examples[i] for i in kept], label_words)
 
 
-def wsc(
-    predictions: Sequence[str], examples: Sequence[Example], label_words: Sequence[str] | None
-) -> dict[str, float]:
+def wsc(predictions: Texts, examples: Examples, label_words: Words) -> Scores:
     """Return the accuracy of WSC.
 
     A prediction names the candidate if the words of one are among the words of the other. Case and
