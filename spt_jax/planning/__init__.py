@@ -1,1 +1,1 @@
-"""How `spt-jax plan` asks the TPU compiler what a model needs, with no TPU."""
+"""Ask the TPU compiler what a model needs, without a TPU: `spt-jax plan`."""

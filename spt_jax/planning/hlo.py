@@ -1,9 +1,12 @@
-"""What a compiled program does, read from its text: loops, traffic and collectives.
+"""Count the memory traffic and the collectives of a compiled program by parsing its text.
 
-XLA's own counts take the body of a loop once. A loop's body runs as often as its condition's bound
-says, and everything in it is counted that often here.
+XLA's own counts include the body of a loop once. Here everything in a body is counted as often as
+the bound in the loop's condition says.
 
     bytes of an instruction = its operands + its results; of a slice or an update, the slice
+
+Programs of one and two layers, extrapolated to all layers, would need no parser. They are not used
+because they would have to give every cell of the table in docs/tpu.md again, which takes hours.
 """
 
 import math
@@ -38,7 +41,7 @@ class Instruction:
 
 @dataclass
 class Collectives:
-    """All collectives of one kind: how many, and the bytes of their results on one device."""
+    """Number of all collectives of one kind, and the bytes of their results on one device."""
 
     count: int = 0
     bytes: int = 0
@@ -46,7 +49,14 @@ class Collectives:
 
 @dataclass
 class Counts:
-    """Of one device, each loop's body once and as often as it runs; or an estimate of that."""
+    """Counts for one device.
+
+    Args:
+        bytes_once: Memory traffic with the body of each loop counted once.
+        bytes_run: Memory traffic with the body counted as often as it runs.
+        collectives: Collectives by kind.
+        estimated: Whether the traffic is an estimate.
+    """
 
     bytes_once: float = 0
     bytes_run: float = 0
@@ -58,7 +68,7 @@ Program = dict[str, list[Instruction]]
 
 
 def parse(text: str) -> tuple[Program, str]:
-    """The computations of a program by name, and the name of the one that it starts with."""
+    """Return the computations of a program by name, and the name of the first one."""
     program, entry, current = {}, "", None
     for line in text.splitlines():
         if header := re.match(r"(ENTRY )?%?(\S+) \(.*\{$", line):
@@ -89,7 +99,7 @@ def _closing(text: str, start: int) -> int:
 
 
 def nbytes(type: str) -> int:
-    """Bytes of a type, all parts of a tuple together."""
+    """Return the bytes of a type, or of all parts of a tuple."""
     arrays = re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", type)
     return sum(
         _SIZES.get(kind, 0) * math.prod(int(size) for size in sizes.split(",") if size)
@@ -98,7 +108,7 @@ def nbytes(type: str) -> int:
 
 
 def count(text: str) -> Counts:
-    """Counts what a compiled program does."""
+    """Count the traffic and the collectives of a compiled program by its text."""
     program, entry = parse(text)
     counts, channels = Counts(), set[str]()
     for name, times, fused in _walk(program, entry, 1):
@@ -117,10 +127,10 @@ def count(text: str) -> Counts:
 
 
 def _is_continued(instruction: Instruction, channels: set[str]) -> bool:
-    """Whether a collective of this channel was met before; `channels` are those that were.
+    """Return whether a collective of this channel was counted before, and add it to `channels`.
 
-    The TPU compiler splits a collective into a start, parts that run inside of other instructions,
-    and an end. Each shows the whole collective, with the same channel.
+    The TPU compiler splits a collective into a start, parts that run inside other instructions, and
+    an end. Each contains the whole collective with the same channel.
     """
     channel = re.search(r"channel_id=(\d+)", instruction.attributes)
     if channel is None:
@@ -131,7 +141,7 @@ def _is_continued(instruction: Instruction, channels: set[str]) -> bool:
 
 
 def _result(instruction: Instruction) -> str:
-    # What starts in one instruction and ends in another has operands and results in its type.
+    # The type of an instruction that starts an operation contains its operands and its results.
     if instruction.op.endswith("-start") and instruction.type.startswith("(("):
         return instruction.type[_closing(instruction.type, 1) + 1 :]
     if instruction.op.endswith("-start") and instruction.type.startswith("("):
@@ -140,7 +150,7 @@ def _result(instruction: Instruction) -> str:
 
 
 def _walk(program: Program, name: str, times: int, fused: bool = False) -> Iterator[tuple]:
-    """(computation, how often it runs, whether it is part of an instruction) from `name` on."""
+    """Yield (computation, times it runs, whether a fusion contains it), starting with `name`."""
     yield name, times, fused
     for instruction in program[name]:
         called = dict(
@@ -160,7 +170,7 @@ def _walk(program: Program, name: str, times: int, fused: bool = False) -> Itera
 
 
 def _trips(program: Program, condition: str) -> int:
-    """The bound in a condition such as `i < 24`; the loops of jax count up from 0."""
+    """Return the bound in a condition such as `i < 24`. Loops of jax count up from 0."""
     bounds = [
         int(instruction.operands[0])
         for name, _, _ in _walk(program, condition, 1)
@@ -171,7 +181,7 @@ def _trips(program: Program, condition: str) -> int:
 
 
 def _traffic(program: Program, instruction: Instruction, types: dict[str, str]) -> int:
-    """Bytes that one instruction reads and writes."""
+    """Return the bytes that an instruction reads and writes."""
     operands = [nbytes(types.get(name, "")) for name in instruction.operands]
     called = re.search(r"calls=%?([^\s,}]+)", instruction.attributes)
     if instruction.op == "dynamic-slice":
@@ -185,7 +195,7 @@ def _traffic(program: Program, instruction: Instruction, types: dict[str, str]) 
         body = program[called[1]]
         sizes = {inner.name: inner.type for inner in body}
         if any(inner.op in COLLECTIVES for inner in body):
-            # A part of a split collective hands its buffers on and does not move them.
+            # A part of a split collective passes its buffers on without moving them.
             for number in map(int, re.findall(r": \((\d+),", _aliasing(instruction))):
                 result -= operands[number]
                 operands[number] = 0

@@ -1,12 +1,12 @@
-"""What a model needs on a TPU slice, asked of the compiler: `spt-jax plan`.
+"""Report what a model needs on a TPU slice according to the compiler: `spt-jax plan`.
 
 The programs of `programs.py` are compiled for the slice, on a machine that need not have a TPU.
-Memory is what the compiler allocates. FLOPs and bytes are the compiler's counts, in which the body
-of a loop is counted once, times the share that loops add: of products, by the traced program with
-and without trip counts; of bytes, by the compiled one (`hlo.py`). All are of one device.
+Memory is what the compiler allocates. The compiler's FLOPs and bytes count the body of a loop once,
+so they are multiplied by the factor that loops add. For FLOPs the factor is counted in the traced
+program, for bytes in the compiled one (`hlo.py`). All figures are for one device.
 
-The roofline is the longest of three times, which could at best overlap: FLOPs at the chip's peak,
-bytes at the bandwidth of its memory, collectives at that of all its links.
+The roofline is the longest of three times, which at best overlap: FLOPs at the chip's peak, bytes
+at the bandwidth of its memory, and collectives at the bandwidth of all its links.
 """
 
 import dataclasses
@@ -36,22 +36,23 @@ PROGRAMS = {"train": lower_train_step, "decode": lower_decoding}
 
 
 def plan(config: PlanConfig, *, suggest: bool = True) -> dict[str, Any]:
-    """Compiles the programs of a config and reports what they need.
+    """Compile the programs of a config and report what they need.
 
     Args:
-        config: What is planned.
-        suggest: Look for a change that fits, where this does not; each costs a compilation.
+        config: Model, slice and programs.
+        suggest: Whether to look for a change that fits if the config does not. Each attempt
+            compiles again.
 
     Returns:
-        What `spt-jax plan --json` prints. The figures of the training step, or of decoding where
-        that alone is planned, are at the top: `fits`, `peak_bytes_per_device`,
+        The result of `spt-jax plan --json`. The figures of the training step, or of decoding if
+        only that is planned, are at the top: `fits`, `peak_bytes_per_device`,
         `limit_bytes_per_device`, `flops`, `bytes_accessed`, `compile_seconds`, `collectives`,
-        `roofline_seconds`, ...; those of decoding in `decode`. Where a program does not fit, its
-        peak is what the compiler says that it would need, and `would_fit` says what to change.
+        `roofline_seconds`, ... `decode` contains those of decoding. If a program does not fit, its
+        peak is the compiler's estimate, and `would_fit` has the options to change.
 
     Raises:
-        ValueError: No such topology or model, no `libtpu`, or the mesh does not suit the devices,
-            the heads or the batch.
+        ValueError: The topology or model is unknown, `libtpu` is missing, or the mesh does not
+            divide the devices, the heads or the batch.
     """
     chip, devices = load_topology(config.topology)
     shape = PRESETS[config.model] if config.model in PRESETS else open_model(config.model).config
@@ -92,7 +93,7 @@ def plan(config: PlanConfig, *, suggest: bool = True) -> dict[str, Any]:
 def _compile(
     name: str, config: PlanConfig, shape: T5Config, mesh: Mesh, chip: Chip
 ) -> dict[str, Any]:
-    """The report of one program."""
+    """Return the report of one program."""
     model = T5(
         shape,
         dtype=jnp.dtype(config.dtype),
@@ -153,11 +154,10 @@ def _compile(
 
 
 def _count(compiled: Any, mesh: Mesh, growth: float) -> hlo.Counts:
-    """The counts of a compiled program, by its text.
+    """Return the counts of a compiled program by its text.
 
-    Some programs compile and cannot be written as text: libtpu 0.0.52 writes some that it cannot
-    read. On one device, where nothing is collective, loops then add to bytes what they add to
-    products, `growth`.
+    libtpu 0.0.52 cannot write some programs as text. On one device, which has no collectives, the
+    bytes are then assumed to grow by the same factor as the products, `growth`.
     """
     try:
         text = compiled.as_text()
@@ -174,7 +174,7 @@ def _local_bytes(leaf: jax.ShapeDtypeStruct) -> int:
 
 
 def _needed_bytes(message: str) -> int | None:
-    """What a program needs that does not fit, by the compiler's message; None for another error."""
+    """Return the bytes that the compiler's error says are needed, or None for another error."""
     if "RESOURCE_EXHAUSTED" not in message:
         return None
     found = re.search(r"(?:required|Used|Total hbm usage >=)[^.]*?\(?(\d[\d.]*)([KMGT])", message)
@@ -182,11 +182,14 @@ def _needed_bytes(message: str) -> int | None:
 
 
 def count_products(jaxpr: Any, steps: int) -> tuple[float, float]:
-    """Operations of all products of a traced program, loop bodies once and as often as they run.
+    """Count the operations of all matrix products of a traced program.
 
     Args:
         jaxpr: The program.
-        steps: How often a loop runs whose end depends on what it computes.
+        steps: Assumed iterations of a `while` loop.
+
+    Returns:
+        The operations with the body of each loop counted once, and counted as often as it runs.
     """
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     once = run = 0.0
@@ -209,7 +212,7 @@ def count_products(jaxpr: Any, steps: int) -> tuple[float, float]:
 
 
 def _would_fit(config: PlanConfig, mesh: Mesh) -> str | None:
-    """The first change of a config that the compiler accepts, as options; None where none does."""
+    """Return the options of the first change that fits, or None if no change does."""
     for options, changed in _changes(config, mesh):
         try:
             found = plan(changed, suggest=False)
@@ -221,7 +224,7 @@ def _would_fit(config: PlanConfig, mesh: Mesh) -> str | None:
 
 
 def _changes(config: PlanConfig, mesh: Mesh) -> Iterator[tuple[str, PlanConfig]]:
-    """Less memory, what costs the least time first; last a larger slice for `config` as it is."""
+    """Yield changes that need less memory, the fastest first, and then larger slices."""
     rows, words, given = config.batch_size // config.accumulate, [], config
     if mesh.shape["fsdp"] < mesh.size and rows % mesh.size == 0:
         config = dataclasses.replace(config, mesh=MeshConfig(data=1, fsdp=mesh.size))

@@ -1,8 +1,9 @@
-"""The programs of a run as they are compiled, for arrays that need not exist.
+"""Lower the programs of a run for abstract arrays.
 
-    lowered = lower_train_step(model, PlanConfig(...)).compile()
+    traced, lowered = lower_train_step(model, PlanConfig(...))
 
-They are those of `train.fit` and of evaluation: the same functions, shardings and donation.
+They are the programs of `train.fit` and of evaluation, with the same functions, shardings and
+donation.
 """
 
 import functools
@@ -25,10 +26,10 @@ from spt_jax.typing import PyTree
 
 
 def lower_train_step(model: T5, config: PlanConfig) -> tuple[Any, Any]:
-    """The training step of a model with a mesh.
+    """Trace and lower the training step of a model with a mesh.
 
     Returns:
-        Traced, and lowered.
+        The traced and the lowered step.
 
     Raises:
         ValueError: The mesh does not divide a weight.
@@ -56,7 +57,7 @@ def lower_train_step(model: T5, config: PlanConfig) -> tuple[Any, Any]:
 
 
 def lower_decoding(model: T5, config: PlanConfig) -> tuple[Any, Any]:
-    """Greedy decoding as evaluation does it; otherwise as `lower_train_step`."""
+    """Trace and lower greedy decoding, as in evaluation; see `lower_train_step`."""
 
     def decode(params: PyTree, inputs: Any) -> Any:
         return generate(model, params, inputs, DecodeConfig(), length=config.targets_length)
@@ -67,7 +68,7 @@ def lower_decoding(model: T5, config: PlanConfig) -> tuple[Any, Any]:
 
 
 def abstract_params(model: T5, config: PlanConfig) -> PyTree:
-    """The params tree as the mesh keeps it, with a prompt where one is tuned or served."""
+    """Return the shapes of params with their shardings, with a prompt if the config has one."""
     mesh = _mesh(model)
     shapes = jax.eval_shape(model.init_params, jax.random.key(0))
     shardings = param_shardings(shapes, mesh)

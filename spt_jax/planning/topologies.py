@@ -1,6 +1,6 @@
-"""TPU chips, and slices of them that programs can be compiled for without having one.
+"""TPU chips, and slices of them that programs can be compiled for without a TPU.
 
-`libtpu` holds the compiler of every generation; it needs no TPU to compile for a slice by name.
+`libtpu` contains the compiler of every generation and compiles for a slice by its name.
 """
 
 import importlib.util
@@ -25,12 +25,12 @@ class Chip:
     """A device of jax: a chip, or in v2 and v3 one of a chip's two cores.
 
     Args:
-        kind: As jax calls it.
-        memory: Bytes that the compiler lets a program use, of those that the device has.
-        bandwidth: Bytes a second from and to that memory.
-        links: Bytes a second over all its links to other chips, both directions together.
-        shapes: Of slices, in chips.
-        options: For the compiler.
+        kind: jax's name of the device.
+        memory: Bytes that the compiler lets a program use.
+        bandwidth: Bytes per second from and to the memory.
+        links: Bytes per second over all links to other chips, in both directions together.
+        shapes: Shapes of slices, in chips.
+        options: Options for the compiler.
     """
 
     kind: str
@@ -42,7 +42,7 @@ class Chip:
 
     @property
     def flops(self) -> float:
-        """bfloat16 operations a second."""
+        """Return the bfloat16 operations per second."""
         return PEAK_FLOPS[self.kind]
 
 
@@ -57,18 +57,20 @@ CHIPS = {
     "v5p": Chip("TPU v5", int(95.73 * GIB), 2765e9, 600e9, _CUBES),
     "v6e": Chip("TPU v6 lite", int(31.24 * GIB), 1640e9, 448e9, _FLAT),
 }
-"""Speeds are Google Cloud's, by chip; halved for v2 and v3, whose devices are cores. The memory is
-what the compiler of libtpu 0.0.52 says is available."""
+"""Speeds are Google Cloud's per chip, and half of them for v2 and v3, whose devices are cores. The
+memory is what the compiler of libtpu 0.0.52 reports as available."""
 
 
 def load_topology(name: str) -> tuple[Chip, Sequence[Any]]:
-    """The chip and the devices of a slice, to compile for and not to run on.
+    """Return the chip and the devices of a slice, for compiling only.
+
+    This removes `XLA_FLAGS` from the environment of the process.
 
     Args:
-        name: Generation and shape, such as `v5e:4x4`. From then on the process has no `XLA_FLAGS`.
+        name: Generation and shape, such as `v5e:4x4`.
 
     Raises:
-        ValueError: There is no such slice, or `libtpu` is not installed.
+        ValueError: The slice does not exist, or `libtpu` is not installed.
     """
     generation, _, shape = name.partition(":")
     known = [f"{chip}:{shape}" for chip, row in CHIPS.items() for shape in row.shapes]
@@ -82,14 +84,14 @@ def load_topology(name: str) -> tuple[Chip, Sequence[Any]]:
             "compiling for a TPU needs the package libtpu, which is not installed; "
             "pip install 'spt_jax[tpu-plan]'"
         )
-    # No TPU is here to be asked what it is, nor one that a process must have for itself.
+    # Without a TPU, libtpu must not ask for its type, and several processes may load libtpu.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     from jax.experimental import topologies
 
-    # It ends the process where it meets a flag that only jaxlib's compiler knows.
+    # libtpu ends the process if it finds a flag that only jaxlib's compiler knows.
     os.environ.pop("XLA_FLAGS", None)
     chip = CHIPS[generation]
     try:

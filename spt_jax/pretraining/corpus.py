@@ -7,6 +7,7 @@ Invariants: no corpus contains a docstring of dev or test of the task `library`,
 of one. A corpus is a function of the installed packages, the files and the seed only.
 """
 
+import dataclasses
 import hashlib
 import itertools
 import lzma
@@ -141,11 +142,10 @@ def drop_repeated(texts: Sequence[str]) -> list[int]:
 
 
 def _read_packages(packages: Sequence[str]) -> list[Docstring]:
-    found = []
-    for docstring in read_docstrings(packages) if packages else ():
-        text = " ".join(docstring.text.split())
-        fields = (docstring.package, docstring.module, docstring.kind, docstring.name)
-        found.append(Docstring(*fields, text))
+    found = [
+        dataclasses.replace(docstring, text=" ".join(docstring.text.split()), annotations={})
+        for docstring in (read_docstrings(packages) if packages else ())
+    ]
     found = [found[index] for index in drop_repeated([d.text for d in found])]
     allowed = set(drop_held_out([d.text for d in found])) if found else set()
     return [d for d in found if d.text in allowed]

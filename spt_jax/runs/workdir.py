@@ -75,7 +75,7 @@ def open_workdir(workdir: Path) -> Iterator[RunFolder]:
     copy, mirrors = root / "run", []
     with contextlib.ExitStack() as stack, _naming(root, address), _naming(copy, address):
         on_main(lambda: mirrors.append(_open_mirror(address, root, copy, stack)))
-        push = mirrors[0].push if mirrors else _nothing
+        push = mirrors[0].push if mirrors else lambda: None
         try:
             yield RunFolder(copy, address, push)
         except NotPushed:
@@ -153,7 +153,3 @@ def _naming(copy: Path, address: str) -> Iterator[None]:
         if isinstance(error, OSError) and isinstance(error.filename, str | Path):
             error.filename = str(error.filename).replace(str(copy), address)
         raise
-
-
-def _nothing() -> None:
-    """Do nothing, as the push of a process that has no copy."""
