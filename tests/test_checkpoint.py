@@ -283,6 +283,7 @@ import resource, numpy as np
 from spt_jax.runs.checkpoints import Checkpoints
 from spt_jax.cli.printing import hide_orbax_log
 from spt_jax.errors import RunError
+hide_orbax_log()
 state = {{str(i): np.random.default_rng(i).random(200_000) for i in range(6)}}
 with Checkpoints({str(tmp_path)!r}, keep=1) as checkpoints:
     checkpoints.save(1, state, {{}})

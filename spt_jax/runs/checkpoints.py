@@ -86,7 +86,11 @@ class Checkpoints:
                 shutil.rmtree(left, ignore_errors=True)
         # One thread for all of Orbax, which cannot be called where an event loop runs (notebooks).
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        registry = ocp.type_handlers.create_type_handler_registry((np.ndarray, _OneByOne()))
+        # No leaf is a jax.Array, but without a handler for it Orbax warns at each start.
+        unused = ocp.type_handlers.ArrayHandler(array_metadata_store=None)
+        registry = ocp.type_handlers.create_type_handler_registry(
+            (np.ndarray, _OneByOne()), (jax.Array, unused)
+        )
         # Process 0 alone writes, so Orbax must not wait for the others.
         alone = ocp.options.MultiprocessingOptions(
             primary_host=jax.process_index(), active_processes={jax.process_index()}
