@@ -15,7 +15,7 @@ MADE = [LabeledText(f"the text number {i} \u2028", "numpy") for i in range(50)]
 def load():
     """`load()` goes through the cache; `load.calls` counts how often the rows were made."""
 
-    def load(rules=("rows",), distributions=("numpy",)):
+    def load(rules=("cache",), distributions=("numpy",)):
         def make():
             load.calls += 1
             return MADE
@@ -64,7 +64,7 @@ def test_cache_that_cannot_be_finished_leaves_nothing(tmp_path, monkeypatch, loa
 def test_cache_depends_on_versions_and_rules(tmp_path, monkeypatch, load):
     monkeypatch.setenv("SPT_JAX_CACHE", str(tmp_path))
     load()
-    load(rules=("rows", "duplicates"))
+    load(rules=("cache", "duplicates"))
     load(distributions=("numpy", "scipy"))
     assert load.calls == 3
     monkeypatch.setattr(rows.importlib.metadata, "version", lambda name: "0.0.1")
