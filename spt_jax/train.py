@@ -21,14 +21,16 @@ from spt_jax.config.train import TrainConfig
 from spt_jax.data.pipeline import (
     TokenizedSplit,
     data_fingerprint,
+    describe_lengths,
     prefetch,
-    tokenize_split,
+    tokenize_task,
     train_batches,
 )
 from spt_jax.data.tasks import Task, load_task
 from spt_jax.distributed.main_process import main_process, require_same, to_host
 from spt_jax.errors import RunError, explain_out_of_memory
 from spt_jax.evaluation.evaluate import evaluate
+from spt_jax.evaluation.metrics import check_metrics
 from spt_jax.evaluation.scores import Scores, encode_answers, majority_score
 from spt_jax.loop import Batch, Job, Labels, run_job
 from spt_jax.models.backbone import Backbone, load_backbone, save_backbone
@@ -159,7 +161,7 @@ def _prepare(config: TrainConfig) -> Run:
     identity = {
         "model": backbone.name,
         "model_fingerprint": backbone.fingerprint,
-        "data_fingerprint": data_fingerprint(rows),
+        "data_fingerprint": data_fingerprint(rows, config.data.inputs_length),
     }
     require_same(config=repr(config), **identity)
     prompt_key, run_key = jax.random.split(jax.random.key(config.seed))
@@ -184,16 +186,15 @@ def _load_rows(config: TrainConfig, backbone: Backbone) -> tuple[Task, dict[str,
     task = load_task(config.task)
     for note in task.notes:
         say(note)
+    check_metrics(task)
     if task.label_words is not None:  # Refuses words that the model cannot write.
         encode_answers(task.label_words, backbone.tokenizer, config.data.targets_length)
     rows = {
-        name: tokenize_split(examples, backbone.tokenizer, config.data)
-        for name, examples in task.splits.items()
+        split: tokenize_task(task, split, config.task, config, backbone.tokenizer)
+        for split in task.splits
     }
-    say(
-        f"cut to length: {100 * rows['train'].truncated:.1f}% of inputs, "
-        f"{100 * rows['train'].truncated_targets:.1f}% of targets"
-    )
+    for note in describe_lengths(rows):
+        say(note)
     return task, rows
 
 
@@ -291,6 +292,7 @@ def _make_result(run: Run, state: TrainState, folder: RunFolder) -> dict:
         "rank_score": test.rank_score,
         "invalid": test.invalid,
         "metrics": dict(test.metrics),
+        "cut_inputs": {name: 100 * part.truncated for name, part in run.rows.items()},
         "majority_score": majority_score(run.task),
         "unprompted_score": plain.score if plain else None,
         "unprompted_rank_score": plain.rank_score if plain else None,

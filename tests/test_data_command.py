@@ -67,6 +67,9 @@ def test_show_prints_examples_as_text_and_tokens(run, folder):
     assert "▁the" in tokens[0] and "▁oak" in tokens[0]
     (train,) = [line.split() for line in lines if line.split()[:2] == ["train", "inputs"]]
     assert train[-2:] == ["8", "100.0%"]
+    (dev,) = [line.split() for line in lines if line.split()[:2] == ["dev", "inputs"]]
+    assert dev[-2:] == ["-", "0.0%"]  # an evaluation of a task of the papers cuts nothing
+    assert f"train: 5 rows in {folder}/train.jsonl" in lines
 
 
 def test_show_prints_one_json_object(run, folder):

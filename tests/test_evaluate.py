@@ -8,6 +8,7 @@ from support import tiny
 from support.fakes import FakeTokenizer
 
 from spt_jax.config.train import DataConfig
+from spt_jax.data.example import sample_rows
 from spt_jax.data.pipeline import tokenize_split
 from spt_jax.data.tasks import Example
 from spt_jax.evaluation.evaluate import evaluate, evaluate_run, predict_run
@@ -74,15 +75,22 @@ def test_a_model_that_writes_the_label_scores_100(run):
     assert scores.score == scores.rank_score == pytest.approx(200 / 3) and scores.invalid == 0
 
 
-def test_max_rows_takes_the_first(run):
+def test_max_rows_takes_a_fixed_sample(run):
     _, backbone, params = load_run(run)
     examples = [Example(text, label) for text, label in tiny.sentences()[:6]]
     rows = tokenize_split(examples, backbone.tokenizer, DATA)
-    scores = evaluate(
-        backbone, params, rows, DATA,
-        label_words=None, batch_size=4, max_rows=3,
-    )  # fmt: skip
-    assert scores.rows == 3 and scores.rank_score is None and scores.invalid is None
+    kept = [examples[i] for i in sample_rows(examples, 3)]
+    assert kept != examples[:3]
+
+    def scores(rows, **options):
+        return evaluate(
+            backbone, params, rows, DATA, label_words=None, batch_size=4, **options
+        )  # fmt: skip
+
+    found = scores(rows, max_rows=3)
+    assert found.rows == 3 and found.rank_score is None and found.invalid is None
+    alone = scores(tokenize_split(kept, backbone.tokenizer, DATA))
+    assert found.predictions == alone.predictions
 
 
 def test_evaluate_run_repeats_the_result(run):
@@ -91,6 +99,7 @@ def test_evaluate_run_repeats_the_result(run):
     result = json.loads((run / "result.json").read_text())
     found = evaluate_run(run, "test")
     assert (found["score"], found["rank_score"]) == (result["score"], result["rank_score"])
+    assert found["cut_inputs"] == result["cut_inputs"]["test"] == 0
     with pytest.raises(ValueError, match="unknown split 'tests'; expected one of train, dev, test"):
         evaluate_run(run, "tests")
 
@@ -136,6 +145,9 @@ def test_answers_that_cannot_be_written_are_refused():
     tokenizer.encode = lambda text: [100]
     with pytest.raises(ValueError, match="label words 'yes' and 'Yes' are the same tokens"):
         encode_answers(["yes", "Yes"], tokenizer, 3)
+    with pytest.raises(ValueError, match="'yes' cannot be written: the tokenizer leaves nothing"):
+        tokenizer.encode = lambda text: []
+        encode_answers(["yes"], tokenizer, 3)
 
 
 def test_nearest_rows_by_cosine_and_by_distance():

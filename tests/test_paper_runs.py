@@ -72,6 +72,7 @@ def run(folder):
 def test_the_score_is_the_mean_of_the_metrics(run):
     result = json.loads((run / "result.json").read_text())
     assert set(result["metrics"]) == {"f1", "accuracy"}
+    assert result["cut_inputs"] == {"train": 0, "dev": 0, "test": 0}
     assert result["score"] == mean_score(result["metrics"])
     # MRPC here has 15 of 36 rows with the label 1; always answering 0 gives accuracy alone.
     assert result["majority_score"] == pytest.approx((100 * 21 / 36 + 0) / 2)

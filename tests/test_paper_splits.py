@@ -1,6 +1,7 @@
 """Tasks of the papers with their splits: from folders of every kind, the Hub, and each other."""
 
 import csv
+import dataclasses
 import json
 import sys
 import types
@@ -101,6 +102,51 @@ def test_dev_from_train_leaves_the_validation_set_to_test(folder):
     ]
     assert 5 < len(task.splits["dev"]) < 40
     assert not {e.inputs for e in task.splits["dev"]} & {e.inputs for e in task.splits["train"]}
+
+
+def multirc(count):
+    return [
+        {
+            "paragraph": f"paragraph {i // 4}",
+            "question": f"which {i // 2}?",
+            "answer": f"answer {i}",
+            "idx": {"paragraph": i // 4, "question": i // 2, "answer": i},
+            "label": i % 2,
+        }
+        for i in range(count)
+    ]
+
+
+def squad(count):
+    return [
+        {"question": f"q {i}?", "context": f"context {i // 4}", "answers": {"text": ["a"]}}
+        for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "key"),
+    [("super_glue/multirc", multirc, "paragraph: "), ("squad", squad, "context: ")],
+)
+def test_rows_about_one_paragraph_are_in_one_split(tmp_path, name, rows, key):
+    write_jsonl(tmp_path / "train.jsonl", rows(400))
+    write_jsonl(tmp_path / "validation.jsonl", rows(4))
+    task = load(name, tmp_path, dev_from_train=True)
+    dev, train = (
+        {e.inputs.partition(key)[2] for e in task.splits[split]} for split in ("dev", "train")
+    )
+    assert 3 < len(dev) < 25 and not dev & train
+    assert len(task.splits["dev"]) == 4 * len(dev)
+    assert "dev taken from train by a hash of what rows have in common" in task.notes
+
+
+def test_questions_without_an_answer_are_not_called_hidden(tmp_path):
+    rows = squad(3)
+    rows[1]["answers"] = {"text": []}
+    for split in ("train", "validation"):
+        write_jsonl(tmp_path / f"{split}.jsonl", rows)
+    with pytest.raises(ValueError, match="no answer in 1 of 3 rows, as SQuAD 2.0 has; .* leave th"):
+        load("squad", tmp_path)
 
 
 def test_wsc_trains_on_right_candidates_and_is_scored_on_all(tmp_path):
@@ -292,7 +338,9 @@ def hub(monkeypatch):
 def test_the_same_task_from_the_hub(hub, folder):
     hub["aps/super_glue", "boolq", "train"] = boolq(200)
     hub["aps/super_glue", "boolq", "validation"] = boolq(3, start=500)
-    assert load("super_glue/boolq", "hub") == load("super_glue/boolq", folder)
+    of_folder, of_hub = load("super_glue/boolq", folder), load("super_glue/boolq", "hub")
+    assert of_folder.notes[2:] == of_hub.notes  # the first two name the files
+    assert dataclasses.replace(of_folder, notes=of_hub.notes) == of_hub
     hub["aps/super_glue", "boolq", "train"][4]["label"] = 7
     with pytest.raises(ValueError, match="^aps/super_glue/boolq train row 4: column 'label' is 7"):
         load("super_glue/boolq", "hub")

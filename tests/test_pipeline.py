@@ -16,6 +16,7 @@ from spt_jax.data.pipeline import (
     WINDOW,
     TokenizedSplit,
     data_fingerprint,
+    describe_lengths,
     eval_batches,
     prefetch,
     tokenize_split,
@@ -142,6 +143,24 @@ def test_grouping_makes_batches_of_similar_length():
     assert spread(True) < spread(False) / 4
 
 
+@pytest.mark.parametrize("count", [12, 64, 250, 2000])
+def test_a_window_of_rows_of_similar_length_lies_in_one_epoch(count):
+    data = DataConfig(inputs_length=64, targets_length=8, batch_size=32, group_by_length=True)
+    ds = train_batches(make_split(count, data), data, seed=0, targets_width=6)
+
+    def rows(step):  # by their targets, y0, y1, ...
+        targets = ds[step]["targets"]
+        return [int(FakeTokenizer().decode(row)[1:]) for row in targets]
+
+    steps = range(3 * count // 32)
+    drawn = [number for step in steps for number in rows(step)]
+    for start in range(0, len(drawn) - count + 1, count):  # an epoch has every row once
+        assert sorted(drawn[start : start + count]) == list(range(count))
+    whole = [step for step in steps if step * 32 // count == (step * 32 + 31) // count]
+    assert all(len(set(rows(step))) == 32 for step in whole)
+    assert whole or count < 64
+
+
 def test_grouped_batches_come_in_no_order_of_length():
     data = DataConfig(inputs_length=64, targets_length=8, batch_size=4, group_by_length=True)
     ds = train_batches(make_split(64, data), data, seed=0, targets_width=5)
@@ -229,6 +248,52 @@ def test_fingerprint_sees_where_rows_end():
         )
 
     assert fingerprint([3], [4, 1]) != fingerprint([3, 4], [1])
+
+
+def test_fingerprint_does_not_see_how_long_an_evaluation_reads():
+    data = DataConfig(inputs_length=4, targets_length=8)
+    examples = [Example("abcdefgh", "x"), Example("ab", "y")]
+    cut = tokenize_split(examples, FakeTokenizer(), data)
+    whole = tokenize_split(examples, FakeTokenizer(), data, inputs_length=100)
+    assert [len(row) for row in whole.inputs] == [9, 3] and whole.truncated == 0
+    assert data_fingerprint({"dev": whole}, 4) == data_fingerprint({"dev": cut})
+    assert data_fingerprint({"dev": whole}) != data_fingerprint({"dev": cut})
+
+
+def test_what_is_cut_is_said_of_every_split():
+    data = DataConfig(inputs_length=4, targets_length=2)
+    examples = [Example("abcdefgh", "x"), Example("ab", "yes")]
+    cut = tokenize_split(examples, FakeTokenizer(), data)
+    whole = tokenize_split(examples, FakeTokenizer(), data, inputs_length=100)
+    assert describe_lengths({"train": cut, "dev": whole}) == [
+        "cut to length (inputs/targets): train 50.0%/50.0%, dev 0.0%/50.0%"
+    ]
+    unknown = dataclasses.replace(whole, unknown_targets=0.25)
+    (_, note) = describe_lengths({"train": cut, "dev": unknown})
+    assert note.startswith("targets with characters that the tokenizer does not know")
+    assert note.endswith(": 25.0% of dev")
+
+
+def test_evaluation_pads_what_is_longer_than_the_buckets():
+    data = DataConfig(inputs_length=20, targets_length=8, buckets=(8, 16))
+    lengths = (5, 15, 19, 20, 200, 300)
+    examples = [Example("x" * length, "y") for length in lengths]
+    split = tokenize_split(examples, FakeTokenizer(), data, inputs_length=1000)
+    widths = [batch["inputs"].shape[1] for _, batch in eval_batches(split, data, 1)]
+    assert widths == [384, 256, 128, 20, 16, 8]
+
+
+def test_sentinels_of_a_template_are_ids_and_those_of_a_text_are_not():
+    tokenizer, data = FakeTokenizer(), DataConfig()
+    text = "a <extra_id_0> b <extra_id_1>"
+    example = Example(text, "x", sentinels=(17,))
+    (ids,) = (row.tolist() for row in tokenize_split([example], tokenizer, data).inputs)
+    own = tokenizer.encode("a <extra_id_0> b ")
+    assert ids == [*own, tokenizer.sentinel(1), tokenizer.eos_id]
+    (ids,) = tokenize_split([Example(text, "x")], tokenizer, data).inputs
+    assert ids.tolist() == [*tokenizer.encode(text), tokenizer.eos_id]
+    with pytest.raises(ValueError, match="no sentinel at character 3 of 'a <extra_id_0> b"):
+        tokenize_split([Example(text, "x", sentinels=(3,))], tokenizer, data)
 
 
 def test_empty_split_and_narrow_targets(data):

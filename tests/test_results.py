@@ -13,7 +13,7 @@ from support import tiny
 
 from spt_jax.config.fields import to_dict
 from spt_jax.config.train import TaskConfig
-from spt_jax.data.files import read_rows
+from spt_jax.data.files import read_records
 from spt_jax.data.tasks import Example, Task, load_task
 from spt_jax.runs.folder import RunFolder
 from spt_jax.runs.log import write_json_atomic
@@ -99,7 +99,7 @@ def test_a_source_becomes_a_table_that_the_library_reads(tmp_path, name, source,
         (tmp_path / file).write_bytes(source)
     datasets.convert(name, tmp_path, tmp_path / "converted")
     config = datasets.task_config(name, tmp_path / "converted")
-    rows = [row.fields for row in read_rows(config.source)]
+    rows = [dict(row.values) for row in read_records(config.source)]
     assert [(row["text"], row["label"]) for row in rows] == expected
     assert {label for _, label in expected} <= set(config.label_words)
 

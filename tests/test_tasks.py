@@ -7,13 +7,14 @@ from collections import Counter
 
 import pytest
 
-from spt_jax.config.train import TaskConfig
+from spt_jax.config.train import DataConfig, TaskConfig
 from spt_jax.data import tasks
 from spt_jax.data.builtin.arguments import KINDS
 from spt_jax.data.builtin.cache import LabeledText
 from spt_jax.data.builtin.library import LIBRARIES
-from spt_jax.data.example import Example, Task
-from spt_jax.data.tasks import load_task, load_test, task_names
+from spt_jax.data.example import Example, Task, sample_rows
+from spt_jax.data.tasks import load_task, load_test, longest_input, task_names
+from spt_jax.evaluation.metrics import check_metrics
 from spt_jax.evaluation.scores import majority_score
 
 
@@ -140,6 +141,100 @@ def test_too_many_values_for_labels(write):
         load_task(config(source))
     fine = write("fine.jsonl", many(label=lambda i: f"answer {i % 40}"))
     assert len(load_task(config(fine)).label_words) == 40
+
+
+def test_free_texts_become_no_label_words(write):
+    source = write("mine.jsonl", many(60, label=lambda i: f"a text of its own, number {i % 45}"))
+    with pytest.raises(
+        ValueError, match=r"45 different values in 60 rows \(a text of its.*free_tex"
+    ):
+        load_task(config(source, dev_source=source, test_source=source))
+    source = write("more.jsonl", many(400, label=lambda i: f"a text of its own, number {i % 45}"))
+    task = load_task(config(source))
+    (note,) = [note for note in task.notes if note.startswith("label words")]
+    assert note.endswith(" and 25 more") and len(note) < 1000
+
+
+def test_rows_of_one_group_are_in_one_split(write):
+    rows = [{**row, "doc": f"d{i // 8}"} for i, row in enumerate(many())]
+    task = load_task(config(write("mine.jsonl", rows), group="doc"))
+    groups = [{e.group for e in split} for split in task.splits.values()]
+    assert sum(map(len, groups)) == len(set.union(*groups)) == 50
+    assert any("by a hash of what rows have in common" in note for note in task.notes)
+    rows[3]["doc"] = None
+    with pytest.raises(ValueError, match="mine.jsonl:4: field 'doc' of task.group is empty, null"):
+        load_task(config(write("mine.jsonl", rows), group="doc"))
+
+
+def test_a_sample_of_rows_is_a_function_of_the_rows():
+    examples = [Example(f"row {i}", "ab"[i >= 500]) for i in range(1000)]
+    kept = sample_rows(examples, 100)
+    assert len(kept) == 100 and kept == sorted(kept)
+    assert 25 < sum(examples[i].targets == "b" for i in kept) < 75  # the file is sorted by label
+    turned = examples[::-1]
+    assert {turned[i] for i in sample_rows(turned, 100)} == {examples[i] for i in kept}
+    assert set(sample_rows(examples, 50)) < set(kept)
+    assert sample_rows(examples[:3], 5) == [0, 1, 2]
+    groups = [Example(f"row {i}", "a", shared=f"g{i // 10}") for i in range(1000)]
+    assert len({groups[i].shared for i in sample_rows(groups, 100)}) == 10
+
+
+def test_metrics_of_ones_own_data(write):
+    source = write("mine.jsonl", many())
+    task = load_task(config(source, metrics=["accuracy", "macro_f1"]))
+    assert task.metrics == ("accuracy", "macro_f1")
+    check_metrics(task)
+    assert 0 < majority_score(task) < 100
+    assert load_task(config(source)).metrics == ("accuracy",)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"metrics": ["acuracy"]}, "unknown metric 'acuracy'.*did you mean 'accuracy'"),
+        ({"metrics": ["f1"], "label_words": ["yes", "no", "x"]}, "f1 is of two label words, given"),
+        ({"metrics": ["macro_f1"], "free_text": True}, "macro_f1 is of label words, given none"),
+        ({"metrics": ["pearson"]}, "target '(yes|no)' is no number; use another metric"),
+        ({"metrics": ["group_exact_match"]}, "rows of dev have none; set task.group to a field"),
+        ({"metrics": ["squad_by_group"]}, "'squad_by_group' scores rows of one group together"),
+        ({"metrics": ["wsc"]}, "metric 'wsc' is of the task super_glue/wsc alone"),
+    ],
+)
+def test_metrics_that_do_not_fit_the_rows(write, options, message):
+    with pytest.raises(ValueError, match=message):
+        check_metrics(load_task(config(write("mine.jsonl", many()), **options)))
+
+
+def test_metrics_that_are_none(write):
+    with pytest.raises(ValueError, match="task.metrics is empty, expected names such as"):
+        config("mine.jsonl", metrics=[])
+    with pytest.raises(
+        ValueError, match="task.metrics is set, but the metrics of task 'squad' are"
+    ):
+        load_task(TaskConfig(name="squad", metrics=["squad"]))
+
+
+def test_sentinels_of_the_template_are_found_and_said(write):
+    rows = many(10)
+    rows[0]["text"] = "own <extra_id_5>"
+    source = write("mine.jsonl", rows)
+    given = config(
+        source, dev_source=source, test_source=source, template="  {text} is <extra_id_0>"
+    )
+    task = load_task(given)
+    assert task.splits["train"][1] == Example("row 1 is <extra_id_0>", "yes", sentinels=(9,))
+    assert task.splits["train"][0].sentinels == (len("own <extra_id_5> is "),)
+    assert "<extra_id_0> of task.template: sentinels of the model" in task.notes
+    assert any("3 rows have '<extra_id_' in their own text: text" in note for note in task.notes)
+
+
+def test_longest_inputs_of_an_evaluation():
+    data, own = DataConfig(inputs_length=64), config("mine.jsonl")
+    paper = TaskConfig(name="super_glue/rte")
+    assert longest_input(own, data, "dev", None) == 64
+    assert longest_input(paper, data, "train", None) == longest_input(paper, data, "train", 9) == 64
+    assert longest_input(paper, data, "test", None) > 10**9
+    assert longest_input(paper, data, "dev", 512) == longest_input(own, data, "dev", 512) == 512
 
 
 def test_label_outside_the_label_words(write):

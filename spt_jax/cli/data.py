@@ -31,11 +31,16 @@ def _show(argv: Sequence[str]) -> None:
         raise ValueError(f"n is {flags.n} examples, expected 0 or more")
     with stdout_to_stderr_if(flags.json):
         from spt_jax.data.preview import preview
-        from spt_jax.data.tasks import load_any
+        from spt_jax.data.tasks import load_any, longest_input
         from spt_jax.models.open import find_tokenizer
 
         task = load_any(config.task)
-        result = preview(task, find_tokenizer(config.model), config.data, flags.n)
+        longest = {
+            split: longest_input(config.task, config.data, split, config.eval.inputs_length)
+            for split in task.splits
+        }
+        tokenizer = find_tokenizer(config.model)
+        result = preview(task, tokenizer, config.data, flags.n, longest)
     if flags.json:
         return print_json(result)
     print(f"{result['task']}: {', '.join(result['metrics'])}", *result["notes"], sep="\n")
@@ -52,7 +57,8 @@ def _show(argv: Sequence[str]) -> None:
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    return [f"{value:.1f}%" if name == "cut" else str(value) for name, value in row.items()]
+    shown = {name: "-" if value is None else str(value) for name, value in row.items()}
+    return [*(shown | {"cut": f"{row['cut']:.1f}%"}).values()]
 
 
 def _prepare(argv: Sequence[str]) -> None:

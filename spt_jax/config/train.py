@@ -65,23 +65,39 @@ class TaskConfig(Config, section="task"):
 
     Args:
         name: Name of a task (`spt-jax train --task.name=?` lists them), or a title for your own.
-        origin: Where the rows of a task of the papers come from: `tfds`, `hub`, or a folder with
-            train.jsonl and validation.jsonl (or .csv, .tsv, .parquet) in the dataset's columns.
+        origin: Where the rows of a task of the papers come from: `tfds`, `hub`, or a folder (or
+            gs://BUCKET/FOLDER) with the files that its authors distribute, such as BoolQ/val.jsonl,
+            MNLI/dev_matched.tsv or train-v1.1.json, or with train.jsonl and validation.jsonl (or
+            .csv, .tsv, .parquet) in the dataset's columns.
         prefix: Begin the inputs of a task of the papers with its name, as T5's own tasks do. The
             paper's prompts were trained without it.
         dev_from_train: Choose the best step of a task of the papers on rows taken from its train
             split. The paper chooses it on the rows whose scores it reports, because the labels of
             the test split are hidden.
-        source: File of training rows: .jsonl, .csv, .tsv or .parquet, with named columns.
+        source: File of training rows: .jsonl, .json, .csv, .tsv or .parquet, with named columns. It
+            may be compressed (.gz), a folder or a pattern of such files, or one of them in a
+            bucket, as gs://BUCKET/FILE.
         dev_source: File of rows for choosing the best step. Without it, a hash takes rows from
             `source`.
         test_source: File of rows for the final score. Without it, a hash takes rows from `source`.
         template: Input text made of a row's columns, such as '{sentence}' or
-            'question: {q} context: {c}'.
+            'question: {q} context: {c}'. {answers[text][0]} is a value inside a list or an object;
+            <extra_id_0> is the model's sentinel.
         label: Column that holds the label or the target text.
         label_words: Words that the model may answer, or a mapping from the label in the file to
             its word. Without it, the labels in the data are the words. Ignored with `free_text`.
         free_text: Targets are free text, so there are no label words and no rank score.
+        group: Column that holds what several rows have in common, such as the id of a document.
+            Rows with the same value are in one split, and metrics of groups score them together.
+        metrics: Scores of your own data; their mean is the score. They are accuracy, macro_f1, f1
+            (of two label words), matthews, squad (words in common with the target), pearson and
+            spearman (numbers), group_exact_match and squad_by_group. Accuracy by default.
+        missing: What to do with a row that has nothing (empty, null or NaN) in a column of the
+            template: `error`, `skip` the row, or read it as `empty` text.
+        encoding: Encoding of text files that are not UTF-8 and do not begin with a mark, such as
+            cp1252 (Windows), latin-1 or gb18030.
+        quoting: Whether "quotes" in .csv and .tsv files are CSV's (`csv`) or text (`none`). `auto`
+            takes them for CSV's in .csv files, and in .tsv files that were written so.
     """
 
     name: str | None = None
@@ -99,6 +115,11 @@ class TaskConfig(Config, section="task"):
         "or null",
     ] = None
     free_text: bool = False
+    group: str | None = None
+    metrics: list[str] | None = None
+    missing: Literal["error", "skip", "empty"] = "error"
+    encoding: str = "utf-8"
+    quoting: Literal["auto", "csv", "none"] = "auto"
 
     def check(self) -> None:
         if self.source is None:
@@ -107,7 +128,8 @@ class TaskConfig(Config, section="task"):
                 "no task is given; set task.name to a built-in task, or task.source, "
                 "task.template and task.label to use a file",
             )
-            for option in ("dev_source", "test_source", "template", "label", "label_words"):
+            options = ("dev_source", "test_source", "template", "label", "label_words", "group")
+            for option in options:
                 require(
                     getattr(self, option) is None,
                     f"task.{option} is set but task.source is not; it describes a file of rows",
@@ -119,6 +141,22 @@ class TaskConfig(Config, section="task"):
                     f"task.source is '{self.source}' but task.{option} is not set; "
                     "a file needs task.template and task.label",
                 )
+        require(
+            self.metrics is None or len(self.metrics) > 0,
+            "task.metrics is empty, expected names such as [accuracy, macro_f1]",
+        )
+        require(
+            _is_text_encoding(self.encoding),
+            f"task.encoding is '{self.encoding}', expected a name such as utf-8, cp1252, latin-1, "
+            "utf-16-le, gb18030 or shift_jis",
+        )
+
+
+def _is_text_encoding(name: str) -> bool:
+    try:
+        return bool("x".encode(name))
+    except (LookupError, ValueError):
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,7 +276,9 @@ class EvalConfig(Config, section="eval"):
     Args:
         every: Steps between evaluations. The last step is always evaluated.
         batch_size: Rows of an evaluation batch.
-        max_rows: Evaluate only the first rows of the dev split, so many; null for all.
+        max_rows: Evaluate a fixed random sample of so many rows of the dev split; null for all.
+        inputs_length: Longest input of dev and test, in tokens with the end marker. Without it,
+            `data.inputs_length`, and no limit for the tasks of the papers, as in the official runs.
         patience: Stop after so many evaluations without a better score; null for never.
         baselines: Also evaluate the frozen model without a prompt, on the test split.
     """
@@ -246,6 +286,7 @@ class EvalConfig(Config, section="eval"):
     every: Count = 1000
     batch_size: Count = 64
     max_rows: Count | None = None
+    inputs_length: Count | None = None
     patience: Count | None = None
     baselines: bool = True
 

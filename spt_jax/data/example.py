@@ -3,7 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from spt_jax.errors import shorten
 
@@ -23,6 +23,10 @@ class Example:
         group: Examples of one group are scored together: the answers of a question, or copies of
             a question for each of its answers.
         label: The class, where a score needs it beside the text; `HIDDEN` where it is not known.
+        shared: What the example has in common with others that must be in its split, such as its
+            paragraph; its inputs alone where empty.
+        sentinels: Where in `inputs` the model's sentinels start, in characters; `<extra_id_0>`
+            anywhere else is text.
     """
 
     inputs: str
@@ -30,6 +34,8 @@ class Example:
     answers: tuple[str, ...] = ()
     group: str = ""
     label: int | None = None
+    shared: str = field(default="", compare=False)
+    sentinels: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,14 +61,14 @@ class Task:
 
 
 def split_by_hash(examples: Sequence[Example], missing: Sequence[str]) -> dict[str, list[Example]]:
-    """Rows of one file as train and the missing splits, 10% each; the latter in shuffled order.
+    """Return rows of one file as train and the missing splits, 10% each, those in shuffled order.
 
-    The split of a row is a function of its input text alone, so rows with the same input share it.
+    The split of a row is a function of its input text, or of what it shares with other rows, and of
+    nothing else: rows with the same input, or about the same paragraph, are in the same split.
     """
     parts: dict[str, list[tuple[float, Example]]] = {name: [] for name in ("train", *missing)}
     for example in examples:
-        digest = hashlib.sha256(" ".join(example.inputs.split()).encode()).digest()
-        share = int.from_bytes(digest[:8], "big") / 2**64
+        share = _share(example)
         if "test" in missing and share < TEST_SHARE:
             name = "test"
         elif "dev" in missing and TEST_SHARE <= share < TEST_SHARE + DEV_SHARE:
@@ -73,6 +79,31 @@ def split_by_hash(examples: Sequence[Example], missing: Sequence[str]) -> dict[s
     for name in missing:  # so that the first rows are a sample even of a file sorted by label
         parts[name].sort(key=lambda pair: pair[0])
     return {name: [example for _, example in part] for name, part in parts.items()}
+
+
+def hashed(examples: Sequence[Example]) -> str:
+    """Return what `split_by_hash` hashes of these rows, for a note."""
+    return "what rows have in common" if any(e.shared for e in examples) else "the input text"
+
+
+def sample_rows(examples: Sequence[Example], count: int) -> list[int]:
+    """Return the indices, increasing, of at most `count` rows: a fixed random sample.
+
+    Which rows they are depends on the texts of the rows and not on their order, so that a file
+    sorted by label gives rows of every label. Rows that are scored together stay together, but for
+    the last group.
+    """
+    order = sorted(
+        range(len(examples)),
+        key=lambda i: (_share(examples[i]), examples[i].inputs, examples[i].targets, i),
+    )
+    return sorted(order[:count])
+
+
+def _share(example: Example) -> float:
+    """Return a number from 0 to 1 by the hash of what decides the split of an example."""
+    text = " ".join((example.shared or example.inputs).split())
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
 
 def describe(

@@ -1,122 +1,187 @@
-"""Rows of a user's .jsonl, .csv, .tsv or .parquet file, each with the line that it stands on.
+"""Rows of JSONL, JSON arrays, CSV, TSV and Parquet, each with the line that it stands on.
 
 A file is read as a whole and checked as a whole, so that a broken line 40,000 is found before
-training starts, not during it. Every value of a `Row` is text: what JSON calls 1 or true is '1' or
-'true', and null is no field at all; a `Record` keeps the types of the file. A .csv file has the
-usual quotes; in a .tsv file a quote is a character like any other, and a tab always ends the field.
+training starts, not during it. A record keeps the types of the file; `data/text.py` turns them into
+text. Files may be compressed, in shards and in a bucket (`data/places.py`).
 """
 
-import csv
 import io
+import itertools
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
+from spt_jax.data.encoding import decode
+from spt_jax.data.places import File, find_files
+from spt_jax.data.quoting import csv_lines, find_quoting
 from spt_jax.data.records import Record
-from spt_jax.errors import shorten, suggest
+from spt_jax.errors import shorten
 
-SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 
 
-@dataclass(frozen=True)
-class Row:
-    """One row of a file.
+class Reading(NamedTuple):
+    """How files of text are read.
 
     Args:
-        fields: Values by column or key, as text.
-        line: Number of the line that the row starts on, from 1.
+        encoding: Of files without a mark (BOM).
+        quoting: Whether `"quotes"` of a .csv or .tsv file are taken away (`csv`) or are part of the
+            text (`none`). `auto`: as CSV in .csv files, and in .tsv files that were written so.
     """
 
-    fields: dict[str, str]
-    line: int
+    encoding: str = "utf-8"
+    quoting: Literal["auto", "csv", "none"] = "auto"
 
 
-def read_rows(path: str | Path) -> list[Row]:
-    """All rows of a file as text, in order; blank lines are skipped.
+class Table(NamedTuple):
+    """The rows of one or several files.
 
     Args:
-        path: A .jsonl file with an object per line, a .csv or .tsv file whose first line names
-            the columns, in UTF-8, or a .parquet file.
+        records: In order.
+        notes: What was found: shards, quotes.
+    """
+
+    records: list[Record]
+    notes: tuple[str, ...]
+
+
+Line = tuple[int, dict[str, Any]]
+"""Its number, from 1, and the values by column."""
+
+
+def read_table(source: str, reading: Reading = Reading()) -> Table:  # noqa: B008  it is immutable
+    """Read all rows of a file, a folder of shards, a pattern or an address, in order.
+
+    Args:
+        source: As `data.places.find_files` takes it. A .jsonl file has an object per line, a .json
+            file an array of them, a .csv or .tsv file a first line that names the columns.
+        reading: How files of text are read.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file has another suffix or encoding, a line that cannot be read (named as
+        ValueError: A file has another suffix or encoding, a line that cannot be read (named as
             path:line), columns without a name or with the same one, or no rows.
+        PermissionError, ConnectionError: The bucket cannot be read.
     """
-    return [
-        Row({name: _as_text(v) for name, v in values.items() if v is not None}, line)
-        for line, values in _read(Path(path))
-    ]
+    files = find_files(source, SUFFIXES)
+    records, notes = [], []
+    for file in files:
+        found, note = read_file(file, reading)
+        records += found
+        notes += [note] if note else []
+    if len(files) > 1:
+        notes = notes[:1]  # one speaks for all shards
+        notes.insert(0, f"{source} has {len(files)} files, {len(records):,} rows")
+    return Table(records, tuple(notes))
 
 
-def read_records(path: str | Path) -> list[Record]:
-    """All rows of a file with the types that it has, in order; raises as `read_rows`."""
-    return [Record(values, f"{path}:{line}") for line, values in _read(Path(path))]
+def read_records(source: str, reading: Reading = Reading()) -> list[Record]:  # noqa: B008
+    """Read the rows alone; raises as `read_table`."""
+    return read_table(source, reading).records
 
 
-def _read(path: Path) -> list[tuple[int, dict[str, Any]]]:
-    """(line, values by column) of every row."""
-    if not path.exists():
-        raise FileNotFoundError(f"file '{path}' does not exist{_similar_file(path)}")
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES or not path.is_file():
-        given = f"the suffix '{path.suffix}'" if path.is_file() else "a folder"
-        raise ValueError(f"'{path}' is {given}, expected a file in {', '.join(SUFFIXES)}")
-    if suffix == ".parquet":
-        rows = _parquet_rows(path)
-    elif suffix == ".jsonl":
-        rows = list(_jsonl_rows(path, _decode(path)))
-    else:
-        text = _decode(path)
-        table = _csv_lines(path, text) if suffix == ".csv" else _tsv_lines(text)
-        rows = list(_table_rows(path, table))
-    if not rows:
-        shape = "an object per line" if suffix == ".jsonl" else "a header line and rows below"
-        shape = "a table with rows" if suffix == ".parquet" else shape
-        raise ValueError(f"file '{path}' has no rows; expected {shape}")
-    return rows
+def read_file(
+    file: File,
+    reading: Reading = Reading(),  # noqa: B008
+    *,
+    kind: str | None = None,
+    columns: tuple[str, ...] = (),
+    ragged: bool = False,
+) -> tuple[list[Record], str | None]:
+    """Read one file: its rows, and what is to be said of its quotes.
 
+    Args:
+        file: The file.
+        reading: How text is read.
+        kind: The suffix that it should have, where it has another.
+        columns: The names of the columns, should the first line of a table have none of them.
+        ragged: Whether a row of a table may lack its last columns, which are None then, or have
+            more than there are.
 
-def _similar_file(path: Path) -> str:
-    if not path.parent.is_dir():
-        return f", nor does its folder (looked from {Path.cwd()})"
-    names = [other.name for other in path.parent.iterdir() if other.suffix in SUFFIXES]
-    return suggest(path.name, names) or f" (looked from {Path.cwd()})"
-
-
-def _decode(path: Path) -> str:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"file '{path}' cannot be read: {error.strerror}") from None
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+    Raises:
+        ValueError: See `read_table`.
+    """
+    note, kind = None, kind or file.suffix
+    if kind not in SUFFIXES:
         raise ValueError(
-            f"{path}:{line}: byte 0x{data[error.start]:02x} at offset {error.start} is not UTF-8; "
-            f"convert the file, for example with: iconv -f LATIN1 -t UTF-8"
-        ) from None
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+            f"'{file.place}' is the suffix '{file.suffix}', expected a file in "
+            f"{', '.join(SUFFIXES)}, or those as .gz, .bz2 or .xz"
+        )
+    if kind == ".parquet":
+        lines = _parquet_rows(file)
+    else:
+        text = decode(file.read(), reading.encoding, file.place)
+        if kind == ".json":
+            lines = list(_json_rows(file.place, text))
+        elif kind in (".jsonl", ".ndjson"):
+            lines = list(_jsonl_rows(file.place, text))
+        else:
+            delimiter = "," if kind == ".csv" else "\t"
+            quoting = reading.quoting
+            if quoting == "auto":
+                quoting, note = ("csv", None) if kind == ".csv" else find_quoting(file.place, text)
+            split = csv_lines if quoting == "csv" else _bare_lines
+            table = iter(split(file.place, text, delimiter))
+            lines = list(_table_rows(file.place, table, columns, ragged))
+    if not lines:
+        shapes = {".parquet": "a table with rows", ".json": "an array of objects"}
+        shapes |= dict.fromkeys((".csv", ".tsv"), "a header line and rows below")
+        shape = shapes.get(kind, "an object per line")
+        raise ValueError(f"file '{file.place}' has no rows; expected {shape}")
+    return [Record(values, f"{file.place}:{line}") for line, values in lines], note
 
 
-def _parquet_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
+def _parquet_rows(file: File) -> list[Line]:
     import pyarrow
     import pyarrow.parquet
 
     try:
-        rows = pyarrow.parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        table = pyarrow.parquet.read_table(io.BytesIO(file.read()))
+        columns = {name: _as_written(table[name]) for name in table.column_names}
+        rows = pyarrow.table(columns).to_pylist()
+    except (pyarrow.ArrowException, OSError, KeyError, ValueError) as error:
         raise ValueError(
-            f"file '{path}' cannot be read as Parquet ({shorten(str(error))}); "
+            f"file '{file.place}' cannot be read as Parquet ({shorten(str(error))}); "
             "expected the file as it was written, not cut short"
         ) from None
     return list(enumerate(rows, 1))
 
 
-def _jsonl_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _as_written(column: Any) -> Any:
+    """Return a column whose values Python writes as a person would.
+
+    float32 goes through its own digits to float64, so that 0.1 does not become 0.10000000149011612;
+    nanoseconds, which Python's dates do not have, become microseconds or else text.
+    """
+    import pyarrow as pa
+
+    kind = column.type
+    if "float" in str(kind):
+        for wanted in (pa.string(), pa.float64()):
+            column = column.cast(_with_leaves(kind, pa.float32(), wanted))
+    elif pa.types.is_timestamp(kind) and kind.unit == "ns":
+        try:
+            column = column.cast(pa.timestamp("us", kind.tz))
+        except pa.ArrowInvalid:
+            column = column.cast(pa.string())
+    return column
+
+
+def _with_leaves(kind: Any, old: Any, new: Any) -> Any:
+    """Return a type of Arrow with one type in it, at any depth, replaced by another."""
+    import pyarrow as pa
+
+    if kind == old:
+        return new
+    if pa.types.is_list(kind):
+        return pa.list_(_with_leaves(kind.value_type, old, new))
+    if pa.types.is_struct(kind):
+        fields = [kind.field(number) for number in range(kind.num_fields)]
+        return pa.struct([(f.name, _with_leaves(f.type, old, new)) for f in fields])
+    return kind
+
+
+def _jsonl_rows(place: str, text: str) -> Iterator[Line]:
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
@@ -127,57 +192,80 @@ def _jsonl_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
             fields, problem = {}, f"not JSON ({error})"
         if problem is not None:
             raise ValueError(
-                f"{path}:{number}: {problem}: {shorten(line)!r}; expected one object per line, "
+                f"{place}:{number}: {problem}: {shorten(line)!r}; expected one object per line, "
                 'such as {"text": "...", "label": "..."}'
             )
         yield number, fields
 
 
-def _as_text(value: object) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-    return text.encode("utf-8", "replace").decode()  # JSON can hold halves of characters
+def _json_rows(place: str, text: str) -> Iterator[Line]:
+    """Read an array of objects; or one object; or objects one a line, which some call .json too."""
+    decoder, line, seen = json.JSONDecoder(), 1, 0
+    at = _skip(text, 0, " \n\t")
+    if text[at : at + 1] != "[":
+        try:
+            whole = json.loads(text)
+        except (ValueError, RecursionError):
+            whole = None
+        yield from _jsonl_rows(place, text) if not isinstance(whole, dict) else [(1, whole)]
+        return
+    at = _skip(text, at + 1, " \n\t")
+    while text[at : at + 1] != "]":
+        line, seen = line + text.count("\n", seen, at), at
+        try:
+            fields, at = decoder.raw_decode(text, at)
+            problem = None if isinstance(fields, dict) else "no object"
+            at = _skip(text, at, " \n\t")
+            if problem is None and text[at : at + 1] not in (",", "]"):
+                problem = "no comma behind the object"
+        except (ValueError, RecursionError) as error:
+            fields, problem = {}, f"not JSON ({error})"
+        if problem is not None:
+            raise ValueError(
+                f"{place}:{line}: {problem}: {shorten(text[seen : seen + 80])!r}; expected an "
+                'array of objects, such as [{"text": "...", "label": "..."}, ...]'
+            )
+        yield line, fields
+        at = _skip(text, at + (text[at] == ","), " \n\t")
 
 
-def _tsv_lines(text: str) -> Iterator[tuple[int, list[str]]]:
+def _skip(text: str, at: int, blanks: str) -> int:
+    while text[at : at + 1] and text[at] in blanks:
+        at += 1
+    return at
+
+
+def _bare_lines(place: str, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """Split lines at every delimiter: a quote is a character like any other."""
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
-            yield number, line.split("\t")
-
-
-def _csv_lines(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    number = 1
-    while True:
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            raise ValueError(
-                f"{path}:{number}: not CSV ({error}); expected fields with a comma or a line "
-                'break in "quotes", and a quote inside them doubled'
-            ) from None
-        if cells is None:
-            return
-        if any(cell.strip() for cell in cells):
-            yield number, cells
-        number = reader.line_num + 1  # a quoted field may span lines
+            yield number, line.split(delimiter)
 
 
 def _table_rows(
-    path: Path, table: Iterator[tuple[int, list[str]]]
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    _, header = next(table, (1, []))
-    header = [name.strip() for name in header]
-    for name in header:
+    place: str,
+    table: Iterator[tuple[int, list[str]]],
+    columns: tuple[str, ...],
+    ragged: bool,
+) -> Iterator[Line]:
+    first = next(table, (1, []))
+    header = [name.strip() for name in first[1]]
+    if columns and not {*columns} & {*header}:
+        header, table = list(columns), itertools.chain([first], table)
+    # The index that DataFrame.to_csv() writes is a first column without a name; it is left out.
+    unnamed = next((n for n, name in enumerate(header) if name), len(header))
+    for name in header[unnamed:]:
         if not name or header.count(name) > 1:
             raise ValueError(
-                f"{path}:1: the column name '{shorten(name)}' is empty or occurs twice; "
+                f"{place}:1: the column name '{shorten(name)}' is empty or occurs twice; "
                 "expected a first line with a different name for each column"
             )
     for number, cells in table:
-        if len(cells) != len(header):
-            columns = ", ".join(shorten(name, 30) for name in header[:20])
+        if len(cells) != len(header) and not ragged:
+            shown = ", ".join(shorten(name, 30) for name in header[:20])
             raise ValueError(
-                f"{path}:{number}: {len(cells)} columns, expected {len(header)} as in the first "
-                f"line: {columns}"
+                f"{place}:{number}: {len(cells)} columns, expected {len(header)} as in the first "
+                f"line: {shown}"
             )
-        yield number, dict(zip(header, cells, strict=True))
+        cells = [*cells, *[None] * (len(header) - len(cells))]
+        yield number, dict(zip(header[unnamed:], cells[unnamed:], strict=False))

@@ -6,20 +6,26 @@ of a few lengths that holds the longest of them: padding never decides which row
 compiles one program per length.
 """
 
+import dataclasses
 import functools
 import hashlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import grain
 import numpy as np
 
-from spt_jax.config.train import DataConfig
-from spt_jax.data.tasks import Example
+from spt_jax.config.train import DataConfig, TaskConfig, TrainConfig
+from spt_jax.data.example import Example, Task
+from spt_jax.data.tasks import longest_input
+from spt_jax.data.template import SENTINEL
+from spt_jax.errors import shorten
 from spt_jax.tokenizers.bpe import Tokenizer
 
 WINDOW = 50  # batches whose rows are sorted together where group_by_length is on
+UNWRITABLE = 0.01  # share of free-text targets that the tokenizer may know nothing of
+WIDTH_STEP = 128  # widths of evaluation rows beyond the longest bucket are multiples of it
 AHEAD = 4  # batches prepared ahead
 
 NumpyBatch = dict[str, np.ndarray]
@@ -31,11 +37,13 @@ class TokenizedSplit:
     """A split as token ids.
 
     Args:
-        examples: The texts, for scoring.
+        examples: The texts, for scoring. Free-text targets and answers are as they come back from
+            their tokens, so that what the model writes is compared with what it can write.
         inputs: int32[T] for each row, its end marker last.
         targets: int32[U] for each row, its end marker last.
         truncated: Share of the rows whose inputs were cut, 0 to 1.
         truncated_targets: Share of the rows whose targets were cut, 0 to 1.
+        unknown_targets: Share of the free-text targets with characters unknown to the tokenizer.
     """
 
     examples: Sequence[Example]
@@ -43,30 +51,164 @@ class TokenizedSplit:
     targets: list[np.ndarray]
     truncated: float
     truncated_targets: float
+    unknown_targets: float = 0.0
 
 
 def tokenize_split(
-    examples: Sequence[Example], tokenizer: Tokenizer, data: DataConfig
+    examples: Sequence[Example],
+    tokenizer: Tokenizer,
+    data: DataConfig,
+    *,
+    free_text: bool = False,
+    inputs_length: int | None = None,
 ) -> TokenizedSplit:
-    """Tokenizes the examples; what is too long is cut so that the end marker still fits."""
+    """Tokenize the examples; what is too long is cut so that the end marker still fits.
 
-    def tokenize(texts: list[str], length: int) -> tuple[list[np.ndarray], float]:
-        rows, cut = [], 0
-        for ids in tokenizer.encode_batch(texts):
-            cut += len(ids) > length - 1
-            rows.append(np.array([*ids[: length - 1], tokenizer.eos_id], np.int32))
-        return rows, cut / max(1, len(rows))
+    Args:
+        examples: The rows.
+        tokenizer: Of the model.
+        data: The lengths.
+        free_text: Whether targets are free text, and not label words.
+        inputs_length: Most tokens of an input; that of `data` by default.
 
-    inputs, truncated = tokenize([e.inputs for e in examples], data.inputs_length)
-    targets, truncated_targets = tokenize([e.targets for e in examples], data.targets_length)
-    return TokenizedSplit(examples, inputs, targets, truncated, truncated_targets)
+    Raises:
+        ValueError: The tokenizer knows no character of many free-text targets, or has no such
+            sentinel.
+    """
+
+    def cut(encoded: list[list[int]], length: int) -> tuple[list[np.ndarray], float]:
+        rows = [np.array([*ids[: length - 1], tokenizer.eos_id], np.int32) for ids in encoded]
+        return rows, sum(len(ids) > length - 1 for ids in encoded) / max(1, len(encoded))
+
+    encoded = tokenizer.encode_batch([e.targets for e in examples])
+    targets, truncated_targets = cut(encoded, data.targets_length)
+    length = inputs_length or data.inputs_length
+    inputs, truncated = cut(encode_inputs(examples, tokenizer), length)
+    unknown = 0.0
+    if free_text:
+        examples = _read_back(examples, encoded, tokenizer)
+        unknown = sum(tokenizer.unk_id in ids for ids in encoded) / max(1, len(encoded))
+    return TokenizedSplit(examples, inputs, targets, truncated, truncated_targets, unknown)
 
 
-def data_fingerprint(splits: dict[str, TokenizedSplit]) -> str:
-    """sha256, in hex, over all token ids of all splits, with the bounds of rows and splits."""
+def tokenize_task(
+    task: Task, split: str, described: TaskConfig, config: TrainConfig, tokenizer: Tokenizer
+) -> TokenizedSplit:
+    """Tokenize a split of a task as a run does.
+
+    Args:
+        task: With the split.
+        split: Its name.
+        described: What the task was loaded from; not always `config.task`.
+        config: Of the run.
+        tokenizer: Of the model.
+
+    Raises:
+        ValueError: The task has no such split, or see `tokenize_split`.
+    """
+    if split not in task.splits:
+        raise ValueError(f"unknown split '{split}'; expected one of {', '.join(task.splits)}")
+    return tokenize_split(
+        task.splits[split],
+        tokenizer,
+        config.data,
+        free_text=task.label_words is None,
+        inputs_length=longest_input(described, config.data, split, config.eval.inputs_length),
+    )
+
+
+def describe_lengths(splits: Mapping[str, TokenizedSplit]) -> list[str]:
+    """Return lines on what is cut and what cannot be written, for each split."""
+    cut = (
+        f"{name} {100 * part.truncated:.1f}%/{100 * part.truncated_targets:.1f}%"
+        for name, part in splits.items()
+    )
+    unknown = [
+        f"{100 * part.unknown_targets:.1f}% of {name}"
+        for name, part in splits.items()
+        if part.unknown_targets
+    ]
+    notes = [f"cut to length (inputs/targets): {', '.join(cut)}"]
+    if unknown:
+        notes.append(
+            "targets with characters that the tokenizer does not know, which nothing writes or "
+            f"scores: {', '.join(unknown)}"
+        )
+    return notes
+
+
+def encode_inputs(examples: Sequence[Example], tokenizer: Tokenizer) -> list[list[int]]:
+    """Return the ids of the inputs: text, and the sentinels that a template has put there.
+
+    Raises:
+        ValueError: The tokenizer has no such sentinel.
+    """
+    pieces, sentinels = [], []
+    for example in examples:
+        start, found = 0, []
+        for at in example.sentinels:
+            match = SENTINEL.match(example.inputs, at)
+            if match is None:
+                raise ValueError(f"no sentinel at character {at} of {shorten(example.inputs)!r}")
+            pieces.append(example.inputs[start:at])
+            found.append(tokenizer.sentinel(int(match[1])))
+            start = match.end()
+        pieces.append(example.inputs[start:])
+        sentinels.append(found)
+    encoded = iter(tokenizer.encode_batch(pieces))
+    rows = []
+    for found in sentinels:
+        row = list(next(encoded))
+        for sentinel in found:
+            row += [sentinel, *next(encoded)]
+        rows.append(row)
+    return rows
+
+
+def _read_back(
+    examples: Sequence[Example], targets: list[list[int]], tokenizer: Tokenizer
+) -> list[Example]:
+    """Return examples whose targets and answers are what their tokens say.
+
+    A text of which the tokenizer knows no character stays as it is, so that an empty output is not
+    right. Where that is the target of many rows, it is an error.
+    """
+    answers = list({answer for e in examples for answer in e.answers})
+    encoded = tokenizer.encode_batch(answers)
+    known = {answer: tokenizer.decode(ids) for answer, ids in zip(answers, encoded, strict=True)}
+    known = {answer: text for answer, text in known.items() if text.strip()}
+    read, lost = [], []
+    for example, ids in zip(examples, targets, strict=True):
+        text = tokenizer.decode(ids)
+        if not text.strip() and example.targets.strip():
+            text = example.targets
+            lost.append(text)
+        of_row = tuple(known[answer] for answer in example.answers if answer in known)
+        read.append(dataclasses.replace(example, targets=text, answers=of_row or example.answers))
+    if len(lost) > UNWRITABLE * len(examples):
+        raise ValueError(
+            f"{len(lost):,} of {len(targets):,} targets cannot be written, such as "
+            f"'{shorten(lost[0])}': the tokenizer of the model knows no character of them; use a "
+            "model that was trained on such text, such as mT5 or ByT5"
+        )
+    return read
+
+
+def data_fingerprint(splits: dict[str, TokenizedSplit], inputs_length: int = sys.maxsize) -> str:
+    """Return sha256, in hex, over all token ids of all splits, with the bounds of rows and splits.
+
+    Args:
+        splits: By name.
+        inputs_length: What inputs are cut to first, so that the longest input of an evaluation,
+            which may change when a run is resumed, makes no other data of it.
+    """
     digest = hashlib.sha256()
     for name in sorted(splits):
-        for kind, rows in (("inputs", splits[name].inputs), ("targets", splits[name].targets)):
+        inputs = [
+            row if len(row) <= inputs_length else np.append(row[: inputs_length - 1], row[-1])
+            for row in splits[name].inputs
+        ]
+        for kind, rows in (("inputs", inputs), ("targets", splits[name].targets)):
             lengths = np.array([len(row) for row in rows], "<i4")
             digest.update(f"{name} {kind} {len(rows)}\n".encode() + lengths.tobytes())
             digest.update(b"".join(row.astype("<i4").tobytes() for row in rows))
@@ -79,7 +221,8 @@ def train_batches(
     """An endless dataset in which `ds[n]` is the batch of step n, a function of (seed, n) alone.
 
     Every epoch is a new permutation and has every row once; batches run across epochs, so a batch
-    may be larger than the split.
+    may be larger than the split. With `group_by_length` the batches of a window have rows of
+    similar length, and a window lies in one epoch, so that no row is in it twice.
 
     Args:
         split: The rows.
@@ -105,18 +248,29 @@ def train_batches(
     if not data.group_by_length:
         return rows.batch(data.batch_size, batch_fn=pad)
 
-    windows = rows.batch(WINDOW * data.batch_size, batch_fn=list)
+    size, epoch = data.batch_size, len(split.inputs)
+
+    def draw(start: int, stop: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The rows of the batches start to stop - 1, as they are drawn."""
+        return [row for n in range(start * size, stop * size) if (row := rows[n]) is not None]
 
     @functools.lru_cache(maxsize=2)
-    def batches_of(window: int) -> list:
-        drawn = sorted(windows[window] or (), key=lambda row: len(row[0]))
-        order = np.random.default_rng((int.from_bytes(digest[4:8], "big"), window))
-        starts = order.permutation(WINDOW) * data.batch_size
-        return [drawn[start : start + data.batch_size] for start in starts]
+    def window(start: int, stop: int) -> list:
+        """The batches start to stop - 1, which lie in one epoch, of rows of similar length."""
+        drawn = sorted(draw(start, stop), key=lambda row: len(row[0]))
+        order = np.random.default_rng((int.from_bytes(digest[4:8], "big"), start // WINDOW))
+        starts = order.permutation(stop - start) * size
+        return [drawn[start : start + size] for start in starts]
 
-    return grain.MapDataset.range(sys.maxsize).map(
-        lambda step: pad(batches_of(step // WINDOW)[step % WINDOW])
-    )
+    def batch(step: int) -> NumpyBatch:
+        first = -(-(step * size // epoch * epoch) // size)  # that lies in the epoch of this step
+        end = (step * size // epoch + 1) * epoch // size  # the first that does not
+        if step >= end:  # it has rows of two epochs or more
+            return pad(draw(step, step + 1))
+        start = first + (step - first) // WINDOW * WINDOW
+        return pad(window(start, min(start + WINDOW, end))[step - start])
+
+    return grain.MapDataset.range(sys.maxsize).map(batch)
 
 
 def prefetch(ds: "grain.MapDataset[NumpyBatch]", start: int, stop: int) -> Iterator[NumpyBatch]:
@@ -154,7 +308,8 @@ def _pad(
     batch_size: int | None = None,
 ) -> NumpyBatch:
     longest = max(len(inputs) for inputs, _ in rows)
-    inputs_width = next(bucket for bucket in buckets if bucket >= longest)
+    beyond = -(-longest // WIDTH_STEP) * WIDTH_STEP
+    inputs_width = next((bucket for bucket in buckets if bucket >= longest), beyond)
     batch_size = batch_size or len(rows)
     batch = {
         "inputs": np.zeros((batch_size, inputs_width), np.int32),

@@ -1,6 +1,7 @@
 """What a model will read: examples as text and as tokens, and how long all of them are."""
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,12 +9,19 @@ import numpy as np
 
 from spt_jax.config.train import DataConfig
 from spt_jax.data.example import Example, Task
+from spt_jax.data.pipeline import encode_inputs
 from spt_jax.tokenizers.bpe import Tokenizer
 
 PERCENTILES = (50, 90, 95, 99, 100)
 
 
-def preview(task: Task, tokenizer: Tokenizer, data: DataConfig, count: int) -> dict[str, Any]:
+def preview(
+    task: Task,
+    tokenizer: Tokenizer,
+    data: DataConfig,
+    count: int,
+    longest: Mapping[str, int] | None = None,
+) -> dict[str, Any]:
     """The first examples of each split, and length percentiles against the configured lengths.
 
     Args:
@@ -21,16 +29,18 @@ def preview(task: Task, tokenizer: Tokenizer, data: DataConfig, count: int) -> d
         tokenizer: Of the model.
         data: The configured lengths.
         count: Examples of each split.
+        longest: Most tokens of an input by split, where that is not `data.inputs_length`.
 
     Returns:
         `task`, `label_words`, `metrics`, `notes`, `lengths` (a row for each split and side: its
-        tokens with the end marker at each percentile, the configured length, and the percentage
-        that is cut to it) and `examples`.
+        tokens with the end marker at each percentile, the configured length or None, and the
+        percentage that is cut to it) and `examples`.
     """
     lengths: list[dict[str, Any]] = []
     examples: list[dict[str, Any]] = []
     for split, rows in task.splits.items():
-        lengths += _lengths(split, rows, tokenizer, data)
+        length = (longest or {}).get(split, data.inputs_length)
+        lengths += _lengths(split, rows, tokenizer, length, data.targets_length)
         examples += [{"split": split, **_show(e, tokenizer)} for e in rows[:count]]
     return {
         "task": task.name,
@@ -43,15 +53,19 @@ def preview(task: Task, tokenizer: Tokenizer, data: DataConfig, count: int) -> d
 
 
 def _lengths(
-    split: str, rows: Sequence[Example], tokenizer: Tokenizer, data: DataConfig
+    split: str,
+    rows: Sequence[Example],
+    tokenizer: Tokenizer,
+    inputs_length: int,
+    targets_length: int,
 ) -> list[dict[str, Any]]:
     sides = {
-        "inputs": ([e.inputs for e in rows], data.inputs_length),
-        "targets": ([e.targets for e in rows], data.targets_length),
+        "inputs": (encode_inputs(rows, tokenizer), inputs_length),
+        "targets": (tokenizer.encode_batch([e.targets for e in rows]), targets_length),
     }
     found = []
-    for side, (texts, length) in sides.items():
-        counts = np.array([len(ids) + 1 for ids in tokenizer.encode_batch(texts)])
+    for side, (encoded, length) in sides.items():
+        counts = np.array([len(ids) + 1 for ids in encoded])
         counts.sort()
         # The smallest length that holds so many percent of the rows.
         percentiles = {
@@ -59,20 +73,19 @@ def _lengths(
             for p in PERCENTILES
         }
         cut = 100 * float((counts > length).mean())
-        found.append(
-            {"split": split, "side": side, **percentiles, "configured": length, "cut": cut}
-        )
+        limit = None if length == sys.maxsize else length
+        found.append({"split": split, "side": side, **percentiles, "configured": limit, "cut": cut})
     return found
 
 
 def _show(example: Example, tokenizer: Tokenizer) -> Mapping[str, Any]:
-    def tokens(text: str) -> list[str]:
-        return [tokenizer.piece(i) for i in [*tokenizer.encode(text), tokenizer.eos_id]]
+    def tokens(ids: Sequence[int]) -> list[str]:
+        return [tokenizer.piece(i) for i in [*ids, tokenizer.eos_id]]
 
     shown: dict[str, Any] = {
         "inputs": example.inputs,
-        "input_tokens": tokens(example.inputs),
+        "input_tokens": tokens(encode_inputs([example], tokenizer)[0]),
         "targets": example.targets,
-        "target_tokens": tokens(example.targets),
+        "target_tokens": tokens(tokenizer.encode(example.targets)),
     }
     return shown | ({"answers": example.answers} if len(example.answers) > 1 else {})

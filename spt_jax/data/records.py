@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from spt_jax.data.example import HIDDEN
+from spt_jax.data.text import address, as_text, how_to_address, is_missing
 from spt_jax.errors import shorten, suggest
 
 
@@ -40,6 +41,30 @@ class Record:
         if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
             raise self._wrong(column, "a list of texts")
         return [self._as_text(item, column) for item in value]
+
+    def written(self, field: str, option: str) -> str | None:
+        """Return what a template or an option names, as text whatever its type is; None if missing.
+
+        Args:
+            field: A column, or an address inside one such as `answers[text][0]`.
+            option: The option that names it, for messages.
+
+        Raises:
+            ValueError: There is no such field, or it holds no text.
+        """
+        try:
+            value = address(self.values, field, option)
+        except ValueError as error:
+            raise ValueError(f"{self.place}: {error}") from None
+        if is_missing(value):
+            return None
+        try:
+            return as_text(value)
+        except ValueError as error:
+            raise ValueError(
+                f"{self.place}: field '{field}' of {option} is {error}, expected one text or "
+                f"number{how_to_address(field, value)}"
+            ) from None
 
     def integer(self, column: str) -> int:
         """A column that is a whole number, or reads as one."""

@@ -1,31 +1,34 @@
 """Tasks: pairs of text, split into train, dev and test, and the words that may be answered.
 
-A task is built in (`library.py`, `argument_tasks.py`), of a paper (`paper_tasks.py`) or a user's
-file: a template makes the input text of a row, a field its target. Where rows have to be split
-here, the split is a function of the row's input text alone: a row that occurs twice never stands in
-both train and test, and adding rows to a file moves no other row.
+A task is built in (`builtin/`), of a paper (`papers/`) or a user's file: a template makes the input
+text of a row, a field its target. Where rows have to be split here, the split is a function of the
+row's input text alone, or of its group: a row that occurs twice never stands in both train and
+test, and adding rows to a file moves no other row.
 """
 
 import dataclasses
-import string
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from spt_jax.config.train import TaskConfig
+from spt_jax.config.train import DataConfig, TaskConfig
 from spt_jax.data.builtin.argument_tasks import ANSWERS, argument_rows
 from spt_jax.data.builtin.arguments import KINDS
 from spt_jax.data.builtin.cache import LabeledText
 from spt_jax.data.builtin.library import LIBRARIES, library_rows
-from spt_jax.data.example import SPLITS, Example, Task, describe, split_by_hash
-from spt_jax.data.files import Row, read_rows
+from spt_jax.data.example import SPLITS, Example, Task, describe, hashed, split_by_hash
+from spt_jax.data.files import Reading, read_table
 from spt_jax.data.papers.splits import (
     load_paper_task,
     load_paper_test,
     paper_task_names,
     trainable,
 )
+from spt_jax.data.records import Record
+from spt_jax.data.template import Template, parse_template
+from spt_jax.data.text import NOT_A_NUMBER
 from spt_jax.errors import shorten, suggest
 
 # Name -> (rows by split, label words; None where targets are free text).
@@ -36,6 +39,7 @@ BUILT_IN: dict[str, tuple[Callable[[], dict[str, list[LabeledText]]], tuple[str,
     "argument": (partial(argument_rows, "argument"), None),
 }
 MAX_INFERRED = 50  # label words that are inferred without asking, if they are many of the rows
+FEW = 10  # different values that are label words even where they are most of the rows
 
 
 class _Located(NamedTuple):
@@ -58,13 +62,14 @@ def load_task(config: TaskConfig) -> Task:
     """
     _check_options(config)
     if config.source is not None:
-        return _load_files(config, config.source, config.template or "", config.label or "")
+        return _load_files(config, config.source)
     if config.name in paper_task_names():
         return load_paper_task(
             config.name,
             origin=config.origin,
             prefix=config.prefix,
             dev_from_train=config.dev_from_train,
+            reading=Reading(config.encoding, config.quoting),
         )
     if config.name not in BUILT_IN:
         names = [*BUILT_IN, *paper_task_names()]
@@ -77,17 +82,19 @@ def load_task(config: TaskConfig) -> Task:
     rows = make()
     splits = {name: [Example(row.text, row.label) for row in rows[name]] for name in SPLITS}
     label_words = None if config.free_text else label_words
-    return Task(config.name, splits, label_words, describe(splits, label_words))
+    notes = describe(splits, label_words)
+    return Task(config.name, splits, label_words, notes, _metrics(config))
 
 
 def _check_options(config: TaskConfig) -> None:
     """Raises ValueError for options that the kind of task has no use for."""
     of_papers = config.source is None and config.name in paper_task_names()
-    if of_papers and config.free_text:
-        raise ValueError(
-            f"task.free_text is set, but the answers of task '{config.name}' are those of the "
-            "paper; leave it out"
-        )
+    for option, what in (("free_text", "answers"), ("metrics", "metrics")):
+        if of_papers and getattr(config, option):
+            raise ValueError(
+                f"task.{option} is set, but the {what} of task '{config.name}' are those of the "
+                "paper; leave it out"
+            )
     for option in ("origin", "prefix", "dev_from_train"):
         if not of_papers and getattr(config, option) != getattr(TaskConfig, option):
             raise ValueError(
@@ -100,7 +107,12 @@ def load_test(config: TaskConfig) -> Task:
     """The task with its test rows alone, also where it has no others; raises as `load_task`."""
     _check_options(config)
     if config.source is None and config.name in paper_task_names():
-        return load_paper_test(config.name, origin=config.origin, prefix=config.prefix)
+        return load_paper_test(
+            config.name,
+            origin=config.origin,
+            prefix=config.prefix,
+            reading=Reading(config.encoding, config.quoting),
+        )
     task = load_task(config)
     return dataclasses.replace(task, splits={"test": task.splits["test"]}, notes=())
 
@@ -111,20 +123,37 @@ def load_any(config: TaskConfig) -> Task:
     return load_test(config) if only_test else load_task(config)
 
 
-def _load_files(config: TaskConfig, source: str, template: str, label: str) -> Task:
-    fields = _template_fields(template)
-    paths = {"train": source, "dev": config.dev_source, "test": config.test_source}
-    rows = {
-        name: [_locate(path, row, fields, label) for row in read_rows(path)]
-        for name, path in paths.items()
-        if path is not None
-    }
-    notes = []
+def longest_input(task: TaskConfig, data: DataConfig, split: str, limit: int | None) -> int:
+    """Return the most tokens that an input of a split is given, with its end marker.
+
+    Args:
+        task: The task. Those of the papers have no limit but in training.
+        data: The lengths of training.
+        split: `train`, `dev` or `test`.
+        limit: `eval.inputs_length`.
+    """
+    if split == "train":
+        return data.inputs_length
+    if limit is not None:
+        return limit
+    of_papers = task.source is None and task.name in paper_task_names()
+    return sys.maxsize if of_papers else data.inputs_length
+
+
+def _load_files(config: TaskConfig, source: str) -> Task:
+    template = parse_template(config.template or "")
+    notes, rows = [], {}
+    for name, path in zip(SPLITS, (source, config.dev_source, config.test_source), strict=True):
+        if path is not None:
+            table = read_table(path, Reading(config.encoding, config.quoting))
+            rows[name], found = _locate_rows(config, path, table.records, template)
+            notes += [*table.notes, *found]
+    notes += _sentinel_notes(template, rows)
     label_words = None
     if not config.free_text:
         if config.label_words is None:
-            mapping, origin = _infer(source, label, rows["train"]), f"inferred from {source}"
-            notes.append(f"label words, {origin}: {', '.join(mapping)}")
+            mapping, origin = _infer(source, rows["train"]), f"inferred from {source}"
+            notes.append(f"label words, {origin}: {_shown(mapping)}")
         else:
             mapping, origin = _given(config.label_words), "given as task.label_words"
         rows = {name: [_to_word(row, mapping, origin) for row in rows[name]] for name in rows}
@@ -135,8 +164,8 @@ def _load_files(config: TaskConfig, source: str, template: str, label: str) -> T
         splits |= split_by_hash(splits["train"], missing)
         options = " and ".join(f"task.{name}_source" for name in missing)
         notes.append(
-            f"{' and '.join(missing)} taken from {source} by a hash of the input text; "
-            f"set {options} to use files"
+            f"{' and '.join(missing)} taken from {source} by a hash of "
+            f"{hashed(splits['train'])}; set {options} to use files"
         )
         for name in SPLITS:
             if not splits[name]:
@@ -146,63 +175,92 @@ def _load_files(config: TaskConfig, source: str, template: str, label: str) -> T
                 )
     splits = {name: splits[name] for name in SPLITS}
     name = config.name or Path(source).stem
-    return Task(name, splits, label_words, (*notes, *describe(splits, label_words)))
+    notes += describe(splits, label_words)
+    return Task(name, splits, label_words, tuple(notes), _metrics(config))
 
 
-def _template_fields(template: str) -> list[tuple[str, str | None]]:
-    """A template as (text, field to put after it or None) pairs."""
-    try:
-        parsed = list(string.Formatter().parse(template))
-    except ValueError as error:
-        raise ValueError(
-            f"task.template {template!r} is broken ({error}); expected fields in braces, such as "
-            "'{sentence}', and '{{' for a brace"
-        ) from None
-    for _, field, form, conversion in parsed:
-        if field is not None and (not field or form or conversion):
-            raise ValueError(
-                f"task.template {template!r} has a field without a name or with a format; "
-                "expected the name of a field alone in braces, such as '{sentence}'"
-            )
-    if all(field is None for _, field, _, _ in parsed):
-        raise ValueError(
-            f"task.template {template!r} has no field, so every input would be the same; "
-            "expected fields in braces, such as '{sentence}'"
+def _metrics(config: TaskConfig) -> tuple[str, ...]:
+    return tuple(config.metrics or ("accuracy",))
+
+
+def _locate_rows(
+    config: TaskConfig, path: str, records: Sequence[Record], template: Template
+) -> tuple[list[_Located], list[str]]:
+    """Return the examples of the rows of one file, and what is to be said of missing texts."""
+    located, lacking, fields = [], [], {}
+    for record in records:
+        filled = template.fill(record)
+        target = _required(record, config.label or "", "task.label")
+        if filled.missing:
+            lacking.append(record.place)
+            fields |= dict.fromkeys(filled.missing)
+            if config.missing == "skip":
+                continue
+        group = "" if config.group is None else _required(record, config.group, "task.group")
+        example = Example(
+            filled.text, target, group=group, shared=group, sentinels=filled.sentinels
         )
-    return [(text, field) for text, field, _, _ in parsed]
-
-
-def _locate(path: str, row: Row, template: list[tuple[str, str | None]], label: str) -> _Located:
-    place = f"{path}:{row.line}"
-
-    def value(field: str, option: str) -> str:
-        if field not in row.fields:
-            known = list(row.fields)
-            shown = ", ".join(shorten(name, 30) for name in known[:20]) or "none"
-            raise ValueError(
-                f"{place}: the row has no field '{field}' of {option}; its fields: {shown}"
-                f"{suggest(field, known)}"
-            )
-        return row.fields[field].strip()
-
-    parts = [
-        text + (value(field, "task.template") if field is not None else "")
-        for text, field in template
-    ]
-    target = " ".join(value(label, "task.label").split())
-    if not target:
-        raise ValueError(f"{place}: field '{label}' of task.label is empty; expected a target text")
-    return _Located(Example("".join(parts).strip(), target), place)
-
-
-def _infer(source: str, label: str, train: Sequence[_Located]) -> dict[str, str]:
-    """{value in the file: word}, the same here."""
-    values = sorted({row.example.targets for row in train})
-    if len(values) > MAX_INFERRED and len(values) > len(train) / 10:
+        located.append(_Located(example, record.place))
+    if not lacking:
+        return located, []
+    what = (
+        f"{len(lacking):,} of {len(records):,} rows of {path} have nothing (empty, null or NaN) in "
+        f"{_shown(fields)} of task.template, the first at {lacking[0]}"
+    )
+    if config.missing == "error":
         raise ValueError(
-            f"field '{label}' of {source} has {len(values):,} different values in {len(train):,} "
-            "rows, too many for label words; set task.free_text=true, or list them in "
-            "task.label_words"
+            f"{what}; set task.missing=skip to leave these rows out, or task.missing=empty to "
+            "read nothing as an empty text"
+        )
+    if not located:
+        raise ValueError(f"{what}; leaving them out leaves no row")
+    return located, [f"{what}; they are {'left out' if config.missing == 'skip' else 'kept'}"]
+
+
+def _required(record: Record, field: str, option: str) -> str:
+    value = record.written(field, option)
+    if value is None:
+        raise ValueError(
+            f"{record.place}: field '{field}' of {option} is empty, null or NaN; expected a text"
+        )
+    return " ".join(value.split())
+
+
+def _sentinel_notes(template: Template, rows: dict[str, list[_Located]]) -> list[str]:
+    notes = []
+    if template.sentinels:
+        notes.append(f"{_shown(template.sentinels)} of task.template: sentinels of the model")
+    examples = [row.example for part in rows.values() for row in part]
+    own = sum(
+        e.inputs.count("<extra_id_") > len(e.sentinels) or "<extra_id_" in e.targets
+        for e in examples
+    )
+    if own:
+        notes.append(f"{own:,} rows have '<extra_id_' in their own text: text, and no sentinel")
+    return notes
+
+
+def _shown(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    return ", ".join(shorten(name, 30) for name in names[:20]) + more
+
+
+def _infer(source: str, train: Sequence[_Located]) -> dict[str, str]:
+    """Return {value in the file: word}, the same here."""
+    for located in train:
+        if located.example.targets in NOT_A_NUMBER:
+            raise ValueError(
+                f"{located.place}: label '{located.example.targets}' is how a missing number is "
+                "written; give the row a label, or list it in task.label_words if it is one"
+            )
+    values = sorted({row.example.targets for row in train})
+    many = len(values) > FEW and len(values) > len(train) / 2
+    if many or (len(values) > MAX_INFERRED and len(values) > len(train) / 10):
+        raise ValueError(
+            f"the labels of {source} have {len(values):,} different values in {len(train):,} "
+            f"rows ({_shown(values[:3])}, ...), too many for label words; set "
+            "task.free_text=true, or list them in task.label_words"
         )
     return {value: value for value in values}
 
@@ -225,9 +283,9 @@ def _given(label_words: dict[str, str] | list[str]) -> dict[str, str]:
 def _to_word(located: _Located, mapping: dict[str, str], origin: str) -> _Located:
     example, place = located
     if example.targets not in mapping:
-        shown = ", ".join(shorten(value, 30) for value in list(mapping)[:20])
         raise ValueError(
-            f"{place}: label '{shorten(example.targets)}' is not among those {origin}: {shown}"
+            f"{place}: label '{shorten(example.targets)}' is not among those {origin}: "
+            f"{_shown(mapping)}"
             f"{suggest(example.targets, list(mapping))}"
         )
-    return _Located(Example(example.inputs, mapping[example.targets]), place)
+    return _Located(dataclasses.replace(example, targets=mapping[example.targets]), place)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from spt_jax.config.devices import MeshConfig
 from spt_jax.config.train import DataConfig, TaskConfig, TrainConfig
-from spt_jax.data.example import Example, Task
+from spt_jax.data.example import Task, sample_rows
 from spt_jax.data.papers.splits import paper_task_names
-from spt_jax.data.pipeline import TokenizedSplit, tokenize_split
+from spt_jax.data.pipeline import TokenizedSplit, tokenize_task
 from spt_jax.data.tasks import load_task, load_test
 from spt_jax.errors import suggest
 from spt_jax.evaluation.scores import Outputs, Scores, TaskRows, answer_tasks, score
@@ -44,14 +44,15 @@ def evaluate(
         label_words: The answers that count; None for free text.
         batch_size: Rows at a time.
         metrics: Of the task; their mean is the score.
-        max_rows: Use only the first rows.
+        max_rows: Use a fixed random sample of so many rows.
     """
     if max_rows is not None:
+        kept = sample_rows(split.examples, max_rows)
         split = dataclasses.replace(
             split,
-            examples=split.examples[:max_rows],
-            inputs=split.inputs[:max_rows],
-            targets=split.targets[:max_rows],
+            examples=[split.examples[i] for i in kept],
+            inputs=[split.inputs[i] for i in kept],
+            targets=[split.targets[i] for i in kept],
         )
     bank, name = _bank_of(backbone, params)
     rows = TaskRows(split, label_words, data.targets_length, name, metrics)
@@ -95,29 +96,37 @@ def evaluate_run(
         config = TrainConfig(model=model, task=TaskConfig(name=task))
         backbone, params = load_stored(run, config, mesh=mesh)
     if task is None:
-        return _evaluate_on(load_task(config.task), split, config, backbone, params)
+        return _evaluate_on(config.task, split, config, backbone, params)
     if task not in paper_task_names() or split != "test":
         raise ValueError(
             f"split '{split}' of task '{task}' is given; expected the test split of one of "
             f"{', '.join(paper_task_names())}{suggest(task, paper_task_names())}"
         )
     other = TaskConfig(name=task, origin=origin or config.task.origin, prefix=config.task.prefix)
-    return _evaluate_on(load_test(other), "test", config, backbone, params)
+    return _evaluate_on(other, "test", config, backbone, params)
 
 
 def _evaluate_on(
-    task: Task, split: str, config: TrainConfig, backbone: Backbone, params: Params
+    described: TaskConfig, split: str, config: TrainConfig, backbone: Backbone, params: Params
 ) -> dict:
+    task = load_task(described) if described is config.task else load_test(described)
+    rows = tokenize_task(task, split, described, config, backbone.tokenizer)
     scores = evaluate(
         backbone,
         params,
-        tokenize_split(_examples(task, split), backbone.tokenizer, config.data),
+        rows,
         config.data,
         label_words=task.label_words,
         batch_size=config.eval.batch_size,
         metrics=task.metrics,
     )
-    return {"task": task.name, "split": split, **scores.to_dict()}
+    return _result(task, split, scores, rows)
+
+
+def _result(task: Task, split: str, scores: Scores, rows: TokenizedSplit) -> dict:
+    """Return what is printed of the scores of a task."""
+    cut = 100 * rows.truncated
+    return {"task": task.name, "split": split, **scores.to_dict(), "cut_inputs": cut}
 
 
 def evaluate_runs(
@@ -139,7 +148,7 @@ def evaluate_runs(
     """
     group = load_group(runs, split, mesh=mesh)
     return {
-        name: {"task": task.name, "split": split, **score(rows, outputs).to_dict()}
+        name: _result(task, split, score(rows, outputs), rows.split)
         for name, task, rows, outputs in zip(group.names, group.tasks, group.rows, group.answer())
     }
 
@@ -185,7 +194,7 @@ def load_group(runs: Sequence[Path], split: str, *, mesh: MeshConfig | None = No
         tasks=tasks,
         rows=[
             TaskRows(
-                split=tokenize_split(_examples(task, split), backbone.tokenizer, config.data),
+                split=tokenize_task(task, split, config.task, config, backbone.tokenizer),
                 label_words=task.label_words,
                 targets_length=config.data.targets_length,
                 prompt=str(run),
@@ -202,12 +211,6 @@ def load_group(runs: Sequence[Path], split: str, *, mesh: MeshConfig | None = No
         ),
         batch_size=min(config.eval.batch_size for config in configs),
     )
-
-
-def _examples(task: Task, split: str) -> list[Example]:
-    if split not in task.splits:
-        raise ValueError(f"unknown split '{split}'; expected one of {', '.join(task.splits)}")
-    return task.splits[split]
 
 
 def _load_tasks(configs: Sequence[TrainConfig]) -> list[Task]:

@@ -24,7 +24,7 @@ from spt_jax.data.example import Task
 from spt_jax.data.pipeline import TokenizedSplit, eval_batches
 from spt_jax.decoding.loop import answer_log_probs, likeliest, write
 from spt_jax.distributed.preemption import poll
-from spt_jax.evaluation.metrics import compute, invalid, mean_score
+from spt_jax.evaluation.metrics import compute, invalid, mean_score, normalize
 from spt_jax.forward import encode
 from spt_jax.models.backbone import Backbone
 from spt_jax.prompts.bank import BankArrays, PromptBank
@@ -62,34 +62,48 @@ class Scores:
 
 
 def encode_answers(label_words: Sequence[str], tokenizer: Tokenizer, length: int) -> np.ndarray:
-    """Label words as int32[W, U] with EOS, padded with 0.
+    """Return label words as int32[W, U] with EOS, padded with 0.
 
     Raises:
-        ValueError: A word has tokens unknown to the tokenizer, is longer than `length` with its
-            EOS, or two words are the same tokens.
+        ValueError: A word has tokens unknown to the tokenizer or none at all, is longer than
+            `length` with its EOS, or two words cannot be told apart.
     """
     rows = [[*tokenizer.encode(word), tokenizer.eos_id] for word in label_words]
-    for word, row in zip(label_words, rows, strict=True):
+    texts = [normalize(tokenizer.decode(row)) for row in rows]
+    for word, row, text in zip(label_words, rows, texts, strict=True):
         if tokenizer.unk_id in row:
             raise ValueError(
                 f"label word '{word}' has characters that the tokenizer does not know; "
                 "map it to another word by task.label_words"
+            )
+        if not text:
+            raise ValueError(
+                f"label word {word!r} cannot be written: the tokenizer leaves nothing of it; map "
+                "it to another word by task.label_words"
             )
         if len(row) > length:
             raise ValueError(
                 f"label word '{word}' has {len(row)} tokens with its end marker but "
                 f"data.targets_length is {length}; set data.targets_length to {len(row)} or more"
             )
-        first = label_words[rows.index(row)]
+        first = label_words[texts.index(text)]
         if first != word:
             raise ValueError(
-                f"label words '{first}' and '{word}' are the same tokens; "
-                "map one to another word by task.label_words"
+                f"label words '{first}' and '{word}' are the same tokens or the same text, "
+                f"'{text}', to the tokenizer; map one to another word by task.label_words"
             )
     answers = np.zeros((len(rows), max(map(len, rows), default=0)), np.int32)
     for number, row in enumerate(rows):
         answers[number, : len(row)] = row
     return answers
+
+
+def label_of_text(label_words: Sequence[str], tokenizer: Tokenizer) -> dict[str, str]:
+    """Return {what comes back from the tokens of a label word: the word}.
+
+    The tokenizer may write a word otherwise: '½' as '1/2', two characters as one letter.
+    """
+    return {normalize(tokenizer.decode(tokenizer.encode(word))): word for word in label_words}
 
 
 @dataclass(frozen=True)
@@ -176,6 +190,7 @@ def answer_tasks(
     of_row = np.repeat(np.arange(len(tasks)), sizes)  # which of `tasks` a row is of
     task_ids = bank.task_ids([task.prompt for task in tasks])
     answers = _stack_answers(tasks, tokenizer)
+    labels = [label_of_text(task.label_words or (), tokenizer) for task in tasks]
     predictions = [""] * len(of_row)
     log_probs = np.zeros((len(of_row), answers.shape[1]), np.float32)
     rows = dataclasses.replace(
@@ -190,8 +205,9 @@ def answer_tasks(
         placed = place_batch(arrays, model.mesh)
         ids, of_answers = _answer(model, params, bank.arrays, **placed, length=data.targets_length)
         for row, index in zip(np.asarray(ids), indices, strict=False):
-            written = row[: tasks[int(of_row[index])].targets_length]
-            predictions[index] = tokenizer.decode(written.tolist())
+            task = int(of_row[index])
+            text = tokenizer.decode(row[: tasks[task].targets_length].tolist())
+            predictions[index] = labels[task].get(normalize(text), text)
         log_probs[indices] = of_answers[: len(indices)]
     return [
         Outputs(

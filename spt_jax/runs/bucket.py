@@ -36,7 +36,7 @@ class Bucket:
         self.address = address.rstrip("/")
         self.name, _, folder = self.address.removeprefix("gs://").partition("/")
         context = ts.Context({} if patient else {"gcs_request_retries": _BRIEF})
-        spec = {"driver": "gcs", "bucket": self.name, "path": f"{folder}/"}
+        spec = {"driver": "gcs", "bucket": self.name, "path": folder and f"{folder}/"}
         try:
             self._store = ts.KvStore.open(spec, context=context).result()
         except ValueError as error:

@@ -34,8 +34,12 @@ from spt_jax.config.train import TrainConfig
 from spt_jax.distributed.main_process import main_only, main_process
 from spt_jax.runs.log import lock_folder, read_log, write_atomic, write_json_atomic
 
-RESUMABLE = ("eval.", "log.", "mesh", "remat")
-"""Settings that may change when a run is resumed. `steps` may grow, too."""
+RESUMABLE = ("eval.", "log.", "mesh", "remat", "task.encoding", "task.missing", "task.quoting")
+"""Settings that may change when a run is resumed. `steps` may grow, too.
+
+How files of rows are read may change because the data that comes of it may not: its fingerprint is
+part of the identity of the run.
+"""
 
 FOLDERS = ("checkpoints", "model", "events", "profile")
 """Folders in the folder of a run."""

@@ -26,7 +26,7 @@ PROMPT, MODEL = "prompt_tuning", "model_tuning"
 MEMBER = "ensemble"  # prompt tuning with seeds beside those asked for
 BUCKETS = (32, 48, 64, 96)
 DEV_ROWS = 500
-"""First rows of dev that a step is chosen by; test is always scored whole."""
+"""Rows of dev, a fixed sample, that a step is chosen by; test is always scored whole."""
 
 # What a run costs on two cores: examples per second at 64 inputs behind 20 vectors, the cost of a
 # scored row in such examples, rows of a test split, and seconds of reading and compiling.

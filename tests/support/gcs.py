@@ -81,8 +81,11 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(200, self._describe(key))
         if self.command == "GET" and not name:
             prefix = f"{bucket}/{options.get('prefix', '')}"
+            start, end = (options.get(side, "") for side in ("startOffset", "endOffset"))
             items = [
-                self._describe(key) for key in sorted(server.objects) if key.startswith(prefix)
+                self._describe(key)
+                for key in sorted(server.objects)
+                if key.startswith(prefix) and start <= key.partition("/")[2] < (end or "\uffff")
             ]
             return self._answer(200, {"kind": "storage#objects", "items": items})
         if key not in server.objects:

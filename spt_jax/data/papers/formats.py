@@ -66,7 +66,8 @@ def multirc(name: str, keys: str, words: Sequence[str]) -> Format:
         inputs = re.sub("</?b>", "", example.inputs.replace("<br>", " "))
         index = row.inner("idx")
         group = f"{index.integer('paragraph')}/{index.integer('question')}"
-        return [dataclasses.replace(example, inputs=inputs, group=group)]
+        shared = row.text("paragraph")
+        return [dataclasses.replace(example, inputs=inputs, group=group, shared=shared)]
 
     return to_examples
 
@@ -80,7 +81,8 @@ def record(row: Record) -> list[Example]:
     answers = tuple(row.texts("answers"))
     group = f"{row.inner('idx').integer('passage')}/{row.inner('idx').integer('query')}"
     label = None if answers else HIDDEN
-    return [Example(inputs, a, answers, group, label) for a in answers or (UNKNOWN,)]
+    shared = row.text("passage")
+    return [Example(inputs, a, answers, group, label, shared) for a in answers or (UNKNOWN,)]
 
 
 def wsc(row: Record) -> list[Example]:
@@ -128,7 +130,8 @@ def _question(row: Record, answers: Sequence[str]) -> list[Example]:
     inputs = _SPACES.sub(" ", f"question: {question} context: {context}")
     padded = tuple(pad_punctuation(answer) for answer in answers)
     target = padded[0] if padded else UNKNOWN
-    return [Example(inputs, target, padded, label=None if padded else HIDDEN)]
+    label = None if padded else HIDDEN
+    return [Example(inputs, target, padded, label=label, shared=row.text("context"))]
 
 
 def pad_punctuation(text: str) -> str:

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from spt_jax.data.papers import formats
+from spt_jax.data.papers import formats, releases
 from spt_jax.data.papers.formats import Format
 from spt_jax.data.papers.label_lines import LabelLines
 from spt_jax.data.papers.origins import Hub, Source
+from spt_jax.data.papers.releases import Release, renamed
 
 _ON_VALIDATION = {"train": "train", "dev": "validation", "test": "validation"}
 _ON_TEST_ONLY = {"test": "test"}
@@ -115,6 +116,32 @@ _GLUE = {
     "ax": _Keys("hypothesis premise", _MNLI, name="mnli", splits=_ON_TEST_ONLY),
 }
 
+# How the archives of the benchmarks differ from TFDS; what is not here is a table as it is.
+_RELEASES = {
+    "super_glue/multirc": Release(unfold=releases.multirc),
+    "super_glue/record": Release(unfold=releases.record),
+    "super_glue/wsc.fixed": Release(unfold=releases.wsc),
+    "super_glue/axb": Release({"test": ("AX-b.jsonl",)}),
+    "super_glue/axg": Release({"test": ("AX-g.jsonl",)}),
+    "glue/cola": Release(columns=("source", "label", "mark", "sentence"), ragged=True),
+    "glue/mrpc": Release(
+        {"train": ("msr_paraphrase_train.txt",), "validation": ("msr_paraphrase_test.txt",)},
+        renamed(label="Quality", sentence1="#1 String", sentence2="#2 String"),
+        ragged=True,
+        dev_ids=("dev_ids.tsv", "mrpc_dev_ids.tsv"),
+    ),
+    "glue/qqp": Release(unfold=renamed(label="is_duplicate"), ragged=True),
+    "glue/mnli": Release(
+        unfold=renamed(premise="sentence1", hypothesis="sentence2", label="gold_label"), ragged=True
+    ),
+    "glue/stsb": Release(unfold=renamed(label="score"), ragged=True),
+    "glue/ax": Release(
+        {"test": ("diagnostic.tsv",)}, renamed(premise="sentence1", hypothesis="sentence2")
+    ),
+    **{f"glue/{name}": Release(ragged=True) for name in ("sst2", "qnli", "rte", "wnli")},
+}
+_FOLDERS = {"glue/mnli_mismatched": "MNLI", "glue/ax": "diagnostic"}  # of other names than tasks'
+
 _MRQA = {  # name in TFDS -> value of the column `subset` on the Hub
     "bio_asq": "BioASQ",
     "drop": "DROP",
@@ -125,21 +152,25 @@ _MRQA = {  # name in TFDS -> value of the column `subset` on the Hub
 }
 
 
-def _benchmark(benchmark: str, config: str) -> Source:
+def _benchmark(benchmark: str, config: str, task: str | None = None) -> Source:
     path = {"glue": "nyu-mll/glue", "super_glue": "aps/super_glue"}[benchmark]
-    return Source(tfds=f"{benchmark}/{config}", hub=Hub(path, config))
+    tfds = f"{benchmark}/{config}"
+    release, folder = _RELEASES.get(tfds, Release()), _FOLDERS.get(f"{benchmark}/{task}")
+    return Source(tfds=tfds, hub=Hub(path, config), release=release, folder=folder)
 
 
 def _keyed(benchmark: str, name: str, row: _Keys) -> PaperTask:
     make = formats.multirc if name == "multirc" else formats.classes
     text = make(row.name or name, row.keys, row.words)
-    source = _benchmark(benchmark, row.config or name)
+    source = _benchmark(benchmark, row.config or name, name)
     return PaperTask(source, text, row.words, row.metrics, row.splits)
 
 
 def _mrqa(name: str, subset: str) -> PaperTask:
     hub = Hub("mrqa-workshop/mrqa", where={"subset": subset})
-    source = Source(tfds=f"mrqa/{name}", hub=hub)
+    files = (f"{subset}.jsonl.gz", f"{subset}.jsonl")
+    release = Release({"test": files}, releases.mrqa)
+    source = Source(tfds=f"mrqa/{name}", hub=hub, release=release)
     return PaperTask(source, formats.mrqa, None, ("squad",), _ON_TEST_ONLY, prefixed=False)
 
 
@@ -163,7 +194,13 @@ PAPER_TASKS: dict[str, PaperTask] = {
     **{f"glue/{name}": _keyed("glue", name, row) for name, row in _GLUE.items()},
     "glue/stsb": PaperTask(_benchmark("glue", "stsb"), formats.stsb, None, ("pearson", "spearman")),
     "squad": PaperTask(
-        Source(tfds="squad/v1.1", hub=Hub("rajpurkar/squad")),
+        Source(
+            tfds="squad/v1.1",
+            hub=Hub("rajpurkar/squad"),
+            release=Release(
+                {"train": ("train-v1.1.json",), "validation": ("dev-v1.1.json",)}, releases.squad
+            ),
+        ),
         formats.squad,
         None,
         ("squad",),
@@ -182,6 +219,8 @@ def _text_task(name: str, source: Source, words: tuple[str, ...], **splits: str)
 # The label words of Khashabi et al. 2022, in the order of the labels on the Hub.
 _SST5 = ("terrible", "bad", "okay", "good", "great")
 _TREC = ("Expression", "Entity", "Description", "Human", "Location", "Number")
+_TREC_NAMES = ("ABBR", "ENTY", "DESC", "HUM", "LOC", "NUM")
+_TREC_ORDER = ("Description", "Entity", "Expression", "Human", "Location", "Number")
 _AG_NEWS = ("World", "Sports", "Business", "Technology")
 _SUBJ = ("objective", "subjective")
 
@@ -199,18 +238,20 @@ PAPER_TASKS |= {
         Source(
             "trec",
             Hub("CogComp/trec"),
-            LabelLines(
-                "label text",
-                "cp1252",
-                {"train": "train.txt", "test": "test.txt"},
-                {
-                    "0": "Description",
-                    "1": "Entity",
-                    "2": "Expression",
-                    "3": "Human",
-                    "4": "Location",
-                    "5": "Number",
-                },
+            (
+                LabelLines(
+                    "label text",
+                    "cp1252",
+                    {"train": ("train.txt",), "test": ("test.txt",)},
+                    dict(zip("012345", _TREC_ORDER, strict=True)),
+                ),
+                LabelLines(
+                    "label text",
+                    "cp1252",
+                    {"train": ("train_5500.label",), "test": ("TREC_10.label",)},
+                    dict(zip(_TREC_NAMES, _TREC, strict=True)),
+                    blank=b"\xf0",  # the one byte that is no letter, as TFDS reads it
+                ),
             ),
             columns={"tfds": {"label-coarse": "label"}, "hub": {"coarse_label": "label"}},
             labels={"tfds": ("Description", "Entity", "Expression", "Human", "Number", "Location")},
@@ -223,12 +264,15 @@ PAPER_TASKS |= {
         "ag_news",
         Source(
             hub=Hub("fancyzhx/ag_news"),
-            lines=LabelLines(
-                "text<tab>label",
-                "utf-8",
-                {"train": "dev.tsv", "test": "test.tsv"},
-                dict(zip(("World", "Sports", "Business", "Sci/Tech"), _AG_NEWS, strict=True)),
+            lines=(
+                LabelLines(
+                    "text<tab>label",
+                    "utf-8",
+                    {"train": ("dev.tsv",), "test": ("test.tsv",)},
+                    dict(zip(("World", "Sports", "Business", "Sci/Tech"), _AG_NEWS, strict=True)),
+                ),
             ),
+            release=Release(unfold=releases.ag_news, columns=("class", "title", "description")),
         ),
         _AG_NEWS,
         train="train",
@@ -238,11 +282,19 @@ PAPER_TASKS |= {
         "subj",
         Source(
             hub=Hub("SetFit/subj"),
-            lines=LabelLines(
-                "label text",
-                "cp1252",
-                {"train": "all.txt"},
-                {"0": "subjective", "1": "objective"},
+            lines=(
+                LabelLines(
+                    "label text",
+                    "cp1252",
+                    {"train": ("all.txt",)},
+                    {"0": "subjective", "1": "objective"},
+                ),
+                LabelLines(
+                    "text",
+                    "cp1252",
+                    {"train": ("quote.tok.gt9.5000", "plot.tok.gt9.5000")},
+                    {"quote.tok.gt9.5000": "subjective", "plot.tok.gt9.5000": "objective"},
+                ),
             ),
             columns={"hub": {"label": "number", "label_text": "label"}},
         ),

@@ -7,7 +7,7 @@ SuperGLUE score (Lester et al. 2021, section 3).
 
 from collections.abc import Mapping, Sequence
 
-from spt_jax.data.example import Example
+from spt_jax.data.example import Example, Task
 from spt_jax.errors import suggest
 from spt_jax.evaluation.metrics.classes import accuracy, f1, group_exact_match, macro_f1, matthews
 from spt_jax.evaluation.metrics.numbers import pearson, spearman, unreadable_share
@@ -25,6 +25,7 @@ __all__ = [
     "METRICS",
     "SUPERGLUE",
     "Metric",
+    "check_metrics",
     "compute",
     "exact_match",
     "invalid",
@@ -90,6 +91,25 @@ def compute(
             )
         scores |= METRICS[name](predictions, examples, label_words)
     return scores
+
+
+def check_metrics(task: Task) -> None:
+    """Check that the metrics of a task fit its rows, before anything is trained.
+
+    Raises:
+        ValueError: One is unknown, or needs label words, numbers, groups or a task of the papers.
+    """
+    for split in ("dev", "test"):
+        examples = task.splits[split]
+        for name in task.metrics:
+            if name.startswith(("group_", "squad_by_")) and not all(e.group for e in examples):
+                raise ValueError(
+                    f"metric '{name}' scores rows of one group together, but rows of {split} have "
+                    "none; set task.group to a field that they have in common"
+                )
+            if name == "wsc" and any(e.label is None for e in examples):
+                raise ValueError("metric 'wsc' is of the task super_glue/wsc alone; use accuracy")
+        compute(task.metrics, [e.targets for e in examples], examples, task.label_words)
 
 
 def mean_score(scores: Mapping[str, float]) -> float:

@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 
+from spt_jax.errors import shorten
 from spt_jax.evaluation.metrics.texts import Examples, Scores, Texts, Words
 
 UNREADABLE = -1.0  # value of a prediction that is not a finite number, as in T5's own evaluation
@@ -33,9 +34,13 @@ def unreadable_share(predictions: Texts) -> float:
 def _numbers(predictions: Texts, examples: Examples) -> tuple[np.ndarray, np.ndarray]:
     """Return the predictions and the targets, each float64[rows]."""
     predicted = [_read(text) for text in predictions]
+    truth = [_read(example.targets) for example in examples]
+    if None in truth:
+        wrong = examples[truth.index(None)].targets
+        raise ValueError(f"target '{shorten(wrong)}' is no number; use another metric")
     return (
         np.array([UNREADABLE if value is None else value for value in predicted]),
-        np.array([float(example.targets) for example in examples]),
+        np.array(truth, float),
     )
 
 
