@@ -34,13 +34,14 @@ setup(
         "jaxtyping>=0.3",
         "jsonargparse>=4.53",
         "ml-dtypes>=0.5",  # bfloat16 in numpy; comes with jax
+        "msgpack>=1.0",  # T5X checkpoints; comes with flax
         "numpy>=2.0",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12",
         "pyarrow>=18.0",  # Parquet
         "pyyaml>=6.0",
         "rich>=14.0",
-        "safetensors>=0.7",
+        "safetensors>=0.8",  # which reads files without mapping them
         "tensorstore>=0.1.70",  # T5X checkpoints, local and remote; comes with orbax-checkpoint
         "tokenizers>=0.22",
         # Sources of text: the built-in task reads their docstrings, and nothing imports them.

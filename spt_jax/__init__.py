@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from spt_jax.prompts.bank import PromptBank, load_bank
     from spt_jax.prompts.file import load_prompt, save_prompt
     from spt_jax.prompts.words import nearest_words
-    from spt_jax.tokenizers.bpe import Tokenizer, train_tokenizer
+    from spt_jax.tokenizers.base import Tokenizer
+    from spt_jax.tokenizers.bpe import train_tokenizer
     from spt_jax.train import fit
 
 __version__ = "0.1.0"
@@ -73,7 +74,8 @@ _NAMES = {  # the imports above: {module: names}
     "prediction.jsonl": "predict_file",
     "config.pretrain": "ArchitectureConfig MixtureConfig PretrainConfig",
     "prompts.file": "load_prompt save_prompt",
-    "tokenizers.bpe": "Tokenizer train_tokenizer",
+    "tokenizers.base": "Tokenizer",
+    "tokenizers.bpe": "train_tokenizer",
     "train": "fit",
 }
 _MODULES = {name: f"spt_jax.{module}" for module in _NAMES for name in _NAMES[module].split()}

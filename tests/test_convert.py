@@ -7,11 +7,14 @@ import dataclasses
 import functools
 import http.server
 import json
+import mmap
 import shutil
 import subprocess
 import sys
 import threading
+import tracemalloc
 
+import flax.serialization as packing
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +28,7 @@ from spt_jax.models.backbone import convert_backbone, load_backbone, save_backbo
 from spt_jax.models.formats.msgpack_file import unpack
 from spt_jax.models.names import T5X, TRANSFORMERS, leaf_shapes
 from spt_jax.models.open import find_tokenizer, open_model
+from spt_jax.models.source import Tensor
 from spt_jax.pytree import fingerprint, named_leaves
 from spt_jax.sharding import param_shardings
 from spt_jax.tokenizers.published import ByteTokenizer, load_tokenizer
@@ -272,9 +276,9 @@ def test_a_failed_conversion_leaves_nothing_behind(tmp_path):
 
 def test_a_killed_conversion_never_looks_whole(hf, tmp_path):
     code = (
-        "import os, sys; from pathlib import Path; from spt_jax.models import base\n"
+        "import os, sys; from pathlib import Path; from spt_jax.models import base_checkpoint\n"
         "from spt_jax.models.backbone import convert_backbone\n"
-        "base._sha256 = lambda path: os._exit(9)\n"
+        "base_checkpoint._sha256 = lambda path: os._exit(9)\n"
         "convert_backbone(sys.argv[1], Path(sys.argv[2]))"
     )
     dest = tmp_path / "out" / "base"
@@ -379,22 +383,42 @@ def test_tokens_that_a_user_added_keep_their_ids(tmp_path):
 # MessagePack.
 
 
-def test_arrays_of_message_pack_are_views_of_the_file():
-    import flax.serialization as packing
+def opened(tree):
+    return unpack(packing.msgpack_serialize(tree))
 
-    tree = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": {"c": np.float32(2)}}
+
+def test_a_tree_of_message_pack_is_opened_with_its_arrays_unread():
+    arrays = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(300, jnp.bfloat16)}
+    tree = {"t": arrays, "i": np.arange(70_000), "e": np.zeros((0, 4), np.float16)}
     tree |= {"n": [1, -1, 300, -300, 70000, 1 << 40, 2.5, True, None, "x" * 40, "é"]}
-    data = packing.msgpack_serialize(tree)
-    found = unpack(memoryview(data))
-    np.testing.assert_array_equal(found["a"], tree["a"])
-    assert found["a"].base is not None and not found["a"].flags.owndata
-    assert found["b"]["c"] == 2 and found["n"] == tree["n"]
+    found = opened(tree)
+    assert found["n"] == tree["n"]
+    for name, array in {**arrays, "i": tree["i"], "e": tree["e"]}.items():
+        tensor = found["t"][name] if name in arrays else found[name]
+        assert isinstance(tensor, Tensor)
+        assert (tensor.shape, tensor.dtype) == (array.shape, array.dtype)
+        np.testing.assert_array_equal(tensor.read(), array)
+        tensor.read()[:] = 0  # each reading has memory of its own
+        np.testing.assert_array_equal(tensor.read(), array)
+
+
+def test_opening_message_pack_holds_no_array(tmp_path):
+    tree = {"optimizer": {str(i): np.ones(1 << 20, np.float32) for i in range(8)}}
+    (tmp_path / "checkpoint").write_bytes(packing.msgpack_serialize(tree))
+    with open(tmp_path / "checkpoint", "rb") as file:
+        buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    tracemalloc.start()
+    arrays = unpack(buffer)["optimizer"]
+    opened, peak = tracemalloc.get_traced_memory()
+    assert opened < 1 << 20 and peak < 9 << 20  # 32 MiB of arrays, of which msgpack copies one
+    assert arrays["7"].read().sum() == 1 << 20
+    assert tracemalloc.get_traced_memory()[1] < 9 << 20
+    tracemalloc.stop()
 
 
 def test_chunked_arrays_of_message_pack_are_joined(monkeypatch):
-    import flax.serialization as packing
-
     monkeypatch.setattr(packing, "MAX_CHUNK_SIZE", 16)
     array = np.arange(30, dtype=np.float32).reshape(5, 6)
-    found = unpack(memoryview(packing.msgpack_serialize({"a": array})))
-    np.testing.assert_array_equal(found["a"], array)
+    found = opened({"a": array})["a"]
+    assert found.shape == (5, 6)
+    np.testing.assert_array_equal(found.read(), array)

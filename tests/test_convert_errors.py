@@ -1,10 +1,16 @@
 """A frozen model that is damaged, incomplete or no T5: one clear line each, never a wrong value."""
 
 import json
+import os
+import re
 import struct
+import subprocess
+import sys
 import time
+import zlib
 
 import flax.serialization
+import jax
 import numpy as np
 import pytest
 import tensorstore as ts
@@ -18,7 +24,7 @@ from spt_jax.models.formats.safetensors_file import open_safetensors
 from spt_jax.models.formats.zarr_array import open_zarr
 from spt_jax.models.load import Reader
 from spt_jax.models.open import open_model
-from spt_jax.models.source import require_finite
+from spt_jax.models.source import Tensor, require_finite
 from spt_jax.pytree import fingerprint, named_leaves
 from spt_jax.tokenizers.published import load_tokenizer
 
@@ -42,6 +48,11 @@ def load_all(name):
 def cut_weights(folder):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-7])
+
+
+def lengthen_weights(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes() + b"x")
 
 
 def absurd_header(folder):
@@ -81,12 +92,19 @@ def larger_tokenizer(folder):
 
 
 FOLDER = {
-    "truncated": (cut_weights, r"model.safetensors cannot be read: \d+ bytes of data, its header"),
+    "truncated": (
+        cut_weights,
+        "model.safetensors cannot be read: .* file not fully covered; expected a whole safetensors",
+    ),
+    "longer": (
+        lengthen_weights,
+        "model.safetensors cannot be read: .* file not fully covered; expected a whole safetensors",
+    ),
     "empty": (
         lambda folder: (folder / "model.safetensors").write_bytes(b""),
-        "model.safetensors cannot be read: a header of 0 bytes in a file of 0",
+        "model.safetensors cannot be read: .* header too small; expected a whole safetensors file",
     ),
-    "absurd header": (absurd_header, f"cannot be read: a header of {1 << 60} bytes in a file of"),
+    "absurd header": (absurd_header, "cannot be read: .* header too large; expected a whole"),
     "no weights": (
         lambda folder: (folder / "model.safetensors").unlink(),
         "no weights in .*; expected model.safetensors, model.safetensors.index.json, pytorch_model",
@@ -195,7 +213,7 @@ SHARDS = {
     ),
     "shard elsewhere": (
         index(lambda files: files.update({"shared.weight": "../model/x.safetensors"})),
-        "shard .*x.safetensors does not exist",
+        "index.json names a shard that is not read: the name '../model/x.safetensors' has the p",
     ),
     "no map": (
         lambda folder: (folder / "model.safetensors.index.json").write_text("{}"),
@@ -258,16 +276,22 @@ def contradict(folder):
 
 
 T5X = {
-    "no zarr": (drop_zarr, "wo/kernel of .* cannot be read: .*wo.kernel/.zarray does not exist"),
+    "no zarr": (drop_zarr, 'wo/kernel of .* cannot be read: .*wo.kernel/.zarray" does not exist'),
     "lost chunk": (drop_chunk, "cannot be read: target.*layers_1.mlp.wo.kernel/1.0 does not exist"),
-    "changed chunk": (flip_chunk, "cannot be read: target.*.mlp.wo.kernel/1.0 is damaged .Error"),
+    "changed chunk": (flip_chunk, "cannot be read: target.*.mlp.wo.kernel/1.0 is damaged ."),
     "other compressor": (
         zarray(compressor={"id": "blosc"}),
-        "compressor .2, 'C', None, 'blosc'., expected .2, 'C', None, 'gzip'.",
+        ".zarray has order 'C' and compressor 'blosc', expected 'C' and 'gzip'",
     ),
-    "not a chunk": (zarray(chunks=[0, 8]), r"chunks \[0, 8\], the checkpoint says \[5, 8\]"),
-    "other shape": (zarray(shape=[12, 8]), r"shape \[12, 8\], the checkpoint says \[10, 8\]"),
-    "other byte order": (zarray(dtype=">f4"), "dtype >f4, the checkpoint says <f4"),
+    "other order": (zarray(order="F"), ".zarray has order 'F' and compressor 'gzip', expected 'C'"),
+    "not a chunk": (zarray(chunks=[0, 8]), 'Error parsing object member "chunks"'),
+    "other chunks": (zarray(chunks=[2, 8]), r'Expected "chunks" of \[5,8\] but received: \[2,8\]'),
+    "other shape": (zarray(shape=[12, 8]), r'Expected "shape" of \[10,8\] but received: \[12,8\]'),
+    "other byte order": (zarray(dtype=">f4"), 'Expected "dtype" of "<f4" but received: ">f4"'),
+    "way out of the folder": (
+        zarray(dimension_separator="/../../"),
+        'Error parsing object member "dimension_separator"',
+    ),
     "cut": (cut_checkpoint, "checkpoint cannot be read: .*; expected a whole checkpoint of T5X"),
     "empty": (
         lambda folder: (folder / "checkpoint").write_bytes(b""),
@@ -323,7 +347,7 @@ LEAVES = {
     ),
     "integers": (
         {"encoder/encoder_norm/scale": np.ones(8, np.int32)},
-        "leaf encoder/encoder_norm/scale of .* has dtype int32, expected floats",
+        "leaf encoder/encoder_norm/scale of .* cannot be read: it has dtype int32, expected floats",
     ),
     "NaN": (
         {"encoder/encoder_norm/scale": np.full(8, np.nan, np.float32)},
@@ -338,6 +362,160 @@ def test_odd_leaves_of_t5x(case, tmp_path):
     folder = checkpoints.write_t5x(tmp_path / "model", changed_leaves(**changes), zarr=False)
     with pytest.raises(ValueError, match=message):
         load_all(folder)
+
+
+# What a hostile checkpoint states: other places, and more memory than it has bytes.
+
+
+def with_spec(folder, **changes):
+    """Changes the TensorStore spec of one leaf, keeping its array in the folder."""
+    root = flax.serialization.msgpack_restore((folder / "checkpoint").read_bytes())
+    leaf = root["optimizer"]["target"]["encoder"]["layers_1"]["mlp"]["wo"]["kernel"]
+    leaf.update(changes)
+    (folder / "checkpoint").write_bytes(flax.serialization.msgpack_serialize(root))
+
+
+PLACE = "target.encoder.layers_1.mlp.wo.kernel"
+ELSEWHERE = {
+    "path of the machine that wrote it": {
+        "kvstore": {"driver": "file", "path": f"/root/x/{PLACE}/"}
+    },
+    "bucket": {"kvstore": {"driver": "gcs", "bucket": "other", "path": f"secret/{PLACE}"}},
+    "address": {
+        "kvstore": {"driver": "http", "base_url": "http://127.0.0.1:9/", "path": f"a/{PLACE}"}
+    },
+    "address as path": {"kvstore": {"driver": "file", "path": f"http://127.0.0.1:9/{PLACE}"}},
+    "other driver": {"driver": "n5"},
+    "parent": {"kvstore": {"driver": "file", "path": f"../../{PLACE}"}},
+}
+
+
+@pytest.mark.parametrize("case", ELSEWHERE)
+def test_arrays_come_from_the_folder_whatever_place_the_checkpoint_names(case, tmp_path):
+    folder = checkpoints.write_t5x(tmp_path / "model")
+    expected, _ = load_all(folder)
+    with_spec(folder, **ELSEWHERE[case])
+    found, _ = load_all(folder)
+    for name, leaf in expected.items():
+        np.testing.assert_array_equal(found[name], leaf, name)
+
+
+@pytest.mark.parametrize(
+    ("path", "problem"),
+    [
+        ("..", "has the part '..'"),
+        ("a/..", "has the part '..'"),
+        ("/", "is empty"),
+        ("a\\b", "holds a backslash"),
+        ("a\0b", "holds a backslash or a control character"),
+        ("C:x", "starts with a drive letter"),
+        ("x" * 300, "has a part of 300 bytes, more than 255"),
+    ],
+)
+def test_a_name_in_a_t5x_checkpoint_leads_nowhere_else(path, problem, tmp_path):
+    folder = checkpoints.write_t5x(tmp_path / "model")
+    with_spec(folder, kvstore={"driver": "file", "path": path})
+    with pytest.raises(
+        ValueError, match="leaf encoder/layers_1/mlp/wo/kernel of .* cannot be read"
+    ) as caught:
+        load_all(folder)
+    assert problem in str(caught.value)
+
+
+def test_a_spec_without_a_place_is_refused(tmp_path):
+    folder = checkpoints.write_t5x(tmp_path / "model")
+    with_spec(folder, kvstore="file:///etc/")
+    with pytest.raises(
+        ValueError, match="leaf encoder/layers_1/mlp/wo/kernel of .* cannot be read"
+    ):
+        load_all(folder)
+
+
+HOSTILE_NAMES = [
+    "/etc/passwd",
+    "../x",
+    "a/../../x",
+    "..",
+    ".",
+    "",
+    "a\\b",
+    "a\0b",
+    "C:x",
+    "x" * 300,
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES)
+@pytest.mark.parametrize("kind", ["model.safetensors", "pytorch_model.bin"])
+def test_an_index_names_no_file_outside_its_folder(kind, name, tmp_path):
+    folder = checkpoints.write_shards(tmp_path / "model")
+    old = json.loads((folder / "model.safetensors.index.json").read_text())
+    (folder / "model.safetensors.index.json").unlink()
+    old["weight_map"]["shared.weight"] = name
+    (folder / f"{kind}.index.json").write_text(json.dumps(old))
+    with pytest.raises(ValueError, match="index.json names a shard that is not read: the name"):
+        load_all(folder)
+
+
+def test_a_shard_may_be_a_link_as_in_the_cache_of_the_hub(tmp_path):
+    folder = checkpoints.write_shards(tmp_path / "model")
+    expected = load_all(folder)[1]
+    for file in folder.glob("*.safetensors"):
+        file.symlink_to(file.rename(tmp_path / file.stem))
+    assert load_all(folder)[1] == expected
+
+
+def bomb(size):
+    """A gzip stream of zeros."""
+    stream = zlib.compressobj(9, wbits=31)
+    block = bytes(1 << 20)
+    return b"".join(stream.compress(block) for _ in range(size >> 20)) + stream.flush()
+
+
+def huge_chunk(folder):
+    (folder / PLACE / "1.0").write_bytes(bomb(48 << 20))
+
+
+def huge_file(folder):
+    os.truncate(folder / PLACE / "1.0", 1 << 33)  # a file with a hole, which takes no disk
+
+
+def huge_chunks(folder):
+    zarray(chunks=[1 << 30, 1 << 30])(folder)
+    with_spec(folder, metadata={})
+
+
+MEMORY = {
+    "gzip": (huge_chunk, "cannot be read: .*/1.0 has more than 160 bytes; a T5X"),
+    "file": (huge_file, f"cannot be read: {PLACE}/1.0 is larger than a chunk .5, 8. of <f4"),
+    "chunks": (
+        huge_chunks,
+        r"/.zarray has shape \(10, 8\) in chunks of \(1073741824, 1073741824\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MEMORY)
+def test_a_zarr_array_takes_no_more_memory_than_it_states(case, tmp_path):
+    """In a process of its own, because the peak of a process never falls."""
+    damage, message = MEMORY[case]
+    folder = checkpoints.write_t5x(tmp_path / "model")
+    damage(folder)
+    code = (
+        "import resource, sys; from spt_jax.models.open import open_model\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10\n"
+        "open_model(sys.argv[1]); before = peak()\n"
+        "try: [leaf.read() for leaf in open_model(sys.argv[2]).leaves.values()]\n"
+        "except ValueError as error: print(error)\n"
+        "print(peak() - before)"
+    )
+    whole = checkpoints.write_t5x(tmp_path / "whole")
+    run = [sys.executable, "-c", code, str(whole), str(folder)]
+    error, grown = subprocess.run(run, check=True, capture_output=True, text=True).stdout.split(
+        "\n"
+    )[:2]
+    assert re.search(message, error), error
+    assert int(grown) < 24  # MiB
 
 
 def test_an_old_t5x_checkpoint_is_refused(tmp_path):
@@ -481,16 +659,14 @@ def test_fuzzed_zarr_never_gives_other_weights(tmp_path):
 def test_fuzzed_message_pack(tmp_path):
     folder = checkpoints.write_t5x(tmp_path / "model", zarr=False)
     data = (folder / "checkpoint").read_bytes()
-    counts = outcomes(
-        lambda path: unpack(memoryview(path.read_bytes())), damaged(data, 1500, 1), tmp_path
-    )
-    assert min(counts) > 100
+
+    def read(path):
+        leaves = jax.tree.leaves(unpack(path.read_bytes()))
+        assert sum(x.read().nbytes for x in leaves if isinstance(x, Tensor)) <= len(data)
+
+    assert min(outcomes(read, damaged(data, 1500, 1), tmp_path)) > 100
     junk = np.random.default_rng(2)
-    counts = outcomes(
-        lambda path: unpack(memoryview(path.read_bytes())),
-        (junk.bytes(junk.integers(1, 40)) for _ in range(500)),
-        tmp_path,
-    )
+    counts = outcomes(read, (junk.bytes(junk.integers(1, 40)) for _ in range(500)), tmp_path)
     assert counts[1] > 100
 
 

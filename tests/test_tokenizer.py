@@ -2,7 +2,8 @@
 
 import pytest
 
-from spt_jax.tokenizers.bpe import SENTINELS, BPETokenizer, train_tokenizer
+from spt_jax.tokenizers.base import SENTINELS
+from spt_jax.tokenizers.bpe import BPETokenizer, train_tokenizer
 
 TEXTS = [
     "The quick brown fox jumps over the lazy dog, and the dog does not care.",

@@ -17,7 +17,7 @@ import numpy as np
 
 from spt_jax.config.train import DataConfig
 from spt_jax.data.tasks import Example
-from spt_jax.tokenizers.bpe import Tokenizer
+from spt_jax.tokenizers.base import Tokenizer
 
 WINDOW = 50  # batches whose rows are sorted together where group_by_length is on
 AHEAD = 4  # batches prepared ahead

@@ -8,7 +8,7 @@ import numpy as np
 
 from spt_jax.config.train import DataConfig
 from spt_jax.data.example import Example, Task
-from spt_jax.tokenizers.bpe import Tokenizer
+from spt_jax.tokenizers.base import Tokenizer
 
 PERCENTILES = (50, 90, 95, 99, 100)
 

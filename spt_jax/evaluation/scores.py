@@ -30,7 +30,7 @@ from spt_jax.models.backbone import Backbone
 from spt_jax.prompts.bank import BankArrays, PromptBank
 from spt_jax.sharding import constrain, place_batch, spreadable_rows
 from spt_jax.t5 import T5
-from spt_jax.tokenizers.bpe import Tokenizer
+from spt_jax.tokenizers.base import Tokenizer
 from spt_jax.typing import Array, Float, Int, Params
 
 

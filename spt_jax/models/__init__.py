@@ -1,5 +1,5 @@
-"""Frozen models in: transformers folders, T5X checkpoints and base checkpoints of our own.
+"""Frozen models: transformers folders, T5X checkpoints and our own formats.
 
-Every format is opened as a `Source`: the shape of the model, its tokenizer, and each leaf of ours
-with the tensors it is made of (`names.py`). `loading.py` reads the leaves one by one.
+`open.py` opens every format as a `Source`: the shape of the model, its tokenizer, and for each leaf
+of our model the tensors that it is made of (`names.py`). `load.py` reads the leaves one by one.
 """

@@ -1,11 +1,11 @@
-"""The mesh and the dtypes where none are given: by the size of the model and of its devices.
+"""Chooses the mesh and the dtypes where the user gives none, by the sizes of model and devices.
 
-    weights fit several times        every device has them all; rows are spread          data
-    they do not                      they are cut over as few devices as hold them       fsdp
-    more devices than rows           what is left shares heads and features              model
+    weights fit one device           every device has all of them, and rows are spread   data
+    they do not fit                  they are cut over as few devices as can hold them   fsdp
+    more devices than rows           the other devices share heads and features          model
 
-A gathered layer costs its weights once over the links in each pass, and nothing of the rest
-changes, so `fsdp` comes before `model`, which moves activations twice in every layer.
+`fsdp` comes before `model` because it sends each layer's weights once in each pass, while `model`
+sends activations twice in every layer.
 """
 
 import math
@@ -23,28 +23,28 @@ from spt_jax.sharding import make_mesh
 from spt_jax.t5 import T5, T5Config
 
 WEIGHTS_SHARE = 0.5
-"""Of a device's memory, for weights; activations, gathered layers and the runtime have the rest."""
+"""Share of a device's memory for weights; the rest is for activations and gathered layers."""
 
 TUNED_BYTES = 16
-"""Of a parameter in model tuning: float32 weight, gradient, best weight, and slots."""
+"""Bytes of a parameter in model tuning: float32 weight, gradient, best weight and slots."""
 
 
 class Choice(NamedTuple):
-    """A mesh, and why in a few words."""
+    """A mesh, and the reason for it in a few words."""
 
     mesh: MeshConfig
     reason: str
 
 
 def resolve_dtype(dtype: str, platform: str) -> jnp.dtype:
-    """`auto` is bfloat16 on TPU and GPU, float32 on CPU."""
+    """Return a dtype by name; `auto` is bfloat16 on TPU and GPU, float32 on CPU."""
     if dtype != "auto":
         return jnp.dtype(dtype)
     return jnp.dtype(jnp.float32 if platform == "cpu" else jnp.bfloat16)
 
 
 def device_memory(devices: Sequence[Any]) -> int | None:
-    """Bytes of one device, None where it does not say."""
+    """Return the bytes of one device, or None where the device does not tell."""
     local = [device for device in devices if device.process_index == jax.process_index()]
     stats = local[0].memory_stats() if local else None
     return (stats or {}).get("bytes_limit")
@@ -60,16 +60,16 @@ def make_suited_mesh(
     tune: str,
     rows: int | None,
 ) -> tuple[Mesh, str]:
-    """The mesh that is given, or else the one that `choose_mesh` takes; and why in a few words.
+    """Return the given mesh or the one that `choose_mesh` takes, and the reason in a few words.
 
     Args:
-        given: Where the user chose.
-        config: The shape of the model.
-        devices: All of them.
-        memory: Bytes of one, None if unknown.
+        given: The user's choice, or None.
+        config: Shape of the model.
+        devices: All devices.
+        memory: Bytes of one device, None if unknown.
         weights: Dtype of a frozen model.
         tune: `model` where the weights will be trained.
-        rows: Of a batch; any if None.
+        rows: Rows of a batch, None if not known.
 
     Raises:
         ValueError: See `make_mesh` and `choose_mesh`.
@@ -91,14 +91,14 @@ def choose_mesh(
     bytes_per_param: int,
     rows: int | None = None,
 ) -> Choice:
-    """The mesh for a model on these devices.
+    """Return the mesh for a model on these devices.
 
     Args:
-        config: The shape of the model.
-        devices: All of them.
-        memory: Bytes of one, None if unknown.
+        config: Shape of the model.
+        devices: All devices.
+        memory: Bytes of one device, None if unknown.
         bytes_per_param: 2 or 4 for a frozen model, `TUNED_BYTES` for one that is tuned.
-        rows: Of a batch, which must divide over data * fsdp; any by default.
+        rows: Rows of a batch, which data * fsdp must divide; None if not known.
 
     Raises:
         ValueError: Rows and heads leave devices without work.

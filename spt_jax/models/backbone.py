@@ -1,7 +1,7 @@
-"""A frozen T5 with its tokenizer: what a prompt is trained for.
+"""A frozen T5 with its tokenizer, which a prompt is trained for.
 
-`convert/` says which formats it is loaded from; `save_backbone` writes the one of small models that
-were trained here.
+`open.py` lists the formats that it is loaded from. `save_backbone` writes models that were trained
+here, and `convert_backbone` writes base checkpoints.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ from spt_jax.pytree import count_params, fingerprint, named_leaves, nbytes
 from spt_jax.runs.log import sync_tree
 from spt_jax.runs.progress import say
 from spt_jax.t5 import PRESETS, T5, Remat, T5Config
-from spt_jax.tokenizers.bpe import Tokenizer
+from spt_jax.tokenizers.base import Tokenizer
 from spt_jax.typing import PyTree
 
 __all__ = [
@@ -53,11 +53,11 @@ class Backbone:
     """A loaded backbone.
 
     Args:
-        name: As given to `load_backbone`, or the bundled name.
+        name: Name that was given to `load_backbone`, or the name that the model itself states.
         model: The T5, without its parameters.
-        params: T5's parameters; `{"t5": backbone.params}` is a params tree without a prompt.
+        params: The T5's parameters; `{"t5": backbone.params}` is a params tree without a prompt.
         tokenizer: Its tokenizer.
-        fingerprint: Identity of the weights, as stored with them.
+        fingerprint: sha256 of the weights as they are stored, in hex.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Backbone:
 
     @property
     def mesh(self) -> Mesh:
-        """The devices that the params are on."""
+        """The devices that hold the params."""
         if self.model.mesh is None:
             raise ValueError(
                 f"backbone '{self.name}' has a model without a mesh; load_backbone gives it one"
@@ -87,16 +87,16 @@ def load_backbone(
     rows: int | None = None,
     tune: str = "prompt",
 ) -> Backbone:
-    """Loads a backbone. Every tensor of it is used once, and every leaf of the model is set once.
+    """Load a backbone. Every tensor of it is used once, and every leaf of the model is set once.
 
     Args:
         name: A bundled name, a folder, an address of a T5X checkpoint, or a Hub id.
-        dtype: Of the activations; `auto` is bfloat16 on TPU and GPU, float32 on CPU.
-        param_dtype: Of the weights in memory, likewise.
-        dropout_rate: Of the model in training.
-        remat: See `T5`.
-        mesh: How devices share the model and the rows; see `automesh` where None.
-        rows: Of the batches to come, for that choice; any by default.
+        dtype: Dtype of the activations; `auto` is bfloat16 on TPU and GPU, float32 on CPU.
+        param_dtype: Dtype of the weights in memory, likewise.
+        dropout_rate: Dropout rate of the model in training.
+        remat: Activations that are computed again in the backward pass; see `T5`.
+        mesh: How devices share the model and the rows; None leaves the choice to `automesh`.
+        rows: Rows of a batch, for that choice; None if not known.
         tune: `model` where the weights will be trained, which takes float32 and more memory.
 
     Raises:
@@ -137,21 +137,22 @@ def load_backbone(
 def convert_backbone(
     source: str, dest: Path, *, dtype: str = "float32", tokenizer: str | None = None
 ) -> dict[str, Any]:
-    """Writes a model as a base checkpoint, which `load_backbone` reads fastest.
+    """Write a model as a base checkpoint, which `load_backbone` reads fastest.
 
     Args:
-        source: As `load_backbone` takes it.
-        dest: A folder to be made.
-        dtype: Of the weights on disk, `float32` or `bfloat16`.
-        tokenizer: A file, folder or Hub id, instead of what is beside the weights.
+        source: A model, named as for `load_backbone`.
+        dest: Folder to be made.
+        dtype: Dtype of the weights on disk, `float32` or `bfloat16`.
+        tokenizer: File, folder or Hub id of a tokenizer to use instead of the one beside the
+            weights.
 
     Returns:
-        What `spt-jax convert` prints: name, fingerprint, shape.
+        Name, fingerprint, shape: what `spt-jax convert` prints.
 
     Raises:
         FileExistsError: `dest` exists.
         FileNotFoundError: A file of the source is missing.
-        ValueError: The source cannot be read. Nothing is left at `dest`.
+        ValueError: The source cannot be read. Then nothing is left at `dest`.
     """
     require_new(dest)
     opened = open_model(source, None if tokenizer is None else find_tokenizer(tokenizer))
@@ -171,7 +172,7 @@ def save_backbone(
     *,
     dtype: str = "bfloat16",
 ) -> None:
-    """Writes a backbone in `dtype`, with the fingerprint of what it wrote, to the disk."""
+    """Write a backbone in `dtype`, with the fingerprint of the weights in that dtype."""
     folder.mkdir(parents=True, exist_ok=True)
     stored = jax.tree.map(lambda x: np.asarray(jnp.asarray(x, jnp.dtype(dtype))), params)
     arrays: dict[str, Any] = dict(named_leaves(stored))
@@ -187,11 +188,11 @@ def save_backbone(
 
 
 def describe(name: str, length: int) -> dict:
-    """What `spt-jax inspect` prints: the shape, the size, and the cost of a prompt of `length`.
+    """Return the shape and size of a model, and the cost of a prompt: what `inspect` prints.
 
     Args:
-        name: A backbone, as `load_backbone` takes it, or the name of a published T5 shape.
-        length: Of the prompt, P.
+        name: A backbone, named as for `load_backbone`, or the name of a published T5 shape.
+        length: Length P of the prompt.
     """
     if name in PRESETS:
         config, identity = PRESETS[name], None

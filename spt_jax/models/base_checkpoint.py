@@ -1,12 +1,12 @@
-"""Base checkpoints: a frozen model written once, in the form that loads best.
+"""Base checkpoints: a frozen model in the format that loads fastest.
 
     config.json       name, shape, fingerprint, dtype, and a sha256 of every file and of itself
     tokenizer.json    the tokenizer
     weights/          Orbax; each process reads the parts that its devices keep
 
-The folder gets its name when it is whole, and a file that was changed or cut off since is found
-before any of it is used. The fingerprint is that of the source, before the cast to `dtype`: a
-prompt that was trained on the source fits its base checkpoint.
+The folder is renamed to its final name when it is whole. Files that were changed later are found by
+their sha256 before they are used. The fingerprint is that of the source, before the cast to
+`dtype`, so that a prompt that was trained on the source fits its base checkpoint.
 """
 
 import dataclasses
@@ -35,20 +35,30 @@ from spt_jax.models.source import Source
 from spt_jax.pytree import named_leaves
 from spt_jax.sharding import param_sharding
 from spt_jax.t5 import T5Config
-from spt_jax.tokenizers.bpe import Tokenizer
-from spt_jax.tokenizers.published import load_tokenizer, read_json, require_fitting
+from spt_jax.tokenizers.base import Tokenizer
+from spt_jax.tokenizers.published import load_tokenizer, read_json
 from spt_jax.typing import PyTree
 
 FORMAT = "spt_jax base 1"
 DTYPES = ("float32", "bfloat16")
-_WEIGHTS = "weights"
+_WEIGHTS, _TOKENIZER = "weights", "tokenizer.json"
+_PARTS = (_WEIGHTS, _TOKENIZER)  # what a config.json lists
 _AGAIN = "copy it again, or write it again with `spt-jax convert`"
-_CHUNK_BYTES = 1 << 24  # what a process reads at least, of a leaf that is spread over many
+_CHUNK_BYTES = 1 << 24  # of a leaf: the least that a process reads of it
 
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-    """An opened base checkpoint; `restore_base` checks its files by sha256 and reads them."""
+    """An opened base checkpoint; `restore_base` checks its files by sha256 and reads them.
+
+    Args:
+        folder: Folder of the checkpoint.
+        name: Name of the model.
+        config: Shape of the model.
+        fingerprint: Fingerprint of the source's weights.
+        tokenizer: Tokenizer of the model.
+        files: The sha256 of each file, by its path below the folder.
+    """
 
     folder: Path
     name: str
@@ -59,25 +69,26 @@ class Base:
 
 
 def require_new(folder: Path) -> None:
-    """Raises FileExistsError where a base checkpoint would overwrite something."""
+    """Raise FileExistsError where a base checkpoint would overwrite something."""
     if folder.exists():
         raise FileExistsError(f"{folder} exists; name a new folder, or remove that one first")
 
 
 def write_base(source: Source, folder: Path, dtype: str) -> dict[str, Any]:
-    """Writes a base checkpoint.
+    """Write a base checkpoint.
 
     Args:
         source: The model; its leaves are read one by one.
-        folder: To be made.
-        dtype: Of the weights on disk, `float32` or `bfloat16`.
+        folder: Folder to be made.
+        dtype: Dtype of the weights on disk, `float32` or `bfloat16`.
 
     Returns:
-        What its config.json holds, without the list of files.
+        The content of its config.json, without the list of files.
 
     Raises:
         FileExistsError: The folder exists.
-        ValueError: `dtype` is another one, or the source cannot be read. Nothing is left behind.
+        ValueError: `dtype` is another one, or the source cannot be read. Then nothing is left on
+            the disk.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}, expected {' or '.join(DTYPES)}")
@@ -88,7 +99,7 @@ def write_base(source: Source, folder: Path, dtype: str) -> dict[str, Any]:
     try:
         reader = Reader(source)
         _in_thread(_save, partial / _WEIGHTS, source, reader, jnp.dtype(dtype))
-        source.tokenizer.save(partial / "tokenizer.json")
+        source.tokenizer.save(partial / _TOKENIZER)
         described = {
             "format": FORMAT,
             "name": source.name,
@@ -107,16 +118,11 @@ def write_base(source: Source, folder: Path, dtype: str) -> dict[str, Any]:
     return described
 
 
-def is_base(folder: Path) -> bool:
-    """Whether a folder with a config.json says that it is a base checkpoint."""
-    return "format" in read_json(folder / "config.json")
-
-
 def open_base(folder: Path) -> Base:
-    """Reads all but the weights.
+    """Open a base checkpoint without reading its weights.
 
     Raises:
-        ValueError: The folder is of another version, or is not whole.
+        ValueError: The folder has another version of the format, or is not whole.
     """
     described = read_json(folder / "config.json")
     if described.get("format") != FORMAT:
@@ -133,23 +139,21 @@ def open_base(folder: Path) -> Base:
         expected = {str(file): str(digest) for file, digest in files.items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / 'config.json'} is damaged ({error!r})") from None
-    found = {"tokenizer.json", *_files(folder / _WEIGHTS, _WEIGHTS)}
-    for file in sorted(expected.keys() | found):
-        if file not in expected or not (folder / file).is_file():
-            state = "is not listed" if file not in expected else "is missing"
-            raise ValueError(f"base checkpoint {folder} is not whole: {file} {state}; {_AGAIN}")
-    tokenizer = load_tokenizer(folder)
-    require_fitting(tokenizer, config.vocab_size, str(folder))
-    return Base(folder, name, config, fingerprint, tokenizer, expected)
+    # Files are looked for by listing the folder, so that no name of the config becomes a path.
+    found = {file for file in _files(folder) if file.split("/")[0] in _PARTS}
+    for file in sorted(expected.keys() ^ found):
+        state = "is not listed" if file in found else "is missing"
+        raise ValueError(f"base checkpoint {folder} is not whole: {file} {state}; {_AGAIN}")
+    return Base(folder, name, config, fingerprint, load_tokenizer(folder), expected)
 
 
 def restore_base(base: Base, *, param_dtype: str, mesh: Mesh) -> PyTree:
-    """The weights, straight into their places.
+    """Read the weights; each process reads only the parts that its devices keep.
 
     Args:
-        base: Opened, and so known to have all its files.
-        param_dtype: Of the leaves in memory.
-        mesh: The devices that keep them, each its part.
+        base: An opened base checkpoint.
+        param_dtype: Dtype of the leaves in memory.
+        mesh: Devices that share the leaves.
 
     Raises:
         ValueError: The mesh does not divide a leaf, a file is damaged, or the leaves do not fit the
@@ -173,9 +177,10 @@ def restore_base(base: Base, *, param_dtype: str, mesh: Mesh) -> PyTree:
 
 
 def _require_undamaged(base: Base) -> None:
-    """Raises ValueError, on every process, where one finds a file that differs from its sha256.
+    """Raise ValueError on every process where one of them finds a file that was changed.
 
-    Of a folder that all processes share, each checks its part; of a copy of its own, everything.
+    Processes that share a folder each check a part of its files. Processes that have copies of
+    their own, which is seen by the inodes of config.json, each check all files.
     """
     config = (base.folder / "config.json").stat()
     seen = gather((config.st_ino, config.st_ctime_ns, config.st_size))
@@ -189,7 +194,7 @@ def _require_undamaged(base: Base) -> None:
 
 
 class _Lazy:
-    """A leaf that is read when Orbax writes it."""
+    """A leaf that is read only when Orbax writes it."""
 
     def __init__(self, name: str, shape: tuple[int, ...], dtype: np.dtype, reader: Iterator):
         self.name, self.shape, self.dtype, self.reader = name, shape, np.dtype(dtype), reader
@@ -204,7 +209,7 @@ class _Lazy:
 
 
 class _InOrder(ocp.type_handlers.NumpyHandler):
-    """Reads a leaf, writes it and forgets it, in the order of the fingerprint."""
+    """Writes leaf after leaf, in the order of the fingerprint, so that one at a time is held."""
 
     async def serialize(self, values: Any, infos, args=None):
         rows = zip(values, infos, args or [ocp.SaveArgs()] * len(values))
@@ -223,13 +228,13 @@ def _save(folder: Path, source: Source, reader: Reader, dtype: np.dtype) -> None
     handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry)
     with ocp.Checkpointer(handler) as checkpointer:
         checkpointer.save(folder, args=ocp.args.PyTreeSave(tree, save_args=args))
-    next(arrays, None)  # past the last leaf, so that the fingerprint is known
+    next(arrays, None)  # the reader knows the fingerprint once it is asked for one leaf more
 
 
 def _restore(
     folder: Path, shapes: dict[str, tuple[int, ...]], args: dict[str, ocp.ArrayRestoreArgs]
 ) -> PyTree:
-    """One leaf after another: together, all of them would be in host memory a second time."""
+    """Read leaf after leaf; Orbax would hold all of them in host memory a second time."""
     leaves, nest = {}, flax.traverse_util.unflatten_dict
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         found: Any = checkpointer.metadata(folder.absolute()).item_metadata
@@ -247,14 +252,14 @@ def _restore(
 
 
 def _in_thread(function: Any, *args: Any) -> Any:
-    """Orbax cannot be called where an event loop runs, as in a notebook."""
+    """Call a function in a thread, because Orbax fails where an event loop runs (in notebooks)."""
     with ThreadPoolExecutor(1, thread_name_prefix="base") as thread:
         return thread.submit(function, *args).result()
 
 
-def _files(folder: Path, prefix: str = "") -> list[str]:
+def _files(folder: Path) -> list[str]:
     found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    return sorted((Path(prefix) / path).as_posix() for path in found)
+    return sorted(path.as_posix() for path in found)
 
 
 def _digest(described: dict[str, Any]) -> str:

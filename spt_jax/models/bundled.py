@@ -1,7 +1,7 @@
-"""Backbones as `save_backbone` writes them: small, and what spt-nano is shipped as.
+"""Backbones as `save_backbone` writes them. The bundled spt-nano has this format.
 
 config.json         the T5Config, the name, and the fingerprint of the weights
-model.safetensors   the weights by name, `encoder/layers/mlp/wi_0/kernel` with layers stacked
+model.safetensors   the weights by name, such as `encoder/layers/mlp/wi_0/kernel`, layers stacked
 tokenizer.json      the tokenizer
 """
 
@@ -11,16 +11,16 @@ from spt_jax.models.formats.safetensors_file import open_safetensors
 from spt_jax.models.names import match
 from spt_jax.models.source import Source
 from spt_jax.t5 import T5Config
-from spt_jax.tokenizers.bpe import Tokenizer
-from spt_jax.tokenizers.published import load_tokenizer, read_json, require_fitting
+from spt_jax.tokenizers.base import Tokenizer
+from spt_jax.tokenizers.published import load_tokenizer, read_json
 
 
 def open_bundled(folder: Path, tokenizer: Tokenizer | None = None) -> Source:
-    """Opens a backbone of ours.
+    """Open a backbone of our own format.
 
     Args:
-        folder: With the files above.
-        tokenizer: Instead of the one in the folder.
+        folder: Folder with the files above.
+        tokenizer: Tokenizer to use instead of the one in the folder.
 
     Raises:
         FileNotFoundError: A file is missing.
@@ -34,5 +34,4 @@ def open_bundled(folder: Path, tokenizer: Tokenizer | None = None) -> Source:
         raise ValueError(f"{folder / 'config.json'} is no config of ours ({error!r})") from None
     leaves = match(open_safetensors(folder / "model.safetensors"), config, str(folder), None)
     tokenizer = tokenizer or load_tokenizer(folder)
-    require_fitting(tokenizer, config.vocab_size, str(folder))
     return Source(name, str(folder), config, leaves, tokenizer, fingerprint)

@@ -1,33 +1,33 @@
-"""A model on the Hugging Face Hub, by its id: downloaded into the Hub's own cache.
+"""Models on the Hugging Face Hub, downloaded into the Hub's own cache.
 
-Cache, tokens, mirrors and offline mode are huggingface_hub's: `HF_HOME`, `HF_TOKEN`, `HF_ENDPOINT`,
-`HF_HUB_OFFLINE`. What is in the cache is found there without a network.
+huggingface_hub decides about cache, tokens, mirrors and offline mode, by `HF_HOME`, `HF_TOKEN`,
+`HF_ENDPOINT` and `HF_HUB_OFFLINE`. A model that is in the cache needs no network.
 """
 
 import re
 from pathlib import Path
 
-from spt_jax.tokenizers.published import TOKENIZER_FILES
+from spt_jax.tokenizers.published import SMALL_FILES
 
-_SMALL = ["config.json", "tokenizer_config.json", *TOKENIZER_FILES]
+_SMALL = list(SMALL_FILES)
 _SAFETENSORS = ["model.safetensors", "model.safetensors.index.json", "model-*.safetensors"]
 _TORCH = ["pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin"]
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name can be `owner/model`, or `owner/model@revision`."""
+    """Return whether a name has the form `owner/model` or `owner/model@revision`."""
     return re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", name) is not None
 
 
 def fetch(name: str, *, weights: bool = True) -> Path:
-    """The folder of a model in the cache, downloaded where it is not there yet.
+    """Return the folder of a model in the cache, after downloading what is missing.
 
-    Weights that only other frameworks read stay on the Hub, and so does a `pytorch_model.bin`
-    where there are safetensors.
+    Only weights that can be read here are downloaded, and a `pytorch_model.bin` only where there
+    are no safetensors.
 
     Args:
         name: `owner/model`, or `owner/model@revision`.
-        weights: Without, config and tokenizer alone.
+        weights: Whether to download weights too, or config and tokenizer alone.
 
     Raises:
         ValueError: There is no such model, no permission, or neither network nor cached files.
@@ -39,7 +39,7 @@ def fetch(name: str, *, weights: bool = True) -> Path:
 
 
 def _snapshot(name: str, patterns: list[str]) -> Path:
-    import huggingface_hub  # here, because a local model needs none of it
+    import huggingface_hub  # imported here because a local model does not need it
 
     repository, _, revision = name.partition("@")
     try:
@@ -48,7 +48,7 @@ def _snapshot(name: str, patterns: list[str]) -> Path:
                 repository, revision=revision or None, allow_patterns=patterns
             )
         )
-    except Exception as error:  # of the Hub, of HTTP, of sockets: each library has its own
+    except Exception as error:  # the Hub, HTTP and sockets each have exceptions of their own
         reason = " ".join(str(error).split())[:300]
         raise ValueError(
             f"model '{name}' is neither a folder nor to be had from the Hugging Face Hub "

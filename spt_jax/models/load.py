@@ -1,6 +1,6 @@
-"""From a source to params: one leaf at a time is read, hashed, cast and placed on the devices.
+"""Reads, hashes and casts the leaves of a source one by one, and places them on the devices.
 
-Host memory holds the largest leaf and what the devices of this host keep, no more.
+Host memory holds the largest leaf at most, besides what CPU devices themselves keep.
 """
 
 import hashlib
@@ -18,31 +18,34 @@ from spt_jax.typing import PyTree
 
 
 def load_params(source: Source, *, param_dtype: str, mesh: Mesh) -> tuple[PyTree, str]:
-    """Reads every leaf of a source.
+    """Read every leaf of a source.
 
     Args:
-        source: Opened, so that every leaf has its tensors.
-        param_dtype: Of the leaves in memory.
-        mesh: The devices that keep them, each its part.
+        source: The opened model.
+        param_dtype: Dtype of the leaves in memory.
+        mesh: Devices that share the leaves.
 
     Returns:
         The params, and the fingerprint of the source's weights before the cast.
 
     Raises:
-        ValueError: The mesh does not divide a leaf; or a tensor cannot be read, is not finite, or
-            is not what the source's fingerprint was taken of.
+        ValueError: The mesh does not divide a leaf, a tensor cannot be read or is not finite, or
+            the weights have another fingerprint than the source states.
     """
     dtype = jnp.dtype(param_dtype)
     targets = {name: param_sharding(name, leaf.shape, mesh) for name, leaf in source.leaves.items()}
     leaves, reader = {}, Reader(source)
     for name, array in reader:
         leaves[name] = _place(array, targets[name], dtype)
-        del array  # before the next one is read
+        del array  # to free it before the next one is read
     return flax.traverse_util.unflatten_dict(leaves, sep="/"), reader.fingerprint()
 
 
 def _place(array: np.ndarray, sharding: jax.sharding.Sharding, dtype: jnp.dtype) -> jax.Array:
-    """The array on its devices. (`make_array_from_callback` makes all the pieces, then copies.)"""
+    """Return the array on its devices, cut piece by piece.
+
+    `jax.make_array_from_callback` would make all the pieces before it copies one of them.
+    """
     pieces = []
     for device, index in sharding.addressable_devices_indices_map(array.shape).items():
         one = jax.sharding.SingleDeviceSharding(device, memory_kind=sharding.memory_kind)
@@ -53,7 +56,7 @@ def _place(array: np.ndarray, sharding: jax.sharding.Sharding, dtype: jnp.dtype)
 class Reader:
     """Iterates over (name, array) of a source's leaves, sorted by name, and hashes them.
 
-    After the last leaf, `fingerprint` is `pytree.fingerprint` of them all.
+    `fingerprint` returns `pytree.fingerprint` of all leaves; call it after the last leaf.
     """
 
     def __init__(self, source: Source):
@@ -72,10 +75,10 @@ class Reader:
         self._done = True
 
     def fingerprint(self) -> str:
-        """sha256 of the weights, in hex.
+        """Return the sha256 of the weights, in hex.
 
         Raises:
-            ValueError: The source keeps another one: its weights have changed since it was taken.
+            ValueError: The source states another one, so its weights have changed since.
         """
         if not self._done:
             raise RuntimeError("the fingerprint is known after the last leaf")

@@ -1,7 +1,8 @@
-"""Which tensor of a source is which leaf of ours: two literal tables, to be checked by eye.
+"""Which tensor of a source is which leaf of our model.
 
-`{i}` is the layer. Ours are stacked: the leaf `encoder/layers/...` has a leading axis of layers.
-Both tables have the MLPs of T5 1.0 (`wi`) and 1.1 (`wi_0`, `wi_1`); a model has one of them.
+The table of transformers' names is literal, so that it can be checked by eye. `{i}` is the number
+of the layer. Our layers are stacked: the leaf `encoder/layers/...` has a leading axis of layers.
+Both tables name the MLPs of T5 1.0 (`wi`) and of T5 1.1 (`wi_0`, `wi_1`); a model has one of them.
 """
 
 import functools
@@ -51,61 +52,15 @@ TRANSFORMERS = {
 }
 """Ours to transformers'. Their matrices are [out, in], and the position bias [buckets, N]."""
 
-_E, _D = "encoder/layers_{i}/", "decoder/layers_{i}/"
-
-T5X = {
-    "token_embedder/embedding": "token_embedder/embedding",
-    "encoder/relpos_bias/rel_embedding": "encoder/relpos_bias/rel_embedding",
-    "encoder/layers/pre_attention_layer_norm/scale": _E + "pre_attention_layer_norm/scale",
-    "encoder/layers/attention/query/kernel": _E + "attention/query/kernel",
-    "encoder/layers/attention/key/kernel": _E + "attention/key/kernel",
-    "encoder/layers/attention/value/kernel": _E + "attention/value/kernel",
-    "encoder/layers/attention/out/kernel": _E + "attention/out/kernel",
-    "encoder/layers/pre_mlp_layer_norm/scale": _E + "pre_mlp_layer_norm/scale",
-    "encoder/layers/mlp/wi/kernel": _E + "mlp/wi/kernel",
-    "encoder/layers/mlp/wi_0/kernel": _E + "mlp/wi_0/kernel",
-    "encoder/layers/mlp/wi_1/kernel": _E + "mlp/wi_1/kernel",
-    "encoder/layers/mlp/wo/kernel": _E + "mlp/wo/kernel",
-    "encoder/encoder_norm/scale": "encoder/encoder_norm/scale",
-    "decoder/relpos_bias/rel_embedding": "decoder/relpos_bias/rel_embedding",
-    "decoder/layers/pre_self_attention_layer_norm/scale": (
-        _D + "pre_self_attention_layer_norm/scale"
-    ),
-    "decoder/layers/self_attention/query/kernel": _D + "self_attention/query/kernel",
-    "decoder/layers/self_attention/key/kernel": _D + "self_attention/key/kernel",
-    "decoder/layers/self_attention/value/kernel": _D + "self_attention/value/kernel",
-    "decoder/layers/self_attention/out/kernel": _D + "self_attention/out/kernel",
-    "decoder/layers/pre_cross_attention_layer_norm/scale": (
-        _D + "pre_cross_attention_layer_norm/scale"
-    ),
-    "decoder/layers/encoder_decoder_attention/query/kernel": (
-        _D + "encoder_decoder_attention/query/kernel"
-    ),
-    "decoder/layers/encoder_decoder_attention/key/kernel": (
-        _D + "encoder_decoder_attention/key/kernel"
-    ),
-    "decoder/layers/encoder_decoder_attention/value/kernel": (
-        _D + "encoder_decoder_attention/value/kernel"
-    ),
-    "decoder/layers/encoder_decoder_attention/out/kernel": (
-        _D + "encoder_decoder_attention/out/kernel"
-    ),
-    "decoder/layers/pre_mlp_layer_norm/scale": _D + "pre_mlp_layer_norm/scale",
-    "decoder/layers/mlp/wi/kernel": _D + "mlp/wi/kernel",
-    "decoder/layers/mlp/wi_0/kernel": _D + "mlp/wi_0/kernel",
-    "decoder/layers/mlp/wi_1/kernel": _D + "mlp/wi_1/kernel",
-    "decoder/layers/mlp/wo/kernel": _D + "mlp/wo/kernel",
-    "decoder/decoder_norm/scale": "decoder/decoder_norm/scale",
-    "decoder/logits_dense/kernel": "decoder/logits_dense/kernel",
-}
-"""Ours to T5X's, whose matrices lie as ours do, [in, out]."""
+T5X = {name: name.replace("/layers/", "/layers_{i}/") for name in TRANSFORMERS}
+"""Ours to T5X's, which differ in the layers alone. Their matrices are [in, out], as ours are."""
 
 _LISTED = 12
 
 
 @functools.lru_cache  # tracing the initialization takes a tenth of a second
 def leaf_shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
-    """The shape of every leaf of the model, by name."""
+    """Return the shape of every leaf of the model, by name."""
     abstract = jax.eval_shape(T5(config).init_params, jax.random.key(0))
     return {name: leaf.shape for name, leaf in named_leaves(abstract)}
 
@@ -119,18 +74,19 @@ def match(
     transposed: bool = False,
     scanned: bool = False,
 ) -> dict[str, Leaf]:
-    """Gives every leaf its tensors, and every tensor to one leaf.
+    """Return every leaf with its tensors; every tensor belongs to one leaf.
 
     Args:
-        tensors: Of the source, by name.
-        config: The shape of our model.
-        origin: Of the tensors, for messages.
+        tensors: Tensors of the source, by name.
+        config: Shape of our model.
+        origin: Folder or address of the source, for messages.
         table: `TRANSFORMERS` or `T5X`; None where the tensors are our leaves themselves.
-        transposed: Matrices are [out, in]; the embedding table is not.
-        scanned: The layers of T5X are one tensor, with the layer on axis 1.
+        transposed: Whether matrices are [out, in]; the embedding table never is.
+        scanned: Whether the layers of a T5X checkpoint are one tensor, with the layer on axis 1.
 
     Raises:
-        ValueError: A leaf or a tensor is left over, or has another shape; all of them are listed.
+        ValueError: Leaves lack tensors, tensors are left over, or shapes differ. The message lists
+            them.
     """
     leaves, used = {}, set()
     missing, misshapen = [], []
@@ -168,7 +124,7 @@ def match(
 
 
 def _heads_apart(name: str, shape: tuple[int, ...], config: T5Config) -> tuple[int, ...]:
-    """The shape of an attention kernel whose heads [N, H] are two axes, as in scalable T5X."""
+    """Return the shape of an attention kernel whose heads [N, H] are two axes, as T5X may have."""
     heads = config.num_heads, config.d_kv
     return (*heads, shape[1]) if name.endswith("out/kernel") else (shape[0], *heads)
 

@@ -16,17 +16,17 @@ from spt_jax.models.source import Source
 from spt_jax.models.t5x import CHECKPOINT, is_remote, open_t5x, open_t5x_tokenizer
 from spt_jax.models.transformers_folder import open_hf, read_config
 from spt_jax.t5 import T5Config
-from spt_jax.tokenizers.bpe import Tokenizer
+from spt_jax.tokenizers.base import Tokenizer
 from spt_jax.tokenizers.published import load_tokenizer, read_json
 
 BUNDLED = Path(__file__).parents[1] / "backbones"
 
 
 def find_tokenizer(place: str) -> Tokenizer:
-    """The tokenizer of a model, or the one in a file or folder; no weights are downloaded.
+    """Return the tokenizer of a model, file or folder, without downloading weights.
 
     Raises:
-        FileNotFoundError: There is none.
+        FileNotFoundError: There is no tokenizer.
         ValueError: It cannot be read, or there is no such model.
     """
     if is_remote(place):
@@ -36,21 +36,32 @@ def find_tokenizer(place: str) -> Tokenizer:
 
 
 def backbone_names() -> list[str]:
-    """The bundled backbones."""
+    """Return the names of the bundled backbones."""
     return sorted(path.parent.name for path in BUNDLED.glob("*/config.json"))
 
 
 def open_model(name: str, tokenizer: Tokenizer | None = None) -> Source | Base:
-    """Opens a model without reading its weights.
+    """Open a model without reading its weights.
 
     Args:
-        name: One of the four above.
-        tokenizer: Instead of the one beside the weights.
+        name: A name of one of the four kinds above.
+        tokenizer: Tokenizer to use instead of the one beside the weights.
 
     Raises:
         FileNotFoundError: A file of the model is missing.
         ValueError: There is no such model, or its files do not fit each other.
     """
+    opened = _open(name, tokenizer)
+    ids, rows = opened.tokenizer.vocab_size, opened.config.vocab_size
+    if ids > rows:
+        raise ValueError(
+            f"tokenizer of {name} has {ids} ids but the model has {rows} embeddings, so some ids "
+            "have none; use the tokenizer that the model was trained with"
+        )
+    return opened
+
+
+def _open(name: str, tokenizer: Tokenizer | None) -> Source | Base:
     if is_remote(name):
         return open_t5x(name, name, tokenizer)
     folder = find_backbone(name)
@@ -65,9 +76,10 @@ def open_model(name: str, tokenizer: Tokenizer | None = None) -> Source | Base:
 
 
 def read_shape(name: str) -> tuple[T5Config, str | None]:
-    """The shape of a model and, where the model keeps it, its fingerprint.
+    """Return the shape of a model and, where the model stores it, its fingerprint.
 
-    Of a model on the Hub no weights are downloaded, and its config is believed about the head.
+    No weights of a model on the Hub are downloaded, so whether it has a head of its own is taken
+    from its config.
 
     Raises:
         FileNotFoundError: As `open_model`.
@@ -82,14 +94,14 @@ def read_shape(name: str) -> tuple[T5Config, str | None]:
 
 
 def find_backbone(name: str, *, weights: bool = True) -> Path:
-    """The folder of a bundled backbone, one given by path, or one from the Hub.
+    """Return the folder of a bundled backbone, one given by path, or one from the Hub.
 
     Args:
-        name: Of a model.
-        weights: Whether they are to be downloaded too.
+        name: Name of a model.
+        weights: Whether to download weights too.
 
     Raises:
-        ValueError: It is none of them.
+        ValueError: The name is none of them.
     """
     for folder in (BUNDLED / name, Path(name)):
         if any((folder / file).is_file() for file in ("config.json", CHECKPOINT)):

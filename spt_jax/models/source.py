@@ -1,7 +1,7 @@
-"""A model that somebody has stored: its tensors by name, and our leaves made of them.
+"""A stored model: its tensors by name, and the leaves of our model that are made of them.
 
-Nothing is read when a source is opened but headers. A leaf is read when its turn comes, so that
-host memory holds one leaf at a time.
+Opening a source reads headers only. Leaves are read one by one, so that host memory holds one leaf
+at a time.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,13 +12,13 @@ import ml_dtypes
 import numpy as np
 
 from spt_jax.t5 import T5Config
-from spt_jax.tokenizers.bpe import Tokenizer
+from spt_jax.tokenizers.base import Tokenizer
 
 FLOATS = {"float16", "bfloat16", "float32", "float64"}
 BLOCK_BYTES = 1 << 24
 
 Layout = Literal["same", "transposed", "scanned"]
-"""How a tensor lies in the source: as ours; [out, in]; or with the layers on axis 1."""
+"""The axes of a tensor in the source: as in ours; [out, in]; or with the layers on axis 1."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class Tensor:
     """One tensor of a source.
 
     Args:
-        name: In the source.
-        shape: Its shape there.
-        dtype: Its dtype there.
-        read: Reads it whole, into memory of its own.
+        name: Name in the source.
+        shape: Shape in the source.
+        dtype: Dtype in the source.
+        read: Function that reads the tensor into new memory.
     """
 
     name: str
@@ -43,10 +43,10 @@ class Leaf:
     """One leaf of our model, not read yet.
 
     Args:
-        shape: Of the leaf; the first axis is the layer where it is stacked.
-        tensors: What it is made of: one for each layer, or a single one.
-        layout: Of each tensor.
-        stacked: Whether there is a tensor for each layer, or one that holds them all (scanned).
+        shape: Shape of the leaf; the first axis of a stacked leaf is the layer.
+        tensors: Tensors of the source: one for each layer, or a single one.
+        layout: Layout of each tensor.
+        stacked: Whether the leaf has an axis of layers.
     """
 
     shape: tuple[int, ...]
@@ -56,11 +56,11 @@ class Leaf:
 
     @property
     def dtype(self) -> np.dtype:
-        """Wide enough for every tensor of the leaf."""
+        """The dtype that holds the values of every tensor of the leaf."""
         return np.result_type(*(tensor.dtype for tensor in self.tensors))
 
     def read(self) -> np.ndarray:
-        """The leaf on the host, in the source's dtype.
+        """Return the leaf on the host, in the source's dtype.
 
         Raises:
             ValueError: A tensor cannot be read, or holds NaN or inf.
@@ -85,12 +85,13 @@ class Source:
     """A stored model, opened and checked but not read.
 
     Args:
-        name: Of the model, for people.
+        name: Name of the model.
         origin: Folder or address, for messages.
-        config: The shape of the model.
-        leaves: Every leaf of the model once, by name.
-        tokenizer: Of the model.
-        fingerprint: Of the weights, where the source keeps it. What is read must agree with it.
+        config: Shape of the model.
+        leaves: Every leaf of the model, by name.
+        tokenizer: Tokenizer of the model.
+        fingerprint: Fingerprint of the weights where the source stores it; the weights that are
+            read must have the same.
     """
 
     name: str
@@ -102,7 +103,11 @@ class Source:
 
 
 def float_dtype(name: str, tensor: str) -> np.dtype:
-    """A numpy dtype by name.
+    """Return the floating dtype of a name, of numpy or ml_dtypes.
+
+    Args:
+        name: Name of the dtype.
+        tensor: Name of the tensor, for the message.
 
     Raises:
         ValueError: It is no floating dtype.
@@ -116,7 +121,7 @@ def float_dtype(name: str, tensor: str) -> np.dtype:
 
 
 def blocks(array: np.ndarray) -> Iterator[np.ndarray]:
-    """The array in C-contiguous pieces of some megabytes along its first axis."""
+    """Yield an array in C-contiguous pieces of about `BLOCK_BYTES` along its first axis."""
     if array.ndim == 0 or array.nbytes <= BLOCK_BYTES:
         yield np.ascontiguousarray(array)
         return
@@ -126,7 +131,7 @@ def blocks(array: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def require_finite(array: np.ndarray, name: str) -> None:
-    """Raises ValueError where an array holds NaN or inf."""
+    """Raise ValueError where an array holds NaN or inf."""
     for block in blocks(array):
         if not np.isfinite(block).all():
             bad = "NaN" if np.isnan(block).any() else "inf"
@@ -137,5 +142,5 @@ def require_finite(array: np.ndarray, name: str) -> None:
 
 
 def equal_tensors(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors hold the same values."""
+    """Return whether two tensors hold the same values."""
     return a is b or (a.shape == b.shape and bool(np.array_equal(a.read(), b.read())))

@@ -1,20 +1,23 @@
-"""T5X's native checkpoints: `checkpoint`, in Flax's MessagePack, with large arrays in zarr beside.
+"""T5X's native checkpoints: `checkpoint` in Flax's MessagePack, and large arrays in zarr beside it.
 
     checkpoint                        {"version": 3, "optimizer": {"target": ..., "state": ...}}
     target.encoder.layers_0...kernel/ one zarr array for each leaf that is not in the file itself
 
-A leaf is an array, or says in TensorStore's terms where its array lies. Layers are apart
-(`layers_0`), or stacked on axis 1 (`encoder/encoder`, "scanned"). The folder may be an address that
-TensorStore has a driver for, such as `gs://bucket/checkpoint_1100000`.
+A leaf is an array, or a spec of TensorStore that says where its array lies. Of that spec only the
+name of the last folder is used: arrays are read from the folder or address that the user named, and
+from nowhere else. TensorStore opens addresses such as `gs://bucket/checkpoint_1100000`.
+
+Layers are apart (`layers_0`), or stacked on axis 1 (`encoder/encoder`, "scanned").
 
 The checkpoint has no config. All of the shape but two constants follows from its leaves, and the
-two are the same in every published T5, whose position bias has 32 buckets. For any other, and for a
-checkpoint that is to say more of itself, the folder holds a `config.json` of transformers. It holds
-the tokenizer too, where none is given: T5X writes neither.
+two are the same in every published T5, whose position bias has 32 buckets. Any other model needs a
+`config.json` of transformers in the folder. T5X writes no tokenizer either, so the folder must hold
+one, or the user names one.
 """
 
 import contextlib
 import functools
+import math
 import mmap
 import re
 import tempfile
@@ -31,37 +34,30 @@ from spt_jax.models.formats.zarr_array import open_zarr, read_key
 from spt_jax.models.names import T5X, match
 from spt_jax.models.source import Source, Tensor
 from spt_jax.models.transformers_folder import read_config
+from spt_jax.paths import require_safe_name
 from spt_jax.t5 import T5Config
-from spt_jax.tokenizers.bpe import Tokenizer
-from spt_jax.tokenizers.published import (
-    TOKENIZER_FILES,
-    load_tokenizer,
-    read_json,
-    require_fitting,
-)
+from spt_jax.tokenizers.base import Tokenizer
+from spt_jax.tokenizers.published import SMALL_FILES, load_tokenizer, read_json
 
 CHECKPOINT = "checkpoint"
-_CONFIG = "config.json"
-_SMALL = (_CONFIG, "tokenizer_config.json", *TOKENIZER_FILES)
 # Instead of TensorStore's 32 retries, which take a quarter of an hour to say that a host is down.
 _RETRIES = {"max_retries": 4, "initial_delay": "1s", "max_delay": "4s"}
 _CONTEXT = {f"{kind}_request_retries": _RETRIES for kind in ("http", "gcs", "s3")}
-_STACKS = ("encoder", "decoder")
 _BUCKETS = 32
 
 
 def is_remote(place: str) -> bool:
-    """Whether a place is an address and not a folder."""
+    """Return whether a place is an address and not a folder."""
     return "://" in place
 
 
 def open_t5x(place: str, name: str, tokenizer: Tokenizer | None = None) -> Source:
-    """Opens a T5X checkpoint.
+    """Open a T5X checkpoint.
 
     Args:
         place: A folder, or an address.
-        name: Of the model.
-        tokenizer: Of the model; that in the folder by default.
+        name: Name of the model.
+        tokenizer: Tokenizer of the model; the one in the folder by default.
 
     Raises:
         FileNotFoundError: There is no checkpoint, or no tokenizer.
@@ -78,42 +74,42 @@ def open_t5x(place: str, name: str, tokenizer: Tokenizer | None = None) -> Sourc
         scanned = any(path.startswith(("encoder/encoder/", "decoder/decoder/")) for path in tensors)
         if scanned:
             tensors = _share_position_bias(tensors, place)
-        config = _infer_config(tensors, scanned, place, folder / _CONFIG)
+        config = _infer_config(tensors, scanned, place, folder / "config.json")
     leaves = match(tensors, config, place, T5X, scanned=scanned)
-    require_fitting(tokenizer, config.vocab_size, place)
     return Source(name, place, config, leaves, tokenizer)
 
 
 def open_t5x_tokenizer(place: str) -> Tokenizer:
-    """The tokenizer at an address, without the checkpoint; raises as `open_t5x`."""
+    """Return the tokenizer at an address, without the checkpoint; raises as `open_t5x`."""
     with _small_files(place, _open_store(place)) as folder:
         return _find_tokenizer(folder, place)
 
 
 @contextlib.contextmanager
 def _small_files(place: str, store: ts.KvStore) -> Iterator[Path]:
-    """A folder of this machine with config and tokenizer, those of an address copied into it."""
+    """Yield a local folder with config and tokenizer; those at an address are copied into it."""
     if not is_remote(place):
         yield Path(place)
         return
     with tempfile.TemporaryDirectory() as folder:
-        for name in _SMALL:
+        for name in SMALL_FILES:
             with contextlib.suppress(FileNotFoundError):
-                data = _read_remote(place, store, name)
-                (Path(folder) / name).write_bytes(data)
+                (Path(folder) / name).write_bytes(_read_remote(place, store, name))
         try:
             yield Path(folder)
-        except (ValueError, FileNotFoundError) as error:  # that names the copy
+        except (ValueError, FileNotFoundError) as error:  # the message names the copy
             raise type(error)(str(error).replace(folder, place.rstrip("/"))) from None
 
 
 def _read_remote(place: str, store: ts.KvStore, name: str) -> bytes:
+    origin = f"{place.rstrip('/')}/{name}"
     try:
         return read_key(store, name)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{origin} does not exist") from None
     except ValueError as error:
         raise ValueError(
-            f"{place.rstrip('/')}/{name} cannot be read: {error}; check the address, the network "
-            "and your credentials"
+            f"{origin} cannot be read: {error}; check the address, the network and your credentials"
         ) from None
 
 
@@ -133,20 +129,22 @@ def _open_store(place: str) -> ts.KvStore:
         address = {"driver": "file", "path": f"{Path(place).absolute()}/"}
     try:
         return ts.KvStore.open(address, context=ts.Context(_CONTEXT)).result()
-    except Exception as error:  # which exception it is depends on the driver
+    except Exception as error:  # the type of the exception depends on the driver
         raise ValueError(f"TensorStore cannot open the address '{place}': {error}") from None
 
 
 def _read_checkpoint(place: str, store: ts.KvStore) -> tuple[int, dict[str, Any]]:
-    """The version, and the tree under `optimizer/target`."""
+    """Return the version, and the tree under `optimizer/target`."""
     origin = f"{place.rstrip('/')}/{CHECKPOINT}"
     try:
-        buffer = _read_remote(place, store, CHECKPOINT) if is_remote(place) else _map(origin)
-    except FileNotFoundError:
-        others = "; copy models of other formats to this machine" if is_remote(place) else ""
-        raise FileNotFoundError(f"{origin} does not exist; expected one of T5X{others}") from None
+        remote = is_remote(place)
+        buffer = _read_remote(place, store, CHECKPOINT) if remote else _map(origin)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{error}; expected one of T5X; copy models of other formats to this machine"
+        ) from None
     try:
-        tree = unpack(memoryview(buffer))
+        tree = unpack(buffer)
         if not isinstance(tree, dict) or tree.get("version") not in (2, 3):
             raise ValueError("it has no version 2 or 3")
         target = tree["optimizer"]["target"]
@@ -157,7 +155,7 @@ def _read_checkpoint(place: str, store: ts.KvStore) -> tuple[int, dict[str, Any]
         raise ValueError(_not_whole(origin, error)) from None
 
 
-def _map(path: str) -> bytes | mmap.mmap:
+def _map(path: str) -> mmap.mmap:
     with open(path, "rb") as file:
         try:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -178,24 +176,24 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _tensor(path: str, leaf: Any, store: ts.KvStore, place: str, version: int) -> Tensor:
-    if isinstance(leaf, np.ndarray):
-        if leaf.dtype.kind in "iu":
-            raise ValueError(f"leaf {path} of {place} has dtype {leaf.dtype}, expected floats")
-        # A copy: jax on CPU may keep what it is given, here a part of the mapped file.
-        return Tensor(path, leaf.shape, leaf.dtype, leaf.copy)
     try:
-        # Of an old checkpoint the path is absolute, and that of the machine that wrote it.
-        inner = leaf["kvstore"].get("path", leaf.get("path"))
-        folder = str(inner).strip("/").rsplit("/", 1)[-1]
-        # TensorStore had no bfloat16 at first, and version 2 calls its bits uint16.
-        aliases = {"<u2": "bfloat16"} if version == 2 else {}
-        tensor = open_zarr(store, folder, leaf.get("metadata", {}), path, aliases)
+        if isinstance(leaf, Tensor):
+            if leaf.dtype.kind != "f" and leaf.dtype.name != "bfloat16":
+                raise ValueError(f"it has dtype {leaf.dtype}, expected floats")
+            tensor = replace(leaf, name=path)
+        else:
+            # In an old checkpoint the path is absolute, on the machine that wrote it.
+            inner = leaf["kvstore"].get("path", leaf.get("path"))
+            folder = require_safe_name(str(inner).strip("/").rsplit("/", 1)[-1])
+            # TensorStore had no bfloat16 at first, and version 2 calls its bits uint16.
+            aliases = {"<u2": "bfloat16"} if version == 2 else {}
+            tensor = open_zarr(store, folder, leaf.get("metadata", {}), path, aliases)
     except (ValueError, OSError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(_cannot(path, place, error)) from None
-    return replace(tensor, read=functools.partial(_read_zarr, tensor, place))
+    return replace(tensor, read=functools.partial(_read, tensor, place))
 
 
-def _read_zarr(tensor: Tensor, place: str) -> np.ndarray:
+def _read(tensor: Tensor, place: str) -> np.ndarray:
     try:
         return tensor.read()
     except (ValueError, OSError) as error:
@@ -210,13 +208,11 @@ def _cannot(path: str, place: str, error: Exception) -> str:
 
 
 def _share_position_bias(tensors: dict[str, Tensor], place: str) -> dict[str, Tensor]:
-    """Scanned layers may each have the table [N, L, buckets]; a T5 has one for all of them."""
+    """Make one table of a position bias [N, L, buckets] that stands once for each layer."""
     tensors = dict(tensors)
-    for stack in _STACKS:
-        old, new = (
-            f"{stack}/{stack}/relpos_bias/rel_embedding",
-            f"{stack}/relpos_bias/rel_embedding",
-        )
+    for stack in ("encoder", "decoder"):
+        new = f"{stack}/relpos_bias/rel_embedding"
+        old = f"{stack}/{new}"
         if old in tensors and new not in tensors and len(tensors[old].shape) == 3:
             each = tensors.pop(old)
             shape = (each.shape[0], each.shape[2])
@@ -238,6 +234,8 @@ def _read_shared(each: Tensor, place: str) -> np.ndarray:
 def _infer_config(
     tensors: Mapping[str, Tensor], scanned: bool, place: str, described: Path
 ) -> T5Config:
+    """Return the config that the shapes of the leaves imply, completed by a config.json."""
+
     def shape(path: str, axes: int) -> tuple[int, ...]:
         if path not in tensors or len(tensors[path].shape) < axes:
             found = tensors[path].shape if path in tensors else "missing"
@@ -255,7 +253,7 @@ def _infer_config(
     inferred: dict[str, Any] = {
         "vocab_size": vocab_size,
         "d_model": d_model,
-        "d_kv": int(np.prod(inner)) // heads if heads else 0,
+        "d_kv": math.prod(inner) // heads if heads else 0,
         "d_ff": shape(f"{layer}/mlp/{'wi_0' if gated else 'wi'}/kernel", 2)[-1],
         "num_heads": heads,
         "num_layers": _count_layers(tensors, "encoder", scanned),

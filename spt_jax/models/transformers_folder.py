@@ -5,9 +5,10 @@
     pytorch_model.bin                or these, where torch is installed
     tokenizer.json, spiece.model     the tokenizer; ByT5 has none
 
-What a config says of the head cannot be relied on: transformers 5 writes that it is tied for every
-T5, and keeps the old meaning of `tie_word_embeddings` in `scale_decoder_outputs`. So a model has a
-head of its own where its file holds one, and the config says only whether logits are scaled.
+The config does not tell whether a model has a head of its own: transformers 5 writes for every T5
+that the head is tied, and keeps the old meaning of `tie_word_embeddings` in
+`scale_decoder_outputs`. So a model has a head of its own where its file holds one, and the config
+only tells whether logits are scaled.
 """
 
 from collections.abc import Mapping
@@ -18,9 +19,10 @@ from spt_jax.models.formats.safetensors_file import open_safetensors
 from spt_jax.models.formats.torch_file import open_torch
 from spt_jax.models.names import TRANSFORMERS, match
 from spt_jax.models.source import Source, Tensor, equal_tensors
+from spt_jax.paths import safe_join
 from spt_jax.t5 import T5Config
-from spt_jax.tokenizers.bpe import Tokenizer
-from spt_jax.tokenizers.published import load_tokenizer, read_json, require_fitting
+from spt_jax.tokenizers.base import Tokenizer
+from spt_jax.tokenizers.published import load_tokenizer, read_json
 
 WEIGHTS = {
     "model.safetensors": open_safetensors,
@@ -35,32 +37,25 @@ REFUSED = {
     "longt5": "LongT5's encoder attends locally",
     "switch_transformers": "its MLPs are mixtures of experts",
 }
-"""Others of the family, and why they are no T5."""
+"""Model types of the family that are refused, and how they differ from T5."""
 
-_SIZES = {
-    "vocab_size": "vocab_size",
-    "d_model": "d_model",
-    "d_kv": "d_kv",
-    "d_ff": "d_ff",
-    "num_heads": "num_heads",
-    "num_layers": "num_layers",
-}
-_MAX_LAYERS = 1000  # the tensors of each are listed before they are looked for
+_SIZES = ("vocab_size", "d_model", "d_kv", "d_ff", "num_heads", "num_layers")
+_MAX_LAYERS = 1000  # because the names of all their tensors are listed before they are looked for
 _MLPS = {"relu": "relu", "gated-gelu": "gated_gelu"}
 _IDS = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
 _TABLE, _HEAD = "shared.weight", "lm_head.weight"
 _ALIASES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
-# In the files of T5 1.0; no version of transformers has ever used it.
+# A tensor in the files of T5 1.0 that no version of transformers has ever used.
 _DEAD = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
 
 
 def open_hf(folder: Path, name: str, tokenizer: Tokenizer | None = None) -> Source:
-    """Opens a transformers folder.
+    """Open a transformers folder.
 
     Args:
-        folder: With the files above.
-        name: Of the model.
-        tokenizer: Instead of the one in the folder.
+        folder: Folder with the files above.
+        name: Name of the model.
+        tokenizer: Tokenizer to use instead of the one in the folder.
 
     Raises:
         FileNotFoundError: A file is missing.
@@ -69,19 +64,22 @@ def open_hf(folder: Path, name: str, tokenizer: Tokenizer | None = None) -> Sour
     described = read_json(folder / "config.json")
     config, scaled = read_config(described, str(folder / "config.json"))
     tensors = _open_weights(folder)
-    tensors, tied = _resolve_head(tensors, scaled, str(folder))
-    config = T5Config(**config, tied_head=tied)
+    tensors = _resolve_head(tensors, scaled, str(folder))
+    config = T5Config(**config, tied_head=scaled)
     leaves = match(tensors, config, str(folder), TRANSFORMERS, transposed=True)
     tokenizer = tokenizer or load_tokenizer(folder)
-    require_fitting(tokenizer, config.vocab_size, str(folder))
     return Source(name, str(folder), config, leaves, tokenizer)
 
 
 def read_config(described: Mapping[str, Any], origin: str) -> tuple[dict[str, Any], bool]:
-    """The fields of `T5Config` but for the head, and whether a tied head scales its logits.
+    """Return the fields of `T5Config` without `tied_head`, and whether logits are scaled.
+
+    Args:
+        described: Content of a `config.json`.
+        origin: Its path, for messages.
 
     Raises:
-        ValueError: It describes another model, or one that this library does not have.
+        ValueError: It describes a model that is no T5, or a T5 that this library does not have.
     """
     kind = described.get("model_type")
     if kind not in ("t5", "mt5"):
@@ -97,7 +95,7 @@ def read_config(described: Mapping[str, Any], origin: str) -> tuple[dict[str, An
         raise ValueError(
             f"{origin} has feed_forward_proj {mlp!r}, expected {' or '.join(map(repr, _MLPS))}"
         )
-    fields: dict[str, Any] = {ours: described.get(theirs) for ours, theirs in _SIZES.items()}
+    fields: dict[str, Any] = {size: described.get(size) for size in _SIZES}
     fields["num_decoder_layers"] = described.get("num_decoder_layers") or fields["num_layers"]
     fields["relpos_buckets"] = described.get("relative_attention_num_buckets", 32)
     fields["relpos_max_distance"] = described.get("relative_attention_max_distance", 128)
@@ -127,32 +125,35 @@ def _open_shards(folder: Path, index: str, opener: Any) -> dict[str, Tensor]:
     origin, files = folder / index, read_json(folder / index).get("weight_map")
     if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
         raise ValueError(f"{origin} has no weight_map of tensor names to file names")
+    try:
+        paths = {
+            file: safe_join(folder, file, file_may_be_link=True) for file in set(files.values())
+        }
+    except ValueError as error:
+        raise ValueError(f"{origin} names a shard that is not read: {error}") from None
     tensors: dict[str, Tensor] = {}
-    for file in sorted(set(files.values())):
-        if Path(file).name != file or not (folder / file).is_file():
+    for file, path in sorted(paths.items()):
+        if not path.is_file():
             raise FileNotFoundError(
-                f"shard {folder / file} does not exist, but {index} names it; "
-                "download the model again"
+                f"shard {path} does not exist, but {index} names it; download the model again"
             )
-        shard = opener(folder / file)
+        shard = opener(path)
         named = {name for name, place in files.items() if place == file}
         for problem, names in (("lacks", named - shard.keys()), ("also has", shard.keys() - named)):
             if names:
                 raise ValueError(
-                    f"shard {folder / file} {problem} {', '.join(sorted(names)[:5])}, against "
+                    f"shard {path} {problem} {', '.join(sorted(names)[:5])}, against "
                     f"{index}; the files are of different models"
                 )
         tensors |= shard
     return tensors
 
 
-def _resolve_head(
-    tensors: dict[str, Tensor], scaled: bool, origin: str
-) -> tuple[dict[str, Tensor], bool]:
-    """The tensors without aliases, with a head where the model has its own; and whether it is tied.
+def _resolve_head(tensors: dict[str, Tensor], scaled: bool, origin: str) -> dict[str, Tensor]:
+    """Return the tensors without aliases; where logits are not scaled, they hold a head.
 
-    A head that is the table but unscaled, as transformers 5 makes it of a config of T5 1.1, is
-    taken for a head of its own.
+    A model whose head is the table but whose logits are not scaled gets the table as a head of its
+    own. transformers 5 makes such models from a config of T5 1.1.
     """
     tensors = dict(tensors)
     tensors.pop(_DEAD, None)
@@ -168,17 +169,12 @@ def _resolve_head(
                 f"{alias.name} differs from {table.name} in {origin}; "
                 "expected one table for encoder and decoder"
             )
-    head = tensors.get(_HEAD)
-    if head is None:
-        if not scaled:
-            tensors[_HEAD] = table
-        return tensors, scaled
-    if scaled:
-        if not equal_tensors(head, table):
-            raise ValueError(
-                f"{_HEAD} differs from {_TABLE} in {origin}, but its config says that they are "
-                "tied, so it is open whether logits are scaled; set tie_word_embeddings to false "
-                "there if the model is a T5 1.1"
-            )
-        del tensors[_HEAD]
-    return tensors, scaled
+    if not scaled:
+        tensors.setdefault(_HEAD, table)
+    elif (head := tensors.pop(_HEAD, None)) is not None and not equal_tensors(head, table):
+        raise ValueError(
+            f"{_HEAD} differs from {_TABLE} in {origin}, but its config says that they are "
+            "tied, so it is open whether logits are scaled; set tie_word_embeddings to false "
+            "there if the model is a T5 1.1"
+        )
+    return tensors

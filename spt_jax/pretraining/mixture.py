@@ -23,7 +23,7 @@ from spt_jax.pretraining.draws import ARGUMENT, SHORT_ARGUMENT, Draw, Row, Unfit
 from spt_jax.pretraining.instructions import INSTRUCTIONS
 from spt_jax.pretraining.packing import PackedRows
 from spt_jax.pretraining.passages import Passages, tokenize_corpus
-from spt_jax.tokenizers.bpe import Tokenizer
+from spt_jax.tokenizers.base import Tokenizer
 
 PROBES, PROBE_TRIES = 8, 300
 """A corpus serves a task if so many rows are found, each in so many tries."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from spt_jax.pretraining.draws import TRIES, Draw, Row, Unfit
-from spt_jax.tokenizers.bpe import Tokenizer
+from spt_jax.tokenizers.base import Tokenizer
 
 KINDS = ("function", "class", "method", "module", "story")
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from spt_jax.pretraining.corpus import Corpus
-from spt_jax.tokenizers.bpe import Tokenizer
+from spt_jax.tokenizers.base import Tokenizer
 
 LONGEST_WORD = 6  # tokens that a plain word may have
 SHORTEST = 12  # tokens that must follow in the document where a passage starts

@@ -22,7 +22,7 @@ from spt_jax.config.train import PromptConfig
 from spt_jax.distributed.main_process import on_main
 from spt_jax.prompts.file import load_prompt
 from spt_jax.runs.workdir import open_run
-from spt_jax.tokenizers.bpe import Tokenizer
+from spt_jax.tokenizers.base import Tokenizer
 from spt_jax.typing import Array, Float, Key
 
 POPULATION = 5000

@@ -1,9 +1,9 @@
-"""The normalization table of a SentencePiece model, walked through before it is used.
+"""Checks the normalization table of a SentencePiece model before it is used.
 
-The table is a trie over the bytes of UTF-8, as a double array of 32-bit units, and behind it the
-replacements, each ended by a zero byte. The library that uses it checks nothing: a damaged table
-makes it abort at the text that first meets the damage, hours into a run. So every state that a text
-can reach is visited here.
+The table is a trie over the bytes of UTF-8, as a double array of 32-bit units, followed by the
+replacements, each ended by a zero byte. The library `tokenizers` does not check it: with a damaged
+table it panics at the first text that meets the damage, which may be hours into a run, and it has
+no function that finds the damage earlier. So every state that a text can reach is visited here.
 
     unit   bits 0-7 and 31  label: the byte that leads here; with bit 31 it is a value instead
            bit 8            the state has a value, in the unit at its base
@@ -20,7 +20,7 @@ _LABEL = np.uint32((1 << 31) | 0xFF)
 
 
 def check_normalizer(normalizer: Any) -> None:
-    """Checks every table of a normalizer of a `tokenizer.json`.
+    """Check every table of a normalizer of a `tokenizer.json`.
 
     Raises:
         ValueError: A table is damaged.

@@ -4,33 +4,40 @@
     spiece.model         what T5 was released with
     tokenizer_config.json, config.json     name ByT5Tokenizer, which has no vocabulary
 
-Ids equal transformers', but for one thing: special tokens are for programs to write. The text
-`</s>` is four ordinary pieces here, and never ends an input.
+Ids equal those of transformers, with one exception: no text becomes a special id here (see `base`).
 """
 
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
-from spt_jax.tokenizers.bpe import BPETokenizer, Tokenizer, require_id, require_sentinel
+from spt_jax.tokenizers.base import (
+    SPECIAL,
+    LibraryTokenizer,
+    Tokenizer,
+    require_id,
+    require_sentinel,
+)
+from spt_jax.tokenizers.bpe import BPETokenizer
 from spt_jax.tokenizers.charsmap import check_normalizer
 from spt_jax.tokenizers.spiece import SENTINEL, read_spiece
 
-_SPECIAL = ("<pad>", "</s>", "<unk>")
 BYTES = "ByT5Tokenizer"
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
+SMALL_FILES = ("config.json", "tokenizer_config.json", *TOKENIZER_FILES)
+"""Files of a model that hold no weights."""
 
 
-class UnigramTokenizer(Tokenizer):
+class UnigramTokenizer(LibraryTokenizer):
     """A published Unigram vocabulary with T5's special ids.
 
     Args:
-        parts: What a `tokenizer.json` holds.
+        parts: Content of a `tokenizer.json`.
 
     Raises:
         ValueError: It is no Unigram vocabulary, or not one with T5's special ids.
@@ -47,10 +54,10 @@ class UnigramTokenizer(Tokenizer):
                 raise ValueError(f"it has no piece at id {len(vocab)}")
             vocab.append([added[index]["content"], 0.0])
         self._names = [piece for piece, _ in vocab]
-        if self._names[:3] != list(_SPECIAL) or parts["model"]["unk_id"] != 2:
+        if self._names[:3] != list(SPECIAL) or parts["model"]["unk_id"] != 2:
             raise ValueError(
                 f"it has {self._names[:3]} at ids 0 to 2 and unk_id {parts['model']['unk_id']}, "
-                f"expected {list(_SPECIAL)} and 2, as T5 has"
+                f"expected {list(SPECIAL)} and 2, as T5 has"
             )
         self._sentinels = {
             int(found[1]): index
@@ -69,30 +76,18 @@ class UnigramTokenizer(Tokenizer):
         self.vocab_size = len(vocab)
 
     def save(self, path: str | Path) -> None:
-        """Writes a `tokenizer.json` that transformers reads too."""
+        """Write a `tokenizer.json`, which transformers reads too."""
         Path(path).write_text(json.dumps(self._parts, ensure_ascii=False), encoding="utf-8")
 
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text, without an end marker."""
-        return self._backend.encode(text, add_special_tokens=False).ids
-
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of many texts, on all cores."""
-        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
-
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids; special ids, and those beyond the vocabulary, are left out."""
         kept = (int(i) for i in ids if int(i) not in self._hidden)
         return self._backend.decode([i for i in kept if i < self.vocab_size])
 
     def piece(self, index: int) -> str:
-        """The piece at an id, with '▁' where it starts a word."""
         require_id(index, self.vocab_size)
         return self._names[index]
 
     def sentinel(self, i: int) -> int:
-        """The id of `<extra_id_i>`."""
         require_sentinel(i)
         if i not in self._sentinels:
             raise ValueError(f"this tokenizer has no '<extra_id_{i}>'")
@@ -100,58 +95,44 @@ class UnigramTokenizer(Tokenizer):
 
     @property
     def fingerprint(self) -> str:
-        """sha256, in hex, of all that decides the ids of a text."""
         return hashlib.sha256(json.dumps(self._parts, sort_keys=True).encode()).hexdigest()
 
 
 class ByteTokenizer(Tokenizer):
-    """ByT5's: an id for each byte of UTF-8, after the three special ids.
+    """ByT5's tokenizer: an id for each byte of UTF-8, after the three special ids.
 
-    ByT5 took its sentinels from the last bytes, which start no character or a rare one.
+    The sentinels share their ids with the last bytes, which start no character or a rare one.
     """
 
-    vocab_size = len(_SPECIAL) + 256
+    vocab_size = len(SPECIAL) + 256
 
     def save(self, path: str | Path) -> None:
-        """Writes the name, which is all there is."""
+        """Write the name of the class; there is no vocabulary."""
         Path(path).write_text(json.dumps({"tokenizer_class": BYTES}) + "\n")
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the bytes of a text, without an end marker."""
-        return [byte + len(_SPECIAL) for byte in text.encode()]
-
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of many texts."""
-        return [self.encode(text) for text in texts]
+        return [byte + len(SPECIAL) for byte in text.encode()]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids; what is no byte, and bytes that are no character, are left out."""
-        known = (int(i) - len(_SPECIAL) for i in ids)
+        known = (int(i) - len(SPECIAL) for i in ids)
         return bytes(byte for byte in known if 0 <= byte < 256).decode(errors="ignore")
 
     def piece(self, index: int) -> str:
-        """The character of an id, or its byte in hex."""
         require_id(index, self.vocab_size)
-        byte = index - len(_SPECIAL)
+        byte = index - len(SPECIAL)
         printable = 32 < byte < 127
-        return _SPECIAL[index] if byte < 0 else chr(byte) if printable else f"<0x{byte:02X}>"
-
-    def sentinel(self, i: int) -> int:
-        """The last id is sentinel 0."""
-        require_sentinel(i)
-        return self.vocab_size - 1 - i
+        return SPECIAL[index] if byte < 0 else chr(byte) if printable else f"<0x{byte:02X}>"
 
     @property
     def fingerprint(self) -> str:
-        """sha256, in hex, of the name."""
         return hashlib.sha256(BYTES.encode()).hexdigest()
 
 
 def load_tokenizer(place: Path) -> Tokenizer:
-    """The tokenizer in a folder, or in one file of those named above.
+    """Return the tokenizer in a folder, or in one file of those named above.
 
     Raises:
-        FileNotFoundError: There is none.
+        FileNotFoundError: There is no tokenizer.
         ValueError: It cannot be read, or is not one with T5's special ids.
     """
     files = [place] if place.is_file() else [place / name for name in TOKENIZER_FILES]
@@ -167,20 +148,11 @@ def load_tokenizer(place: Path) -> Tokenizer:
     )
 
 
-def require_fitting(tokenizer: Tokenizer, rows: int, origin: str) -> None:
-    """Raises ValueError where the vocabulary is larger than the embedding table of `rows`."""
-    if tokenizer.vocab_size > rows:
-        raise ValueError(
-            f"tokenizer of {origin} has {tokenizer.vocab_size} ids but the model has {rows} "
-            "embeddings, so some ids have none; use the tokenizer that the model was trained with"
-        )
-
-
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object.
+    """Return the object in a JSON file.
 
     Raises:
-        ValueError: It does not.
+        ValueError: The file holds no JSON, or no object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))

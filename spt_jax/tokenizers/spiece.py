@@ -1,8 +1,11 @@
 """`spiece.model`, a SentencePiece model, as the parts of a `tokenizer.json`.
 
 The file is a protocol buffer of which four fields matter: the pieces, the kind of model, the table
-of the normalizer and three switches of it. The library `tokenizers` runs the same algorithm, so
-neither sentencepiece nor transformers, which would import torch, is needed for them.
+of the normalizer and three switches of it. The library `tokenizers` runs the same algorithm.
+
+The file is parsed here because the package sentencepiece gives access to these fields only through
+generated code, which needs a protobuf at least as new as the one that generated it; tensorflow, for
+example, forbids new ones.
 """
 
 import base64
@@ -12,11 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from spt_jax.tokenizers.bpe import SENTINELS
+from spt_jax.tokenizers.base import SENTINELS
 
 SENTINEL = re.compile(r"▁?<extra_id_(\d+)>")
 _UNIGRAM = 1
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
+
+_AS_WRITTEN = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 
 
 class _Piece(NamedTuple):
@@ -26,7 +31,7 @@ class _Piece(NamedTuple):
 
 
 def read_spiece(path: Path) -> dict[str, Any]:
-    """The parts of a `tokenizer.json`, with 100 sentinels behind the pieces where they have none.
+    """Return the parts of a `tokenizer.json`; 100 sentinels follow the pieces if these hold none.
 
     Raises:
         ValueError: It is no SentencePiece model, or one of a kind that T5 does not have.
@@ -38,7 +43,7 @@ def read_spiece(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"tokenizer file '{path}' cannot be read ({error}); expected a SentencePiece model"
         ) from None
-    # Defaults of the format: a Unigram model; all three switches on.
+    # By default of the format it is a Unigram model and all three switches are on.
     kind, switches = trainer.get(3, _UNIGRAM), [normalizer.get(field, 1) for field in (3, 4, 5)]
     strange = [piece.text for piece in pieces if piece.kind == _USER_DEFINED]
     strange = [text for text in strange if not SENTINEL.fullmatch(text)]
@@ -70,7 +75,7 @@ def _read_model(data: bytes) -> tuple[list[_Piece], dict[int, Any], dict[int, An
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
-    """(number, value) of each field: an int, or bytes."""
+    """Yield (number, value) of each field; the value is an int, or bytes."""
     at = 0
     while at < len(data):
         key, at = _varint(data, at)
@@ -107,34 +112,20 @@ def _parts(pieces: list[_Piece], charsmap: bytes) -> dict[str, Any]:
         vocab += [[f"<extra_id_{i}>", 0.0] for i in reversed(range(SENTINELS))]
     bytes_too = any(piece.kind == _BYTE for piece in pieces)
     metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
+    spaces, fallback = {"type": "WhitespaceSplit"}, {"type": "ByteFallback"}
+    table = base64.b64encode(charsmap).decode()
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": [
-            {
-                "id": i,
-                "content": vocab[i][0],
-                "single_word": False,
-                "lstrip": False,
-                "rstrip": False,
-                "normalized": False,
-                "special": True,
-            }
+            {"id": i, "content": vocab[i][0], **_AS_WRITTEN, "special": True}
             for i in sorted({*special, *sentinels})
         ],
-        "normalizer": {
-            "type": "Precompiled",
-            "precompiled_charsmap": base64.b64encode(charsmap).decode(),
-        }
-        if charsmap
-        else None,
-        "pre_tokenizer": {
-            "type": "Sequence",
-            "pretokenizers": [{"type": "WhitespaceSplit"}, metaspace],
-        },
+        "normalizer": {"type": "Precompiled", "precompiled_charsmap": table} if table else None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [spaces, metaspace]},
         "post_processor": None,
-        "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, metaspace]}
+        "decoder": {"type": "Sequence", "decoders": [fallback, metaspace]}
         if bytes_too
         else metaspace,
         "model": {"type": "Unigram", "unk_id": 2, "vocab": vocab, "byte_fallback": bytes_too},

@@ -4,7 +4,7 @@ import hashlib
 
 
 class FakeTokenizer:
-    """`spt_jax.tokenizers.bpe.Tokenizer` over bytes: id = byte + 3, so no text is unknown."""
+    """`spt_jax.tokenizers.base.Tokenizer` over bytes: id = byte + 3, so no text is unknown."""
 
     pad_id = 0
     eos_id = 1

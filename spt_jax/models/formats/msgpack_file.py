@@ -1,141 +1,81 @@
-"""MessagePack, as Flax packs a tree of arrays, read without copying an array.
+"""A tree of arrays as Flax packs it into MessagePack, decoded by the library `msgpack`.
 
-A checkpoint may hold all of its arrays in this one file. Here they are views of the bytes given,
-which may be a mapped file, so that opening it costs no memory; the library `msgpack` copies each.
+`flax.serialization.msgpack_restore` would hold a copy of every array at once, and a checkpoint may
+hold all of its weights in this one file. So only the place of each array is kept here, and an array
+is copied when it is read.
 
-    ExtType 1    an array: packed (shape, dtype name, bytes in C order)
-    ExtType 3    a numpy scalar, packed likewise
+    ExtType 1, 3    an array or a scalar: packed (shape, dtype name, bytes in C order)
     {"__msgpack_chunked_array__": True, "shape": {"0": ..}, "chunks": {"0": ..}}
-                 an array of more than 1 GiB, in pieces of the flat array
+                    an array of more than 1 GiB, in pieces of the flat array
 """
 
+import functools
 import math
-import struct
+import mmap
 from typing import Any
 
+import msgpack
 import numpy as np
 
-from spt_jax.models.source import float_dtype
+from spt_jax.models.source import Tensor, float_dtype
 
-_NUMBERS = {  # first byte of a number: its format
-    0xCA: ">f",
-    0xCB: ">d",
-    0xCC: ">B",
-    0xCD: ">H",
-    0xCE: ">I",
-    0xCF: ">Q",
-    0xD0: ">b",
-    0xD1: ">h",
-    0xD2: ">i",
-    0xD3: ">q",
-}
-_CONSTANTS = {0xC0: None, 0xC2: False, 0xC3: True}
-_LENGTHS = {  # first byte of what has a length: kind, bytes of the length
-    0xC4: ("bin", 1),
-    0xC5: ("bin", 2),
-    0xC6: ("bin", 4),
-    0xC7: ("ext", 1),
-    0xC8: ("ext", 2),
-    0xC9: ("ext", 4),
-    0xD9: ("str", 1),
-    0xDA: ("str", 2),
-    0xDB: ("str", 4),
-    0xDC: ("list", 2),
-    0xDD: ("list", 4),
-    0xDE: ("map", 2),
-    0xDF: ("map", 4),
-}
-_FIXED_EXT = {0xD4: 1, 0xD5: 2, 0xD6: 4, 0xD7: 8, 0xD8: 16}
-_DEPTH = 64
+_ARRAYS = (1, 3)
+_INTEGERS = ("int32", "int64", "uint32")
+_LIMITS = {"max_array_len": 1 << 16, "max_map_len": 1 << 16}  # msgpack allocates what a list states
 
 
-def unpack(buffer: memoryview) -> Any:
-    """The tree in a buffer: dicts, lists, numbers, text, and arrays that are views of it.
+def unpack(buffer: bytes | mmap.mmap) -> Any:
+    """Return the tree in a buffer: dicts, numbers, text, lists, and a `Tensor` for each array.
 
     Raises:
         ValueError: The buffer is not one whole MessagePack value of these kinds.
     """
+    end = 0
+
+    def array(code: int, data: bytes) -> Tensor:
+        nonlocal end
+        shape, name, raw = msgpack.unpackb(data, **_LIMITS)
+        dtype = np.dtype(name) if name in _INTEGERS else float_dtype(name, "array")
+        if code not in _ARRAYS or _size(shape) * dtype.itemsize != len(raw):
+            raise ValueError(f"extension {code}: {len(raw)} bytes for an array {shape} of {name}")
+        # `data` is a copy of what follows in the buffer, and its bytes are the last part of it.
+        end = buffer.find(data, end) + len(data)
+        read = functools.partial(_read, buffer, end - len(raw), tuple(shape), dtype)
+        return Tensor("", tuple(shape), dtype, read)
+
     try:
-        value, end = _read(buffer, 0, 0)
-    except (IndexError, struct.error, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"no valid MessagePack: {error}") from None
-    if end != len(buffer):
-        raise ValueError(f"{len(buffer) - end} bytes behind the MessagePack value")
-    return value
+        return msgpack.unpackb(buffer, ext_hook=array, object_pairs_hook=_tree, **_LIMITS)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"no valid MessagePack ({error!r})") from None
 
 
-def _read(buffer: memoryview, at: int, depth: int) -> tuple[Any, int]:
-    if depth > _DEPTH:
-        raise ValueError(f"more than {_DEPTH} levels of MessagePack")
-    kind, count, at = _head(buffer, at)
-    if kind == "value":
-        return count, at
-    if kind == "map":
-        result = {}
-        for _ in range(count):
-            key, at = _read(buffer, at, depth + 1)
-            if not isinstance(key, str) or key in result:
-                raise ValueError(f"the key {key!r} is no text or is there twice")
-            result[key], at = _read(buffer, at, depth + 1)
-        return (_joined(result) if "__msgpack_chunked_array__" in result else result), at
-    if kind == "list":
-        items = []
-        for _ in range(count):
-            item, at = _read(buffer, at, depth + 1)
-            items.append(item)
-        return items, at
-    start = at + (kind == "ext")
-    end = start + count
-    if end > len(buffer):
-        raise ValueError(f"cut off at byte {len(buffer)}, expected {end}")
-    data = buffer[start:end]
-    if kind == "ext":
-        return _array(buffer[at], data, depth), end
-    return (str(data, "utf-8") if kind == "str" else data), end
+def _read(
+    buffer: bytes | mmap.mmap, start: int, shape: tuple[int, ...], dtype: np.dtype
+) -> np.ndarray:
+    return np.frombuffer(buffer, dtype, math.prod(shape), start).reshape(shape).copy()
 
 
-def _head(buffer: memoryview, at: int) -> tuple[str, Any, int]:
-    """(kind, length or value, where the rest starts)."""
-    first, at = buffer[at], at + 1
-    if first < 0x80 or first >= 0xE0:
-        return "value", first - 256 * (first >= 0xE0), at
-    if first < 0xC0:  # small maps, lists and texts have their length in the first byte
-        kind, mask = ("map", 15) if first < 0x90 else ("list", 15) if first < 0xA0 else ("str", 31)
-        return kind, first & mask, at
-    if first in _CONSTANTS:
-        return "value", _CONSTANTS[first], at
-    if first in _NUMBERS:
-        number = struct.Struct(_NUMBERS[first])
-        return "value", number.unpack_from(buffer, at)[0], at + number.size
-    if first in _FIXED_EXT:
-        return "ext", _FIXED_EXT[first], at
-    if first not in _LENGTHS:
-        raise ValueError(f"byte {first:#x} at {at - 1} starts no MessagePack value")
-    kind, size = _LENGTHS[first]
-    if at + size > len(buffer):
-        raise ValueError(f"cut off at byte {len(buffer)}")
-    return kind, int.from_bytes(buffer[at : at + size], "big"), at + size
+def _tree(pairs: list[tuple[str, Any]]) -> dict[str, Any] | Tensor:
+    tree = dict(pairs)
+    if len(tree) != len(pairs) or not all(isinstance(key, str) for key in tree):
+        raise ValueError("a key is no text or is there twice")
+    return _joined(tree) if "__msgpack_chunked_array__" in tree else tree
 
 
-def _array(code: int, data: memoryview, depth: int) -> np.ndarray:
-    if code not in (1, 3):
-        raise ValueError(f"extension type {code}, expected 1 (array) or 3 (scalar)")
-    value, end = _read(data, 0, depth + 1)
-    if end != len(data) or not isinstance(value, list) or len(value) != 3:
-        raise ValueError("an array is not packed as shape, dtype and bytes")
-    shape, name, raw = value
-    if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
-        raise ValueError(f"an array has shape {shape}")
-    dtype = np.dtype(name) if name in ("int32", "int64", "uint32") else float_dtype(name, "array")
-    if not isinstance(raw, memoryview) or math.prod(shape) * dtype.itemsize != len(raw):
-        raise ValueError(f"an array {shape} of {name} has other than as many bytes")
-    return np.frombuffer(raw, dtype).reshape(shape)
-
-
-def _joined(chunked: dict[str, Any]) -> np.ndarray:
+def _joined(chunked: dict[str, Any]) -> Tensor:
     shape, chunks = chunked["shape"], chunked["chunks"]
-    flat = np.concatenate([chunks[str(i)].reshape(-1) for i in range(len(chunks))])
-    shape = [shape[str(i)] for i in range(len(shape))]
-    if math.prod(shape) != flat.size:
-        raise ValueError(f"an array {shape} has {flat.size} elements")
-    return flat.reshape(shape)
+    shape = tuple(shape[str(i)] for i in range(len(shape)))
+    parts = [chunks[str(i)] for i in range(len(chunks))]
+    if _size(shape) != sum(_size(part.shape) for part in parts):
+        raise ValueError(f"an array {shape} is in pieces of {[part.shape for part in parts]}")
+
+    def read() -> np.ndarray:
+        return np.concatenate([part.read().reshape(-1) for part in parts]).reshape(shape)
+
+    return Tensor("", shape, parts[0].dtype, read)
+
+
+def _size(shape: Any) -> int:
+    if not all(type(n) is int and n >= 0 for n in shape):
+        raise ValueError(f"an array has shape {shape}")
+    return math.prod(shape)

@@ -1,4 +1,4 @@
-"""`pytorch_model.bin`, where torch is installed: tensors only, nothing that a pickle could run."""
+"""`pytorch_model.bin`, read by torch where it is installed: tensors only, never other pickles."""
 
 import functools
 import importlib
@@ -13,7 +13,7 @@ from spt_jax.models.source import Tensor, float_dtype
 
 
 def open_torch(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by name, mapped and not read where the file allows it.
+    """Return the tensors of a file by name; a zip file is mapped and not read.
 
     Raises:
         ValueError: torch is not installed, the file cannot be read or holds more than tensors.
@@ -28,7 +28,7 @@ def open_torch(path: Path) -> dict[str, Tensor]:
     try:
         state = _load(torch, path)
         return {name: _tensor(torch, name, value) for name, value in state.items()}
-    except Exception as error:  # unpickling raises whatever it likes
+    except Exception as error:  # unpickling may raise any exception
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
             f"weights {path} cannot be read ({type(error).__name__}: {reason}); "
@@ -37,11 +37,11 @@ def open_torch(path: Path) -> dict[str, Tensor]:
 
 
 def _load(torch: Any, path: Path) -> dict[str, Any]:
-    # Files of torch before 1.6 are no zip files, and cannot be mapped.
+    # Files of torch before 1.6 are no zip files, so they cannot be mapped.
     mapped = zipfile.is_zipfile(path)
     if mapped:
         with zipfile.ZipFile(path) as file:
-            if (damaged := file.testzip()) is not None:  # torch does not look at the checksums
+            if (damaged := file.testzip()) is not None:  # torch does not check the checksums
                 raise ValueError(f"its part {damaged} differs from its checksum")
     state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     if not isinstance(state, dict):

@@ -1,18 +1,20 @@
-"""A zarr array (version 2) as T5X writes it: chunks of gzip, named `0.0`, `0.1` and so on.
+"""Arrays of a T5X checkpoint: zarr, version 2, in chunks named `0.0`, `0.1` and so on.
 
-TensorStore gets the bytes from wherever they are, and this decodes them: TensorStore's own zarr
-driver stops reading before the checksum that ends a gzip stream, so that a damaged chunk becomes
-weights, and it takes a missing chunk for zeros.
+TensorStore reads and checks the description of an array. Chunks are decoded here, because
+TensorStore accepts a gzip stream whose checksum is cut off, so that a damaged chunk can become
+weights. gzip from the standard library checks the whole stream.
 """
 
 import functools
+import gzip
+import io
 import itertools
-import json
 import math
 import re
 import zlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,8 @@ from spt_jax.models.source import Tensor, float_dtype
 
 _DTYPES = {"<f2": "float16", "<f4": "float32", "<f8": "float64"}  # and bfloat16, by its name
 _THREADS = 8
+_BLOCK = 1 << 20
+_MAX_OVERHEAD = 1 << 16  # bytes of a file beyond its numbers: the head of gzip, or a .zarray
 
 
 def open_zarr(
@@ -31,65 +35,78 @@ def open_zarr(
     name: str,
     aliases: Mapping[str, str] = {},
 ) -> Tensor:
-    """Reads the description of an array.
+    """Return an array of a checkpoint as a tensor that is not read yet.
 
     Args:
         store: The checkpoint's folder.
-        folder: Of the array in it.
-        stated: What the checkpoint says of the array: shape, chunks, dtype; any may be absent.
-        name: Of the tensor.
-        aliases: Dtypes of zarr that stand for others here -> what their bits are.
+        folder: Name of the array's folder in it.
+        stated: Shape, chunks and dtype of the array as the checkpoint states them; each optional.
+        name: Name of the tensor.
+        aliases: Dtypes of zarr that stand for the bits of others here, such as <u2 -> bfloat16.
 
     Raises:
         ValueError: There is no such array, it is not of this kind, or contradicts `stated`.
     """
+    constraints = {key: stated[key] for key in ("shape", "chunks", "dtype") if key in stated}
+    spec = {"driver": "zarr", "metadata": constraints}
     try:
-        found = json.loads(read_key(store, f"{folder}/.zarray"))
-        for key in ("shape", "chunks", "dtype"):
-            if key in stated and stated[key] != found[key]:
-                raise ValueError(
-                    f"{folder}/.zarray has {key} {found[key]}, the checkpoint says {stated[key]}"
-                )
-        compressor = found["compressor"] and found["compressor"]["id"]
-        kind = found["zarr_format"], found["order"], found.get("filters"), compressor
-        if kind not in ((2, "C", None, "gzip"), (2, "C", None, None)):
-            raise ValueError(
-                f"{folder}/.zarray has version, order, filters and compressor {kind}, expected "
-                "(2, 'C', None, 'gzip')"
-            )
-        stored = found["dtype"]
-        dtype = float_dtype(aliases.get(stored) or _DTYPES.get(stored, str(stored)), name)
-        shape, chunks = tuple(found["shape"]), tuple(found["chunks"])
-        numbers = all(type(n) is int and n >= 1 for n in shape + chunks)
-        if not numbers or len(shape) != len(chunks) or math.prod(chunks) > 2 * math.prod(shape):
-            raise ValueError(f"{folder}/.zarray has shape {shape} in chunks of {chunks}")
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{folder}/.zarray is damaged ({error!r})") from None
+        opened = ts.open(spec, kvstore=store / f"{folder}/", open=True, read=True).result()
+        found = opened.spec().to_json()["metadata"]
+    except Exception as error:  # the type of the exception depends on the driver
+        raise ValueError(_without_spec(error)) from None
+    compressor, order = found["compressor"] and found["compressor"]["id"], found["order"]
+    if compressor not in (None, "gzip") or order != "C":
+        raise ValueError(
+            f"{folder}/.zarray has order {order!r} and compressor {compressor!r}, "
+            "expected 'C' and 'gzip'"
+        )
+    shape, chunks, kind = tuple(found["shape"]), tuple(found["chunks"]), str(found["dtype"])
+    dtype = float_dtype(aliases.get(kind) or _DTYPES.get(kind, kind), name)
+    if math.prod(chunks) > 2 * math.prod(shape):
+        raise ValueError(f"{folder}/.zarray has shape {shape} in chunks of {chunks}")
+    for file in _local_files(store, folder):  # a file is read whole, so it must not be too large
+        if file.stat().st_size > 2 * math.prod(chunks) * dtype.itemsize + _MAX_OVERHEAD:
+            raise ValueError(f"{folder}/{file.name} is larger than a chunk {chunks} of {kind}")
     separator = found.get("dimension_separator", ".")
-    chunk = functools.partial(
-        _read_chunk, store, f"{folder}/", separator, chunks, dtype, compressor
-    )
+
+    def chunk(index: tuple[int, ...]) -> np.ndarray:
+        return _read_chunk(
+            store, f"{folder}/{separator.join(map(str, index))}", chunks, dtype, compressor
+        )
+
     return Tensor(name, shape, dtype, functools.partial(_read, shape, chunks, dtype, chunk))
 
 
 def read_key(store: ts.KvStore, key: str) -> bytes:
-    """The bytes of a file.
+    """Return the bytes of a file.
 
     Raises:
-        FileNotFoundError: There is none.
-        ValueError: It cannot be read.
+        FileNotFoundError: There is no such file.
+        ValueError: The file cannot be read.
     """
     try:
         found = store.read(key).result()
-    except Exception as error:  # which exception it is depends on the driver
-        reason = re.sub(r"\s*\[[\w_]+=.*", "", " ".join(str(error).split()))[:300]
-        raise ValueError(reason) from None
+    except Exception as error:  # the type of the exception depends on the driver
+        raise ValueError(_without_spec(error)) from None
     if found.state != "value":
         raise FileNotFoundError(f"{key} does not exist")
     return found.value
 
 
+def _without_spec(error: Exception) -> str:
+    """Return TensorStore's message in one line, without the JSON that it appends."""
+    return re.sub(r"\s*\[[\w_]+=.*", "", " ".join(str(error).split()))[:300]
+
+
+def _local_files(store: ts.KvStore, folder: str) -> list[Path]:
+    spec = store.spec().to_json()
+    return list(Path(spec["path"], folder).rglob("*")) if spec["driver"] == "file" else []
+
+
 def _read(shape, chunks, dtype, chunk) -> np.ndarray:
+    if chunks == shape:
+        return chunk((0,) * len(shape))
+    counts = [range(-(-size // n)) for size, n in zip(shape, chunks)]
     array = np.empty(shape, dtype)
 
     def place(index: tuple[int, ...]) -> None:
@@ -97,24 +114,26 @@ def _read(shape, chunks, dtype, chunk) -> np.ndarray:
         part = array[tuple(slice(i * n, (i + 1) * n) for i, n in zip(index, chunks))]
         part[:] = chunk(index)[tuple(slice(n) for n in part.shape)]
 
-    counts = [range(-(-size // n)) for size, n in zip(shape, chunks)]
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="zarr") as threads:
-        list(threads.map(place, itertools.product(*counts)))
+    # Few threads where chunks are large, so that those in flight are smaller than the array.
+    threads = min(_THREADS, max(1, math.prod(map(len, counts)) // 4))
+    with ThreadPoolExecutor(threads, thread_name_prefix="zarr") as pool:
+        list(pool.map(place, itertools.product(*counts)))
     return array
 
 
-def _read_chunk(store, folder, separator, chunks, dtype, compressor, index) -> np.ndarray:
-    key, size = folder + separator.join(map(str, index)), math.prod(chunks) * dtype.itemsize
-    data = read_key(store, key)
-    if compressor == "gzip":
-        stream = zlib.decompressobj(wbits=31)  # gzip, with its checksum
-        try:
-            data = stream.decompress(data, size + 1)
-            data += stream.flush()
-        except zlib.error as error:
-            raise ValueError(f"{key} is damaged ({error})") from None
-        if not stream.eof or stream.unused_data:
-            raise ValueError(f"{key} is not one whole stream of gzip")
-    if len(data) != size:
-        raise ValueError(f"{key} has {len(data)} bytes, expected {size}")
-    return np.frombuffer(data, dtype).reshape(chunks)
+def _read_chunk(store, key, chunks, dtype, compressor) -> np.ndarray:
+    file = io.BytesIO(read_key(store, key))
+    out = np.empty(chunks, dtype)
+    view, done = out.reshape(-1).view(np.uint8).data, 0
+    try:
+        with gzip.GzipFile(fileobj=file) if compressor == "gzip" else file as stream:
+            while block := stream.read(_BLOCK):
+                if done + len(block) > len(view):
+                    raise ValueError(f"{key} has more than {len(view)} bytes")
+                view[done : done + len(block)] = block
+                done += len(block)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{key} is damaged ({error})") from None
+    if done != len(view):
+        raise ValueError(f"{key} has {done} bytes, expected {len(view)}")
+    return out
