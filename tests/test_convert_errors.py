@@ -278,7 +278,7 @@ def contradict(folder):
 T5X = {
     "no zarr": (drop_zarr, 'wo/kernel of .* cannot be read: .*wo.kernel/.zarray" does not exist'),
     "lost chunk": (drop_chunk, "cannot be read: target.*layers_1.mlp.wo.kernel/1.0 does not exist"),
-    "changed chunk": (flip_chunk, "cannot be read: target.*.mlp.wo.kernel/1.0 is damaged .Error"),
+    "changed chunk": (flip_chunk, "cannot be read: target.*.mlp.wo.kernel/1.0 is damaged ."),
     "other compressor": (
         zarray(compressor={"id": "blosc"}),
         ".zarray has order 'C' and compressor 'blosc', expected 'C' and 'gzip'",
@@ -487,7 +487,7 @@ def huge_chunks(folder):
 
 MEMORY = {
     "gzip": (huge_chunk, "cannot be read: .*/1.0 has more than 160 bytes; a T5X"),
-    "file": (huge_file, f"cannot be read: {PLACE}/1.0 is larger than a chunk .5, 8. of float32"),
+    "file": (huge_file, f"cannot be read: {PLACE}/1.0 is larger than a chunk .5, 8. of <f4"),
     "chunks": (
         huge_chunks,
         r"/.zarray has shape \(10, 8\) in chunks of \(1073741824, 1073741824\)",

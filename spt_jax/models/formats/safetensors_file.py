@@ -26,7 +26,8 @@ def open_safetensors(path: Path) -> dict[str, Tensor]:
         tensors = {}
         for name in file.keys():  # noqa: SIM118, the file is no dict
             entry = file.get_slice(name)
-            dtype = float_dtype(_DTYPES.get(entry.get_dtype(), entry.get_dtype()), name)
+            kind = str(entry.get_dtype())
+            dtype = float_dtype(_DTYPES.get(kind, kind), name)
             read = functools.partial(_read, path, file, name)
             tensors[name] = Tensor(name, tuple(entry.get_shape()), dtype, read)
         return tensors

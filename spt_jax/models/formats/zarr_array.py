@@ -124,7 +124,7 @@ def _read(shape, chunks, dtype, chunk) -> np.ndarray:
 def _read_chunk(store, key, chunks, dtype, compressor) -> np.ndarray:
     file = io.BytesIO(read_key(store, key))
     out = np.empty(chunks, dtype)
-    view, done = memoryview(out.reshape(-1).view(np.uint8)), 0
+    view, done = out.reshape(-1).view(np.uint8).data, 0
     try:
         with gzip.GzipFile(fileobj=file) if compressor == "gzip" else file as stream:
             while block := stream.read(_BLOCK):
