@@ -2,6 +2,8 @@
 
 import contextlib
 import difflib
+import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
@@ -77,7 +79,7 @@ def one_line(error: BaseException) -> str:
         message = str(error.args[0])
     else:
         message = str(error)
-    message = " ".join(message.split()) or "no message"
+    message = visible(" ".join(message.split())) or "no message"
     known = isinstance(error, (RunError, OSError, *BAD_INPUT))
     return message if known else f"{type(error).__name__}: {message}"
 
@@ -111,6 +113,19 @@ def suggest(given: str, known: Iterable[str]) -> str:
     by_lower = {name.lower(): name for name in known}
     close = difflib.get_close_matches(given.lower(), by_lower, n=1)
     return f" (did you mean '{by_lower[close[0]]}'?)" if close else ""
+
+
+_UNPRINTED = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, line separators, changes of the writing direction, and half surrogates."""
+
+
+def visible(text: str) -> str:
+    """Return text from outside on one line, with what a terminal would obey escaped as in JSON.
+
+    A name in a file may hold escape codes that recolour or overwrite what the terminal shows, or
+    line breaks that look like further lines of ours. The result of `json.dumps` stays valid JSON.
+    """
+    return _UNPRINTED.sub(lambda found: json.dumps(found[0])[1:-1], text)
 
 
 def shorten(text: str, length: int = 60) -> str:

@@ -26,7 +26,7 @@ from spt_jax.cli.yaml_text import bundled_configs, find_config
 from spt_jax.config.fields import to_dict
 from spt_jax.config.pretrain import PretrainConfig
 from spt_jax.config.train import TrainConfig
-from spt_jax.errors import RunError
+from spt_jax.errors import RunError, visible
 
 RESULT = {"task": "library", "score": 61.5, "rank_score": np.float32(70.25), "gap": float("nan")}
 
@@ -507,6 +507,26 @@ def test_predict_reads_rows_and_says_how_many_failed(run, library, monkeypatch):
     assert calls[1][3] is sys.stdout.buffer
     assert (code, out) == (3, "")
     assert err == "spt-jax: error: 1 of 9 rows failed; see the lines above\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain ascii ~ é 日本 👩‍👩‍👧 ي", "plain ascii ~ é 日本 👩‍👩‍👧 ي"),
+        ("a\nb\tc\r", r"a\nb\tc\r"),
+        ("\x1b[31m\x07\x7f\x9b2J\x00", r"\u001b[31m\u0007\u007f\u009b2J\u0000"),
+        ("\u202egnp.exe\u2066\u2028", r"\u202egnp.exe\u2066\u2028"),
+        ("\ud800", r"\ud800"),
+    ],
+)
+def test_what_a_terminal_would_obey_is_shown(text, shown):
+    assert visible(text) == shown
+    assert json.loads(visible(json.dumps(text, ensure_ascii=False))) == text
+
+
+def test_an_error_sends_nothing_to_the_terminal(run):
+    code, _, err = run("evaluate\x1b[2J")
+    assert code == 2 and err.startswith(r"spt-jax: error: unknown command 'evaluate\u001b[2J'")
 
 
 def test_nearest_is_an_aligned_table(run, library):

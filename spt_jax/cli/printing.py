@@ -1,6 +1,7 @@
 """What a command prints: one JSON object, aligned `name  value` lines, or a table; and warnings.
 
 The JSON is strict: a value that is not finite is null, so that every JSON reader takes the line.
+Control characters are escaped, because names and metadata come from files of others.
 """
 
 import contextlib
@@ -10,6 +11,8 @@ import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
+
+from spt_jax.errors import visible
 
 
 @contextlib.contextmanager
@@ -43,14 +46,14 @@ def _is_not_from_orbax(record: logging.LogRecord) -> bool:
 
 def print_json(result: Mapping[str, Any]) -> None:
     """Prints `result` as one line of JSON; paths as text, scalars of numpy as numbers."""
-    print(json.dumps(_plain(result), ensure_ascii=False, allow_nan=False))
+    print(visible(json.dumps(_plain(result), ensure_ascii=False, allow_nan=False)))
 
 
 def print_result(result: Mapping[str, Any], as_json: bool) -> None:
     """Prints `result` as JSON, or as one aligned line per value, `outer.inner` where nested."""
     if as_json:
         return print_json(result)
-    rows = list(_rows("", _plain(result)))
+    rows = [(visible(name), visible(text)) for name, text in _rows("", _plain(result))]
     width = max((len(name) for name, _ in rows), default=0)
     for name, text in rows:
         print(f"{name:<{width}}  {text}")
@@ -64,7 +67,7 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
     table = Table(*header, box=None, pad_edge=False)
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(visible(cell)) for cell in row))
     Console(width=None if sys.stdout.isatty() else 10_000).print(table)
 
 
