@@ -165,9 +165,8 @@ def _prepare(config: TrainConfig) -> Run:
     prompt_key, run_key = jax.random.split(jax.random.key(config.seed))
     params: Params = {"t5": backbone.params}
     if config.prompt is not None:
-        table = backbone.params["token_embedder"]["embedding"]
         words = task.label_words or task.prompt_words
-        prompt = init_prompt(config.prompt, prompt_key, table, backbone.tokenizer, words)
+        prompt = init_prompt(config.prompt, prompt_key, backbone, words)
         params = {**params, "prompt": prompt}
     trained, frozen = split(params, label_params(params, config.tune))
     print_split(trained, frozen)

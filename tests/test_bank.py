@@ -84,7 +84,7 @@ def test_adding_and_removing_recompile_nothing():
         ),
         (
             lambda bank: bank.add("b", SHORT[:, :8]),
-            "prompt 'b' has d_model 8 but the bank is of a model with 16; load the model that",
+            r"prompt 'b' has shape \[2, 8\], expected \[P, 16\]: vectors as wide as those of the",
         ),
         (lambda bank: bank.add("b", SHORT[0]), r"prompt 'b' has shape \[16\], expected \[P, 16\]"),
         (lambda bank: bank.add("b", SHORT[:0]), r"prompt 'b' has shape \[0, 16\], expected \[P"),
@@ -112,6 +112,10 @@ def test_loads_files_and_runs_of_one_backbone(folder):
     np.testing.assert_array_equal(bank[np.array([2])][0][0, 3:], SHORT)
     roomy = load_bank(backbone, paths, capacity=4, length=7)
     assert roomy.arrays.vectors.shape == (5, 7, 16) and roomy.names == ("file", "run", None, None)
+    np.save(folder / "google.npy", SHORT)
+    np.testing.assert_array_equal(
+        load_bank(backbone, {"a": folder / "google.npy"})[[1]][0][0], SHORT
+    )
     none = load_bank(backbone, {})
     assert none.arrays.vectors.shape == (1, 0, 16)
 
@@ -121,7 +125,7 @@ def test_prompts_of_other_models_are_refused(folder, tmp_path):
     with pytest.raises(
         ValueError,
         match="short/prompt.safetensors was trained on model 'tiny-0' with fingerprint .* but "
-        "'tiny-5' has .*; load that model for it",
+        "'tiny-5' has .*; give the model that it was trained on",
     ):
         load_bank(backbone, {"a": folder / "short"})
     with pytest.raises(FileNotFoundError, match="prompt file .*missing does not exist"):

@@ -1,20 +1,32 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.decoding import SHAPE
 from support.fakes import FakeTokenizer
 
 from spt_jax.config.train import PromptConfig
+from spt_jax.models.backbone import Backbone
 from spt_jax.prompts.file import save_prompt
 from spt_jax.prompts.init import from_labels, from_text, from_vocab, init_prompt
+from spt_jax.t5 import T5
 
 KEY = jax.random.key(0)
 TABLE = jnp.arange(400 * 6, dtype=jnp.float32).reshape(400, 6)
+BACKBONE = Backbone(
+    "six",
+    T5(dataclasses.replace(SHAPE, d_model=6)),
+    {"token_embedder": {"embedding": TABLE}},
+    FakeTokenizer(),
+    "6" * 64,
+)
 
 
 def init(**options):
     config = PromptConfig(**{"length": 9, **options})
-    return init_prompt(config, KEY, TABLE, FakeTokenizer(), ["ab", "c"])
+    return init_prompt(config, KEY, BACKBONE, ["ab", "c"])
 
 
 def rows_of(prompt):
@@ -74,21 +86,53 @@ def test_text_starts_the_prompt_without_an_end_marker():
 
 def test_file_takes_safetensors_npy_and_run_folders(tmp_path):
     prompt = np.arange(54, dtype=np.float32).reshape(9, 6)
-    save_prompt(tmp_path / "prompt.safetensors", prompt, {})
-    np.save(tmp_path / "official.npy", prompt.astype(np.float64))
+    save_prompt(tmp_path / "prompt.safetensors", prompt, {"fingerprint": "6" * 64})
+    np.save(tmp_path / "official.npy", prompt)
     for name in ("prompt.safetensors", "official.npy", "."):
         loaded = init(init="file", file=str(tmp_path / name))
         assert loaded.dtype == jnp.float32
         np.testing.assert_array_equal(loaded, prompt)
 
 
-def test_files_that_do_not_fit_are_refused(tmp_path):
-    np.save(tmp_path / "wide.npy", np.zeros((9, 8)))
-    np.save(tmp_path / "long.npy", np.zeros((7, 6)))
-    with pytest.raises(ValueError, match="has d_model 8 but the model has 6; load the model"):
-        init(init="file", file=str(tmp_path / "wide.npy"))
-    with pytest.raises(ValueError, match=r"has shape \(7, 6\), expected \(9, 6\); set prompt.len"):
-        init(init="file", file=str(tmp_path / "long.npy"))
+NAN = np.zeros((9, 6), np.float32)
+NAN[0, 0] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((9, 8), np.float32), "p.npy has d_model 8 but 'six' has 6; give the model that"),
+        (np.zeros((7, 6), np.float32), "has 7 vectors but prompt.length is 9; set prompt.length t"),
+        (NAN, "p.npy has 1 of 54 values that are NaN or inf, expected finite ones"),
+        (
+            np.zeros((9, 6), np.int64),
+            r"p.npy holds int64 \[9, 6\]; expected a .npy file",
+        ),
+        (
+            np.zeros((9, 6), np.complex64),
+            r"p.npy holds complex64 \[9, 6\]; expected a .npy file",
+        ),
+        (
+            np.zeros((9, 6), np.float64),
+            r"p.npy holds float64 \[9, 6\]; expected a .npy file",
+        ),
+    ],
+    ids=["width", "length", "NaN", "int64", "complex", "float64"],
+)
+def test_files_that_do_not_fit_are_refused(tmp_path, array, message):
+    np.save(tmp_path / "p.npy", array)
+    with pytest.raises(ValueError, match=message):
+        init(init="file", file=str(tmp_path / "p.npy"))
+
+
+def test_a_file_of_another_model_or_none_is_refused(tmp_path):
+    prompt = np.zeros((9, 6), np.float32)
+    save_prompt(tmp_path / "prompt.safetensors", prompt, {"model": "b", "fingerprint": "b" * 64})
+    with pytest.raises(ValueError, match="was trained on model 'b' with fingerprint bbbbbbbbbbbb "):
+        init(init="file", file=str(tmp_path))
+    (tmp_path / "config.yaml").write_text("tune: model")
+    with pytest.raises(ValueError, match="tuned the model, so its prompt serves no other model"):
+        init(init="file", file=str(tmp_path))
     with pytest.raises(FileNotFoundError, match="prompt file .*nothing.npy does not exist"):
         init(init="file", file=str(tmp_path / "nothing.npy"))
 
@@ -96,7 +140,6 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
 def test_the_key_decides_what_is_drawn():
     config = PromptConfig(length=9, init="sampled_vocab")
     one, same, other = (
-        rows_of(init_prompt(config, jax.random.key(k), TABLE, FakeTokenizer(), None))
-        for k in (1, 1, 2)
+        rows_of(init_prompt(config, jax.random.key(k), BACKBONE, None)) for k in (1, 1, 2)
     )
     assert one == same != other

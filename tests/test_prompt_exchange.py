@@ -13,10 +13,12 @@ from support import runs, tiny
 from spt_jax.cli import main as cli
 from spt_jax.errors import RunError
 from spt_jax.prompts import convert as transfer
+from spt_jax.prompts import words
 from spt_jax.prompts.convert import export_prompt, import_prompt
 from spt_jax.prompts.file import load_prompt, save_prompt
-from spt_jax.prompts.read import read_stored
-from spt_jax.prompts.show import show_prompt
+from spt_jax.prompts.npy import npy_bytes
+from spt_jax.prompts.read import read_prompt
+from spt_jax.prompts.words import show_prompt
 
 PROMPT = runs.random_prompt(4, seed=0)
 ADAPTER = {
@@ -79,12 +81,12 @@ def test_a_pinned_revision_goes_out_and_comes_back(tmp_path, run):
     config = json.loads((tmp_path / "a/adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "google/t5-v1_1-base"
     assert config["revision"] == "1a2b"
-    stored = read_stored(write_adapter(tmp_path / "b", revision="1a2b"))
+    stored = read_prompt(write_adapter(tmp_path / "b", revision="1a2b"))
     assert stored.metadata == {"model": "google/t5-small-lm-adapt@1a2b"}
 
 
 def test_the_half_that_peft_never_uses_is_left_out(tmp_path):
-    stored = read_stored(write_adapter(tmp_path / "a"))
+    stored = read_prompt(write_adapter(tmp_path / "a"))
     assert stored.prompt.tobytes() == PROMPT.tobytes()
     assert stored.metadata == {"model": "google/t5-small-lm-adapt"}
 
@@ -94,13 +96,13 @@ def test_half_precision_is_widened_exactly(tmp_path):
     folder = write_adapter(
         tmp_path / "a", {"prompt_embeddings": half}, num_transformer_submodules=None
     )
-    np.testing.assert_array_equal(read_stored(folder).prompt, half.astype(np.float32))
+    np.testing.assert_array_equal(read_prompt(folder).prompt, half.astype(np.float32))
 
 
 def test_a_fortran_array_keeps_its_rows(tmp_path):
     np.save(tmp_path / "p.npy", np.asfortranarray(PROMPT))
     assert b"'fortran_order': True" in (tmp_path / "p.npy").read_bytes()
-    np.testing.assert_array_equal(read_stored(tmp_path / "p.npy").prompt, PROMPT)
+    np.testing.assert_array_equal(read_prompt(tmp_path / "p.npy").prompt, PROMPT)
 
 
 def test_import_takes_the_identity_of_the_model(tmp_path, run, capsys):
@@ -166,12 +168,50 @@ def test_show_finds_the_words_that_a_prompt_is_made_of(tmp_path, run, capsys):
     assert "by cosine" in capsys.readouterr().out
 
 
-def test_show_goes_on_without_a_model_that_is_not_here(tmp_path):
-    folder = write_adapter(tmp_path / "a", base_model_name_or_path="no such model")
-    shown = show_prompt(folder)
-    assert shown["note"].startswith("no nearest words: unknown model 'no such model'")
+@pytest.mark.parametrize(
+    "model",
+    ["gs://bucket/t5", "http://127.0.0.1:9/t5", "google/t5-small-lm-adapt", "../models", "nothing"],
+)
+def test_a_file_does_not_decide_what_is_fetched(tmp_path, monkeypatch, model):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(words, "load_backbone", None)
+    save_prompt(tmp_path / "p", PROMPT, {"model": model})
+    shown = show_prompt(tmp_path / "p")
+    assert shown["note"] == (
+        f"no nearest words: the file's model '{model}' is no bundled one and no folder on this "
+        "machine; give --model"
+    )
+    assert "rows" not in shown
+
+
+def test_show_opens_a_local_model_and_goes_on_without_one(tmp_path, run):
+    (tmp_path / "empty").mkdir()
+    local = str(run.parent / "tiny")
+    for model, note in {
+        local: None,
+        str(tmp_path / "empty"): "no nearest words: unknown model '.*empty'; .*; give --model",
+        "x" * 5000: "no nearest words: .*File name too long; give --model",
+    }.items():
+        save_prompt(tmp_path / "p", PROMPT, {"model": model, "note": "forged", "rows": "forged"})
+        shown = show_prompt(tmp_path / "p")
+        assert ("rows" in shown) == (model == local)
+        assert re.fullmatch(note, shown["note"]) if note else "note" not in shown
     with pytest.raises(ValueError, match="unknown model 'nor this one'"):
-        show_prompt(folder, model="nor this one")
+        show_prompt(tmp_path / "p", model="nor this one")
+
+
+def test_metadata_sends_nothing_to_the_terminal(tmp_path, capsys):
+    metadata = {"task": "a\x1b[2Jb\nscore  100", "t\x9bx": "\u202e\u2028"}
+    save_prompt(tmp_path / "p", PROMPT, metadata)
+    assert cli.main(["prompt", "show", str(tmp_path / "p"), "--k=0"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(maxsplit=1) for line in lines[1:3]] == [
+        ["task", "a\\u001b[2Jb\\nscore  100"],
+        ["t\\u009bx", "\\u202e\\u2028"],
+    ]
+    assert cli.main(["prompt", "show", str(tmp_path / "p"), "--k=0", "--json"]) == 0
+    out = capsys.readouterr().out
+    assert out.strip().isprintable() and metadata.items() <= json.loads(out).items()
 
 
 # What is refused.
@@ -180,6 +220,15 @@ def test_show_goes_on_without_a_model_that_is_not_here(tmp_path):
 def npy(array, **options):
     def write(folder):
         np.save(folder / "p.npy", array, **options)
+        return folder / "p.npy"
+
+    return write
+
+
+def npy_bytes_and(extra):
+    def write(folder):
+        data = npy_bytes(PROMPT)
+        (folder / "p.npy").write_bytes(data[:extra] if extra < 0 else data + bytes(extra))
         return folder / "p.npy"
 
     return write
@@ -269,10 +318,10 @@ REFUSED = {
         raw("p.safetensors", struct.pack("<Q", 1 << 60) + b"{}"),
         "p.safetensors is not a whole safetensors file",
     ),
-    "rank 1": (npy(PROMPT[0]), r"p.npy holds <f4 \[16\]; expected a .npy file of float32 \[P, D\]"),
-    "rank 3": (npy(PROMPT[None]), r"p.npy holds <f4 \[1, 4, 16\]; expected"),
-    "empty": (npy(PROMPT[:0]), r"p.npy holds <f4 \[0, 16\]; expected"),
-    "float64": (npy(PROMPT.astype(np.float64)), r"p.npy holds <f8 \[4, 16\]; expected"),
+    "rank 1": (npy(PROMPT[0]), r"p.npy holds float32 \[16\]; expected a .npy file of float32 \[P"),
+    "rank 3": (npy(PROMPT[None]), r"p.npy holds float32 \[1, 4, 16\]; expected"),
+    "empty": (npy(PROMPT[:0]), r"p.npy holds float32 \[0, 16\]; expected"),
+    "float64": (npy(PROMPT.astype(np.float64)), r"p.npy holds float64 \[4, 16\]; expected"),
     "big-endian": (npy(PROMPT.astype(">f4")), r"p.npy holds >f4 \[4, 16\]; expected"),
     "structure": (
         npy(np.zeros(3, [("a", "<f4")])),
@@ -280,16 +329,27 @@ REFUSED = {
     ),
     "objects": (
         npy(np.array([[None]]), allow_pickle=True),
-        "p.npy holds pickled objects, which are never loaded",
+        r"p.npy is not a whole .npy file \(.*Python objects in dtype",
     ),
-    "NaN": (npy(bad_value(np.nan)), "has 1 of 64 values that are NaN or inf; expected finite ones"),
+    "NaN": (npy(bad_value(np.nan)), "has 1 of 64 values that are NaN or inf, expected finite ones"),
     "inf": (npy(bad_value(-np.inf)), "has 1 of 64 values that are NaN or inf"),
-    "not npy": (raw("p.npy", b"hello"), "p.npy does not begin as a .npy file does"),
-    "npy header cut": (raw("p.npy", b"\x93NUMPY\x01\x00\xff\xff{"), "p.npy has a damaged header"),
-    "npy version": (raw("p", b"\x93NUMPY\x09\x00\x00\x00"), "p does not begin as a .npy file does"),
+    "npy cut": (npy_bytes_and(-1), r"p.npy is not a whole .npy file \(mmap length is greater"),
+    "npy and more": (npy_bytes_and(1), r"has 257 bytes of data, its shape \[4, 16\] takes 256"),
+    "not npy": (raw("p.npy", b"hello"), r"p.npy is not a whole .npy file \(EOF: reading magic"),
+    "npy header cut": (
+        raw("p.npy", b"\x93NUMPY\x01\x00\xff\xff{"),
+        r"p.npy is not a whole .npy file \(EOF: reading array header",
+    ),
+    "npy version": (
+        raw("p", b"\x93NUMPY\x09\x00\x00\x00"),
+        r"p is not a whole .npy file \(.*not \(9, 0\)",
+    ),
     "a pickle": (raw("p.bin", b"\x80\x04."), "p.bin is not a whole safetensors file"),
     "nothing": (lambda folder: folder / "none", "none does not exist; expected a file"),
-    "no npy": (lambda folder: folder / "p.npy", "p.npy does not exist; expected a .npy file"),
+    "no npy": (
+        lambda folder: folder / "p.npy",
+        "prompt file .*p.npy does not exist; expected a",
+    ),
     "an empty folder": (lambda folder: folder, "holds no prompt: expected prompt.safetensors"),
     "a file of a folder": (
         lambda folder: write_adapter(folder / "a") / TENSORS,
@@ -305,7 +365,7 @@ def test_one_clear_line_and_nothing_written(tmp_path, capsys, case):
     write, message = REFUSED[case]
     source = write(tmp_path / "in")
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        read_stored(source)
+        read_prompt(source)
     for action in (["import"], ["export", "--format=peft"], ["export", "--format=npy"]):
         code = cli.main(["prompt", *action, str(source), str(tmp_path / "out/new")])
         out, err = capsys.readouterr()
@@ -399,7 +459,7 @@ def test_a_damaged_file_is_refused_or_loads_what_it_holds(tmp_path, part):
         data = damage(rng, whole)
         file.write_bytes(data)
         try:
-            stored = read_stored(source)
+            stored = read_prompt(source)
         except ValueError as error:
             assert str(file) in str(error) or str(source) in str(error)
             refused += 1

@@ -85,14 +85,14 @@ def test_values_that_are_not_finite(tmp_path):
     bad = PROMPT.copy()
     bad[1, 2], bad[3, 4] = np.nan, np.inf
     save_file({"prompt": bad}, tmp_path / "p")
-    with pytest.raises(ValueError, match="p has 2 of 40 values that are not finite"):
+    with pytest.raises(ValueError, match="p has 2 of 40 values that are NaN or inf, expected fin"):
         load_prompt(tmp_path / "p")
 
 
 def test_a_bad_prompt_is_not_written(tmp_path):
     save_prompt(tmp_path / "p", PROMPT, {})
     for bad, match in (
-        (PROMPT * np.float32(np.nan), "40 of 40 values that are not finite"),
+        (PROMPT * np.float32(np.nan), "40 of 40 values that are NaN or inf, expected finite"),
         (PROMPT.astype(np.float64), r"float64\[5, 8\], expected float32"),
         (PROMPT[0], r"float32\[8\], expected float32"),
     ):

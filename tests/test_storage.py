@@ -25,7 +25,7 @@ from spt_jax.models.backbone import load_backbone
 from spt_jax.prompts.bank import load_bank
 from spt_jax.prompts.file import load_prompt
 from spt_jax.prompts.init import from_file
-from spt_jax.prompts.read import read_stored
+from spt_jax.prompts.read import read_prompt
 from spt_jax.runs.mirror import INDEX, Mirror
 from spt_jax.runs.workdir import find_address, open_run, open_workdir
 from spt_jax.train import fit
@@ -160,7 +160,7 @@ def test_a_run_in_a_bucket_is_read_like_one_here(bucket, finished):
     backbone = load_backbone(config.model)
     bank = load_bank(backbone, {"a": ADDRESS, "b": f"{ADDRESS}/prompt.safetensors"})
     prompt, _ = load_prompt(local / "prompt.safetensors")
-    for vectors in (*bank.arrays.vectors[1:], from_file(ADDRESS, 3, 16)):
+    for vectors in (*bank.arrays.vectors[1:], from_file(ADDRESS, 3, backbone)):
         np.testing.assert_array_equal(vectors, prompt)
     asked = {request for request in bucket.requests if "checkpoints" in request}
     assert not asked and not [r for r in bucket.requests if "other" in r or "POST" in r]
@@ -339,7 +339,7 @@ def test_errors_name_the_address_and_not_the_copy(bucket):
     with pytest.raises(FileNotFoundError, match=f"^'{ADDRESS}' is not the folder of a run: it has"):
         evaluate_run(Path(ADDRESS))
     with pytest.raises(FileNotFoundError, match=f"^prompt file {ADDRESS}.safetensors does not exi"):
-        read_stored(Path(f"{ADDRESS}.safetensors"))
+        read_prompt(Path(f"{ADDRESS}.safetensors"))
 
 
 def test_a_folder_of_this_machine_is_used_as_it_is(tmp_path):

@@ -25,7 +25,7 @@ def nearest(argv: Sequence[str]) -> None:
 
 
 def print_words(rows: Sequence[dict]) -> None:
-    """Prints what `interpret.nearest_words` returns as a table."""
+    """Print what `prompts.words.words_of` returns as a table."""
 
     def words(pairs: Sequence[tuple[str, float]]) -> str:
         return "  ".join(f"{word} {value:.2f}" for word, value in pairs)

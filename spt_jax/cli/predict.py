@@ -71,8 +71,8 @@ def _add_row_flags(parser: Parser) -> None:
         action="append",
         default=[],
         metavar="NAME=PATH",
-        help="A prompt of the model: a prompt.safetensors or the folder of a run, and the name by "
-        "which rows ask for it; may be given again.",
+        help="A prompt of the model and the name by which rows ask for it: a run, a "
+        "prompt.safetensors, a .npy file or the folder of a PEFT adapter; may be given again.",
     )
     parser.add_argument("--input", metavar="ROWS", help="JSONL; - is standard input, the default.")
     parser.add_argument("--output", metavar="OUT", help="JSONL; - is standard output, the default.")

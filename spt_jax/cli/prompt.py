@@ -77,12 +77,17 @@ def _show(argv: Sequence[str]) -> None:
     """Print a prompt's model, task, scores, norms and nearest words."""
     parser = _parser(_show)
     parser.add_flag(
-        "model", str | None, None, "Of the words; the prompt's own by default.", metavar="M"
+        "model",
+        str | None,
+        None,
+        "Model whose words are compared. Without it, the model that the prompt names is used if it "
+        "is bundled or a folder on this machine; nothing is downloaded.",
+        metavar="M",
     )
     parser.add_flag("k", int, 3, "Words for each vector; 0 for none, which needs no model.")
     flags, _ = parser.read(argv)
     with stdout_to_stderr_if(flags.json):
-        from spt_jax.prompts.show import show_prompt
+        from spt_jax.prompts.words import show_prompt
 
         result: dict[str, Any] = show_prompt(Path(flags.source), model=flags.model, k=flags.k)
     if flags.json:

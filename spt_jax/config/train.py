@@ -37,7 +37,7 @@ class PromptConfig(Config, section="prompt"):
             the embeddings of `text`, the rest sampled from the vocabulary; `file`: the vectors in
             `file`.
         text: Words for `init: text`.
-        file: For `init: file`, a prompt.safetensors, an .npy array, or the folder of a run.
+        file: For `init: file`, a run, a prompt.safetensors, a .npy file or a PEFT adapter's folder.
     """
 
     length: Annotated[

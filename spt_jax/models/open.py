@@ -40,6 +40,11 @@ def backbone_names() -> list[str]:
     return sorted(path.parent.name for path in BUNDLED.glob("*/config.json"))
 
 
+def is_local(name: str) -> bool:
+    """Return whether a name is a bundled one or an existing folder, so that nothing is fetched."""
+    return name in backbone_names() or (not is_remote(name) and Path(name).is_dir())
+
+
 def open_model(name: str, tokenizer: Tokenizer | None = None) -> Source | Base:
     """Opens a model without reading its weights.
 

@@ -1,4 +1,4 @@
-"""Prompts in and out: those of PEFT and of Google's code as ours, and ours as theirs.
+"""Soft prompts: how they start, how they are stored, and what can be done with stored ones.
 
-A format is read into a `Stored` prompt or refused, and written whole or not at all.
+`read.read_prompt` is the one reader of a prompt at a path, whatever its format.
 """

@@ -1,24 +1,22 @@
-"""Many prompts for one frozen model, as one array: `bank[task_ids]` is the prompt of each row.
+"""Prompts of many tasks on one frozen model in one array: `bank[task_ids]` is that of each row.
 
-    task 0          no prompt: every vector masked           rows of a batch without a prompt
-    task 1 ... K    a prompt, at the right end of its row    next to the text, as it was trained
-                    a free place: every vector masked
+    task 0          no prompt: all vectors masked            rows of a batch without a prompt
+    task 1 ... K    a prompt, padded on the left             next to the text, as it was trained
+                    a free place: all vectors masked
 
-Capacity and length are fixed when a bank is made, so adding and removing changes values and no
-shape: what was compiled for a bank serves it for good. Names stay on the host, in `PromptBank`;
-jitted functions take its `arrays`.
+Capacity and length are fixed when a bank is made. Adding and removing prompts changes values but no
+shape, so nothing is compiled again. Names stay on the host, in `PromptBank`; jitted functions take
+its `arrays`. A masked vector is 0.
 
     bank = load_bank(backbone, {"sst2": "runs/sst2", "trec": "runs/trec"})
     params, mask = bank.arrays.prompted({"t5": backbone.params}, bank.task_ids(["trec", None]))
     logits = forward(backbone.model, params, inputs, targets, prompt_mask=mask)
-
-One invariant: a vector that is masked is 0.
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,9 +26,7 @@ from flax import struct
 from spt_jax.distributed.main_process import on_main
 from spt_jax.errors import require, suggest
 from spt_jax.models.backbone import Backbone
-from spt_jax.prompts.file import load_prompt, require_same_model
-from spt_jax.runs.folder import RunFolder
-from spt_jax.runs.workdir import open_run
+from spt_jax.prompts.read import read_prompt
 from spt_jax.typing import Array, Bool, Float, Int, Params
 
 
@@ -39,8 +35,8 @@ class BankArrays:
     """The pytree of a bank, an argument of jitted functions.
 
     Args:
-        vectors: The prompts, float32 [1 + K, P, D]; 0 where masked.
-        mask: Which vectors are real [1 + K, P].
+        vectors: Prompts, float32 [1 + K, P, D]; 0 where masked.
+        mask: Vectors that are part of a prompt, bool [1 + K, P].
     """
 
     vectors: Float[Array, "tasks P D"]
@@ -49,13 +45,13 @@ class BankArrays:
     def __getitem__(
         self, task_ids: Int[Array, " B"]
     ) -> tuple[Float[Array, "B P D"], Bool[Array, "B P"]]:
-        """The prompt of each row and its mask, as `forward.prepend` takes them."""
+        """Return the prompt of each row and its mask, as `forward.prepend` takes them."""
         return self.vectors[task_ids], self.mask[task_ids]
 
     def prompted(
         self, params: Params, task_ids: Int[Array, " B"]
     ) -> tuple[Params, Bool[Array, "B P"]]:
-        """`{"t5": ...}` with the prompt of each row, and the mask of these prompts."""
+        """Return `{"t5": ...}` with the prompt of each row, and the mask of these prompts."""
         prompts, mask = self[task_ids]
         return {"t5": params["t5"], "prompt": prompts}, mask
 
@@ -72,11 +68,11 @@ def _set(
 
 @dataclass(frozen=True)
 class PromptBank:
-    """Prompts by name. It is a value: `add` and `remove` give a new bank.
+    """Prompts by name. A bank is immutable: `add` and `remove` return a new one.
 
     Args:
-        names: Of tasks 1 to K in order; None where a place is free.
-        arrays: What jitted functions take.
+        names: Names of tasks 1 to K in order; None where a place is free.
+        arrays: Arrays for jitted functions.
     """
 
     names: tuple[str | None, ...]
@@ -84,7 +80,7 @@ class PromptBank:
 
     @classmethod
     def empty(cls, capacity: int, length: int, d_model: int) -> "PromptBank":
-        """A bank without prompts.
+        """Return a bank without prompts.
 
         Args:
             capacity: Most prompts that it can hold, K.
@@ -108,7 +104,7 @@ class PromptBank:
         capacity: int | None = None,
         length: int | None = None,
     ) -> "PromptBank":
-        """A bank of the given prompts, with room for these alone where nothing else is said.
+        """Return a bank of prompts by name, by default with room for these alone.
 
         Raises:
             ValueError: See `empty` and `add`.
@@ -129,19 +125,18 @@ class PromptBank:
     def __getitem__(
         self, task_ids: Int[Array, " B"] | np.ndarray
     ) -> tuple[Float[Array, "B P D"], Bool[Array, "B P"]]:
-        """The prompt of each row and its mask, as `forward.prepend` takes them."""
+        """Return the prompt of each row and its mask, as `forward.prepend` takes them."""
         return self.arrays[jnp.asarray(task_ids)]
 
     def add(self, name: str, prompt: Float[Array, "p D"] | np.ndarray) -> "PromptBank":
-        """The bank with one prompt more, of any length p up to that of the bank.
+        """Return the bank with one more prompt, of any length p up to that of the bank.
 
         Raises:
             ValueError: The name is taken or empty, no place is free, or the prompt is too long or
-                no prompt of this width.
+                not as wide as the model.
         """
         _, length, d_model = self.arrays.vectors.shape
-        shape = np.shape(prompt)
-        taken = self._taken()
+        shape, taken = np.shape(prompt), self._taken()
         require(bool(name), f"the name of a prompt is {name!r}, expected some text")
         require(
             name not in self,
@@ -155,37 +150,29 @@ class PromptBank:
             "remove one, or make a bank of a larger capacity",
         )
         require(
-            len(shape) == 2 and shape[0] > 0,
-            f"prompt '{name}' has shape {list(shape)}, expected [P, {d_model}]",
-        )
-        require(
-            shape[1] == d_model,
-            f"prompt '{name}' has d_model {shape[1]} but the bank is of a model with {d_model}; "
-            "load the model that the prompt was trained on",
+            len(shape) == 2 and shape[0] > 0 and shape[1] == d_model,
+            f"prompt '{name}' has shape {list(shape)}, expected [P, {d_model}]: vectors as wide "
+            "as those of the model",
         )
         require(
             shape[0] <= length,
             f"prompt '{name}' has {shape[0]} vectors but the bank holds prompts of at most "
             f"{length}; make a bank of length {shape[0]} or more",
         )
-        vectors, mask = np.zeros((length, d_model), np.float32), np.zeros(length, bool)
-        vectors[length - shape[0] :], mask[length - shape[0] :] = prompt, True
-        return self._replace(self.names.index(None), name, vectors, mask)
+        return self._put(self.names.index(None), name, prompt)
 
     def remove(self, name: str) -> "PromptBank":
-        """The bank without a prompt; its place is free for another.
+        """Return the bank without a prompt; its place is free for another.
 
         Raises:
             ValueError: There is no prompt of this name.
         """
         task = int(self.task_ids([name])[0])
         require(task > 0, "name is None, which stands for no prompt; give the name of a prompt")
-        _, length, d_model = self.arrays.vectors.shape
-        vectors, mask = np.zeros((length, d_model), np.float32), np.zeros(length, bool)
-        return self._replace(task - 1, None, vectors, mask)
+        return self._put(task - 1, None, None)
 
     def task_ids(self, names: Sequence[str | None]) -> np.ndarray:
-        """The task of each row as int32[B]: of the prompt with that name, or 0 for None.
+        """Return the task of each name as int32[B]; 0 for None.
 
         Raises:
             ValueError: There is no prompt of a name.
@@ -197,7 +184,7 @@ class PromptBank:
         return np.array([tasks[name] for name in names], np.int32)
 
     def problem(self, name: str | None) -> str | None:
-        """Why there is no task of this name; None where there is one."""
+        """Return why there is no task of this name; None if there is one."""
         if name is None or name in self.names:
             return None
         known = self._taken()
@@ -209,12 +196,14 @@ class PromptBank:
     def _taken(self) -> list[str]:
         return [name for name in self.names if name is not None]
 
-    def _replace(
-        self, place: int, name: str | None, vectors: np.ndarray, mask: np.ndarray
-    ) -> "PromptBank":
+    def _put(self, place: int, name: str | None, prompt: Any) -> "PromptBank":
+        """Return the bank with another prompt [p, D], or None, at a place from 0."""
+        _, length, d_model = self.arrays.vectors.shape
+        vectors, mask = np.zeros((length, d_model), np.float32), np.zeros(length, bool)
+        if name is not None:
+            vectors[-len(prompt) :], mask[-len(prompt) :] = prompt, True
         names = (*self.names[:place], name, *self.names[place + 1 :])
-        arrays = _set(self.arrays, np.int32(place + 1), vectors, mask)
-        return dataclasses.replace(self, names=names, arrays=arrays)
+        return PromptBank(names, _set(self.arrays, np.int32(place + 1), vectors, mask))
 
 
 def load_bank(
@@ -224,39 +213,23 @@ def load_bank(
     capacity: int | None = None,
     length: int | None = None,
 ) -> PromptBank:
-    """A bank of prompts that were trained on one backbone.
+    """Load prompts that were trained on one model.
 
     Args:
         backbone: The frozen model.
-        paths: Of each prompt by its name: a prompt.safetensors or the folder of a run, each here or
-            in a bucket.
-        capacity: Most prompts; as many as there are paths by default.
-        length: Of the longest prompt; of the longest that is loaded by default.
+        paths: Path of each prompt by its name, in any format and place that `read_prompt` takes.
+        capacity: Most prompts that the bank can hold; as many as there are paths by default.
+        length: Vectors of the longest prompt that it can hold; those of the longest by default.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: A prompt was trained on another model or with a model of its own, or it is
             refused by `PromptBank.add`.
     """
-    prompts = {name: _load(backbone, Path(path)) for name, path in paths.items()}
+    prompts = {}
+    for name, path in paths.items():
+        stored = on_main(lambda path=path: read_prompt(path))
+        stored.require_backbone(backbone)
+        prompts[name] = stored.prompt
     d_model = backbone.model.config.d_model
     return PromptBank.from_prompts(prompts, d_model, capacity=capacity, length=length)
-
-
-def _load(backbone: Backbone, path: Path) -> np.ndarray:
-    return on_main(lambda: _read(backbone, path))
-
-
-def _read(backbone: Backbone, path: Path) -> np.ndarray:
-    with open_run(path) as place:
-        if place.is_dir():
-            folder = RunFolder(place)
-            if folder.config_file.is_file() and folder.read_config()["tune"] == "model":
-                raise ValueError(
-                    f"run '{place}' tuned the model, so its prompt serves no other model; "
-                    "give runs that tuned a prompt alone"
-                )
-            place = folder.prompt_file
-        prompt, metadata = load_prompt(place)
-        require_same_model(metadata, backbone, place)
-    return prompt

@@ -1,7 +1,7 @@
 """Prompt files: one soft prompt in a safetensors file, with what it was trained for as metadata.
 
-The tensor is named `prompt`, float32 [P, D]. Invariant: a file that loads without an error holds
-finite numbers, and one being replaced is the old one or the new one, never half of either.
+The tensor is named `prompt` and is float32 [P, D]. A file that loads without an error holds finite
+numbers. Writing is atomic: a file that is replaced holds the old prompt or the new one, whole.
 """
 
 import os
@@ -13,31 +13,30 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from spt_jax.models.backbone import Backbone
 from spt_jax.runs.log import write_atomic
 
 
 def save_prompt(path: str | os.PathLike, prompt: Any, metadata: Mapping[str, Any]) -> None:
-    """Writes a prompt file, atomically.
+    """Write a prompt file atomically.
 
     Args:
-        path: A safetensors file; its folder exists.
-        prompt: float32 [P, D], finite.
-        metadata: Anything with a text form, stored as text.
+        path: Path of the safetensors file; its folder exists.
+        prompt: Finite float32 array [P, D].
+        metadata: Values by name; each is stored as its `str`.
 
     Raises:
-        RunError: It could not be written; a file that was there is untouched.
-        ValueError: The prompt is not one.
+        RunError: The file could not be written; a file that was there is untouched.
+        ValueError: The array is not finite float32 [P, D].
     """
     array = np.array(prompt, order="C")
-    _check_prompt(array.shape, str(array.dtype), str(path))
-    _check_finite(array, str(path))
+    _check_shape(array.shape, str(array.dtype), str(path))
+    check_finite(array, str(path))
     text = {str(key): str(value) for key, value in metadata.items()}
     write_atomic(path, safetensors.numpy.save({"prompt": array}, metadata=text))
 
 
 def load_prompt(path: str | os.PathLike) -> tuple[np.ndarray, dict[str, str]]:
-    """Reads a prompt file.
+    """Read a prompt file.
 
     Returns:
         The prompt, float32 [P, D], and its metadata.
@@ -54,7 +53,7 @@ def load_prompt(path: str | os.PathLike) -> tuple[np.ndarray, dict[str, str]]:
         )
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            # The file has its metadata in no order.
+            # safetensors returns the metadata in no fixed order.
             names, metadata = list(file.keys()), dict(sorted((file.metadata() or {}).items()))
             if "prompt" not in names:
                 raise ValueError(
@@ -63,45 +62,26 @@ def load_prompt(path: str | os.PathLike) -> tuple[np.ndarray, dict[str, str]]:
                 )
             part = file.get_slice("prompt")
             dtype = str(part.get_dtype()).replace("F32", "float32")
-            _check_prompt(tuple(part.get_shape()), dtype, str(path))
+            _check_shape(tuple(part.get_shape()), dtype, str(path))
             array = np.array(file.get_tensor("prompt"))
     except safetensors.SafetensorError as error:
         raise ValueError(
             f"{path} is not a whole safetensors file ({error}); give a prompt.safetensors of a run"
         ) from error
-    _check_finite(array, str(path))
+    check_finite(array, str(path))
     return array, metadata
 
 
-def require_same_model(
-    metadata: dict[str, str], backbone: Backbone, file: Path, *, tuned: bool = False
-) -> None:
-    """Raises ValueError where a prompt file was trained for another backbone.
-
-    Args:
-        metadata: Of the prompt file.
-        backbone: The one that is loaded.
-        file: For the message.
-        tuned: The backbone was trained together with the prompt, so only its width must fit.
-    """
-    trained_on = metadata.get("fingerprint")
-    if not tuned and trained_on is not None and trained_on != backbone.fingerprint:
-        raise ValueError(
-            f"prompt {file} was trained on model '{metadata.get('model')}' with fingerprint "
-            f"{trained_on[:12]} but '{backbone.name}' has {backbone.fingerprint[:12]}; "
-            "load that model for it"
-        )
-
-
-def _check_prompt(shape: tuple[int, ...], dtype: str, origin: str) -> None:
-    if len(shape) != 2 or 0 in shape or dtype != "float32":
-        raise ValueError(f"prompt of {origin} is {dtype}{list(shape)}, expected float32[P, D]")
-
-
-def _check_finite(array: np.ndarray, origin: str) -> None:
+def check_finite(array: np.ndarray, origin: str) -> None:
+    """Raise ValueError if a prompt has values that are NaN or infinite."""
     bad = int(array.size - np.isfinite(array).sum())
     if bad:
         raise ValueError(
-            f"prompt of {origin} has {bad} of {array.size} values that are not finite; "
-            "train it again with a lower learning rate"
+            f"prompt of {origin} has {bad} of {array.size} values that are NaN or inf, expected "
+            "finite ones; train it again with a lower learning rate, or get another copy"
         )
+
+
+def _check_shape(shape: tuple[int, ...], dtype: str, origin: str) -> None:
+    if len(shape) != 2 or 0 in shape or dtype != "float32":
+        raise ValueError(f"prompt of {origin} is {dtype}{list(shape)}, expected float32[P, D]")

@@ -1,18 +1,17 @@
-"""The soft prompt: a float32 array [P, D], and the ways to start it (Lester et al. 2021, 3.2).
+"""The soft prompt, a float32 array [P, D], and the ways to start it (Lester et al. 2021, 3.2).
 
     params = {"t5": frozen weights}                      P(targets | inputs)
     params = {"t5": frozen weights, "prompt": [P, D]}    P(targets | prompt, inputs)
 
-A prompt holds P vectors of the width of the token embeddings, in no vocabulary. Starting it from
-embeddings puts it where the model can read; the paper found class labels best, then sampled
-vocabulary, then random values, with the gap closing as models grow.
+A prompt holds P vectors as wide as token embeddings; they need not be embeddings of any token.
+Starting from embeddings gives the model vectors that it can read. The paper found class labels
+best, then sampled vocabulary, then random values; the difference shrinks as models grow.
 
     Lester et al. 2021, "The Power of Scale for Parameter-Efficient Prompt Tuning", EMNLP.
 """
 
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -20,27 +19,26 @@ import numpy as np
 
 from spt_jax.config.train import PromptConfig
 from spt_jax.distributed.main_process import on_main
-from spt_jax.prompts.file import load_prompt
-from spt_jax.runs.workdir import open_run
-from spt_jax.tokenizers.bpe import Tokenizer
+from spt_jax.models.backbone import Backbone
+from spt_jax.prompts.read import read_prompt
 from spt_jax.typing import Array, Float, Key
 
 POPULATION = 5000
-"""`sampled_vocab` draws from the first rows of the table, the most frequent tokens."""
+"""`from_vocab` draws from this many first rows of the table, the most frequent tokens."""
 
 Table = Float[Array, "V D"]
 Prompt = Float[Array, "P D"]
 
 
 def from_uniform(key: Key, shape: tuple[int, int], low: float, high: float) -> Prompt:
-    """Uniform in [low, high): the paper says [-0.5, 0.5], its released code draws [0, 0.5)."""
+    """Draw uniformly in [low, high): the paper says [-0.5, 0.5], its code draws [0, 0.5)."""
     return jax.random.uniform(key, shape, jnp.float32, low, high)
 
 
 def from_vocab(key: Key, table: Table, length: int) -> Prompt:
-    """Embeddings of `length` different tokens out of the first 5,000.
+    """Draw the embeddings of `length` different tokens out of the first 5,000.
 
-    Warns and draws with replacement where the table is smaller than the prompt is long.
+    Warns, and draws with replacement, if there are fewer tokens than that.
     """
     population = min(POPULATION, table.shape[0])
     if length > population:
@@ -54,9 +52,9 @@ def from_vocab(key: Key, table: Table, length: int) -> Prompt:
 
 
 def from_labels(key: Key, table: Table, length: int, labels: Sequence[Sequence[int]]) -> Prompt:
-    """Row i is the mean embedding of the tokens of label i; the rest is sampled vocabulary.
+    """Start row i from the mean embedding of the tokens of label i, and the rest from vocabulary.
 
-    Labels beyond the prompt's length are left out, with a warning.
+    Labels beyond `length` are left out with a warning.
     """
     prompt = from_vocab(key, table, length)
     if len(labels) > length:
@@ -72,73 +70,45 @@ def from_labels(key: Key, table: Table, length: int, labels: Sequence[Sequence[i
 
 
 def from_text(key: Key, table: Table, length: int, tokens: Sequence[int]) -> Prompt:
-    """The embeddings of `tokens`, cut at `length`; the rest is sampled vocabulary."""
+    """Start from the embeddings of the first `length` tokens, and the rest from vocabulary."""
     prompt = from_vocab(key, table, length)
     ids = np.asarray(tokens[:length], np.int32)
     return prompt.at[: len(ids)].set(table[ids].astype(jnp.float32))
 
 
-def from_file(path: str, length: int, d_model: int) -> Prompt:
-    """A prompt that was trained before: `prompt.safetensors`, an `.npy` array, or a run's folder.
-
-    Each may be in a bucket.
+def from_file(path: str, length: int, backbone: Backbone) -> Prompt:
+    """Start from a trained prompt, in any format and place that `read_prompt` takes.
 
     Raises:
-        FileNotFoundError: No such file.
-        ValueError: It is not a prompt of this length and width.
+        FileNotFoundError: There is no such file.
+        ValueError: It is no prompt, or one of another model or length.
     """
-
-    def read() -> np.ndarray:
-        with open_run(Path(path)) as file:
-            return _read_file(file, length, d_model)
-
-    return jnp.asarray(on_main(read), jnp.float32)
-
-
-def _read_file(file: Path, length: int, d_model: int) -> np.ndarray:
-    if file.is_dir():
-        file = file / "prompt.safetensors"
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"prompt file {file} does not exist; set prompt.file to a prompt.safetensors, "
-            "an .npy array or the folder of a finished run"
-        )
-    if file.suffix == ".npy":
-        array = np.load(file, allow_pickle=False)
-    else:
-        array, _ = load_prompt(file)
-    if array.ndim == 2 and array.shape[1] != d_model:
+    stored = on_main(lambda: read_prompt(path))
+    stored.require_backbone(backbone)
+    if len(stored.prompt) != length:
         raise ValueError(
-            f"prompt {file} has d_model {array.shape[1]} but the model has {d_model}; "
-            "load the model that the prompt was trained on"
+            f"prompt {stored.origin} has {len(stored.prompt)} vectors but prompt.length is "
+            f"{length}; set prompt.length to {len(stored.prompt)}"
         )
-    if array.shape != (length, d_model):
-        raise ValueError(
-            f"prompt {file} has shape {array.shape}, expected ({length}, {d_model}); "
-            "set prompt.length to its length"
-        )
-    return array
+    return jnp.asarray(stored.prompt)
 
 
 def init_prompt(
-    config: PromptConfig,
-    key: Key,
-    table: Table,
-    tokenizer: Tokenizer,
-    label_words: Sequence[str] | None,
+    config: PromptConfig, key: Key, backbone: Backbone, label_words: Sequence[str] | None
 ) -> Prompt:
-    """The prompt before training.
+    """Return the prompt before training, float32 [P, D].
 
     Args:
-        config: Its length and init.
-        key: Of what is drawn.
-        table: The model's token embeddings.
-        tokenizer: Of label words and text; no EOS is added.
-        label_words: Of the task. A task of free text has none, and `class_labels` then samples.
+        config: Length and init of the prompt.
+        key: Key of the random draws.
+        backbone: Frozen model. Its tokenizer encodes label words and text, without an EOS.
+        label_words: Label words of the task, or None; `class_labels` then samples vocabulary.
 
     Raises:
+        FileNotFoundError: There is no such file.
         ValueError: The file does not hold a fitting prompt, or the text has no tokens.
     """
+    table, tokenizer = backbone.params["token_embedder"]["embedding"], backbone.tokenizer
     shape = (config.length, table.shape[1])
     match config.init:
         case "uniform_paper":
@@ -156,5 +126,5 @@ def init_prompt(
                 raise ValueError(f"prompt.text {config.text!r} has no tokens; give some words")
             return from_text(key, table, config.length, tokens)
         case "file":
-            return from_file(config.file or "", *shape)
+            return from_file(config.file or "", config.length, backbone)
     raise ValueError(f"prompt.init is {config.init!r}, and there is no such way to start a prompt")

@@ -1,4 +1,4 @@
-"""Trained prompts as models: a run with its backbone, several that share one, or a prompt alone."""
+"""Load trained prompts with their models: one run, several runs of one model, or a prompt alone."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,73 +11,72 @@ from spt_jax.config.train import TrainConfig
 from spt_jax.distributed.main_process import on_main
 from spt_jax.models.backbone import Backbone, load_backbone
 from spt_jax.prompts.bank import PromptBank, load_bank
-from spt_jax.prompts.file import load_prompt, require_same_model
-from spt_jax.prompts.read import read_stored, require_model_of
+from spt_jax.prompts.read import read_prompt
 from spt_jax.runs.folder import RunFolder
 from spt_jax.runs.workdir import open_run
 from spt_jax.typing import Params
 
 
 def load_run(run: Path, *, mesh: MeshConfig | None = None) -> tuple[TrainConfig, Backbone, Params]:
-    """A trained run: its config, its backbone, and the params of its best step.
+    """Load a trained run: its config, its model, and the params of its best step.
 
     Args:
-        run: Its folder, here or in a bucket.
-        mesh: Of the devices here, which need not be those that it was trained on.
+        run: Folder of the run, local or in a bucket.
+        mesh: How the devices here share the work; they may differ from those of the training.
 
     Raises:
         FileNotFoundError: The folder holds no run, or one that has not been evaluated yet.
-        ValueError: The backbone is not the one that the prompt was trained on.
+        ValueError: The model is not the one that the prompt was trained on.
     """
     with open_run(run, model=True) as place:
         folder = RunFolder(place)
         config = _read_config(place)
         tuned = config.tune == "model"
-        model = str(folder.model_folder) if tuned else config.model
-        backbone = _load_backbone(model, config, mesh)
+        backbone = _load_backbone(str(folder.model_folder) if tuned else config.model, config, mesh)
         params = {"t5": backbone.params}
         if config.prompt is not None:
-            prompt, metadata = on_main(lambda: load_prompt(folder.prompt_file))
-            require_same_model(metadata, backbone, folder.prompt_file, tuned=tuned)
-            params["prompt"] = jnp.asarray(prompt)
+            stored = on_main(lambda: read_prompt(folder.prompt_file))
+            # The prompt of a tuned model keeps the fingerprint that the model had before.
+            stored.require_backbone(backbone, width_only=tuned)
+            params["prompt"] = jnp.asarray(stored.prompt)
         return config, backbone, params
 
 
 def load_stored(
     path: Path, config: TrainConfig, *, mesh: MeshConfig | None = None
 ) -> tuple[Backbone, Params]:
-    """A prompt that has no run, such as Google's or PEFT's: the model of a config, and the params.
+    """Load a prompt that has no run, such as Google's or PEFT's, and the model of a config.
 
     Args:
-        path: See `prompts.read.read_stored`.
-        config: Its model is the one that the prompt was trained on.
-        mesh: Of the devices here.
+        path: Path of the prompt; see `prompts.read.read_prompt`.
+        config: Config with the model that the prompt was trained on.
+        mesh: How the devices here share the work.
 
     Raises:
         FileNotFoundError: The path does not exist.
         ValueError: It holds no prompt, or one of another model.
     """
-    stored = on_main(lambda: read_stored(path))
+    stored = on_main(lambda: read_prompt(path))
     backbone = _load_backbone(config.model, config, mesh)
-    require_model_of(stored, backbone, path)
+    stored.require_backbone(backbone)
     return backbone, {"t5": backbone.params, "prompt": jnp.asarray(stored.prompt)}
 
 
 def load_runs(
     runs: Sequence[Path], *, mesh: MeshConfig | None = None
 ) -> tuple[list[TrainConfig], Backbone, PromptBank]:
-    """Trained runs that share one frozen model: their configs, the model, and their prompts.
+    """Load trained runs that share one frozen model: their configs, the model, and their prompts.
 
     Args:
-        runs: Their folders.
-        mesh: Of the devices here.
+        runs: Folders of the runs.
+        mesh: How the devices here share the work.
 
     Returns:
-        In the bank, each prompt has the path of its run as its name.
+        The configs, the model, and a bank in which each prompt is named by the path of its run.
 
     Raises:
         FileNotFoundError: A folder holds no run, or one that has not been evaluated yet.
-        ValueError: No run or the same run twice, or runs without a model in common.
+        ValueError: There is no run, a run twice, or the runs have no model in common.
     """
     if not runs:
         raise ValueError("no run is given, expected the folders of one or more")

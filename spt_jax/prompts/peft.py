@@ -1,11 +1,11 @@
 """PEFT's folder of a prompt for T5: adapter_config.json and adapter_model.safetensors.
 
-The tensor is `prompt_embeddings`, [P, D] or [2P, D]: PEFT counts encoder and decoder as submodules,
+The tensor is `prompt_embeddings`, [P, D] or [2P, D]. PEFT counts encoder and decoder as submodules,
 two by default, but puts the first P rows in front of the encoder's input and never uses the rest.
-P-tuning stores what its encoder made of the prompt, so it is read in the same way.
+P-tuning stores the output of its prompt encoder, so it is read in the same way.
 
-We write [P, D] and one submodule. What we know of a prompt (task, scores, fingerprint) goes into
-the metadata of the tensor file, which PEFT does not read: its config may hold nothing unknown.
+We write [P, D] and one submodule. The metadata of a prompt (task, scores, fingerprint) goes into
+the tensor file, where PEFT ignores it; PEFT refuses a config with unknown entries.
 """
 
 import json
@@ -33,15 +33,15 @@ _REFUSED = {
 
 
 def read_peft(folder: Path) -> tuple[np.ndarray, dict[str, str]]:
-    """The prompt of an adapter, and what its config and tensor file say of it.
+    """Read the prompt of an adapter, and what its config and tensor file say of it.
 
     Returns:
-        float32 [P, D], its values not checked, and metadata: `model` is PEFT's base model,
-        with its revision as `--model` takes it.
+        The prompt, float32 [P, D], its values not checked, and metadata, in which `model` is PEFT's
+        base model with its revision, as `--model` takes it.
 
     Raises:
         FileNotFoundError: A file of the adapter is missing.
-        ValueError: The adapter is damaged, of another type, or trained for no encoder-decoder.
+        ValueError: The adapter is damaged, of another type, or not for an encoder-decoder.
     """
     config = read_json(folder / CONFIG)
     length = _length(folder / CONFIG, config)
@@ -68,13 +68,12 @@ def read_peft(folder: Path) -> tuple[np.ndarray, dict[str, str]]:
 def peft_files(
     prompt: np.ndarray, metadata: Mapping[str, str], base: str | None
 ) -> dict[str, bytes]:
-    """The files of an adapter that PEFT loads.
+    """Return the files of an adapter that PEFT loads, by name.
 
     Args:
-        prompt: float32 [P, D].
-        metadata: Of the prompt; it goes into the tensor file.
-        base: The model as transformers loads it, or `owner/model@revision`; None where that is not
-            known.
+        prompt: Prompt, float32 [P, D].
+        metadata: Metadata of the prompt.
+        base: Name of the model as transformers loads it, or `owner/model@revision`, if known.
     """
     revision = None
     if base is not None and is_hub_id(base) and "@" in base:

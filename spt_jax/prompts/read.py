@@ -1,8 +1,10 @@
-"""A stored prompt in any format.
+"""The one reader of a prompt at a path, and the one check that a prompt fits a model.
 
-safetensors    a run, or the prompt.safetensors of one      says model, task and scores
-npy            Google's array                               says nothing
-peft           the folder of an adapter                     says the base model
+safetensors    a run, or its prompt.safetensors     says model, task and scores
+npy            an array of Google's prompt tuning   says nothing
+peft           the folder of a PEFT adapter         says the base model
+
+Each may be on this machine or in a bucket. What is read is finite float32 [P, D], or an error.
 """
 
 from dataclasses import dataclass
@@ -12,108 +14,122 @@ from typing import Any, Literal
 import numpy as np
 
 from spt_jax.models.backbone import Backbone
-from spt_jax.prompts.file import load_prompt, require_same_model
+from spt_jax.prompts.file import check_finite, load_prompt
 from spt_jax.prompts.npy import MAGIC, read_npy
 from spt_jax.prompts.peft import CONFIG, TENSORS, read_peft
 from spt_jax.runs.folder import RunFolder
-from spt_jax.runs.workdir import open_run
+from spt_jax.runs.workdir import find_address, open_run
 
 Format = Literal["safetensors", "npy", "peft"]
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredPrompt:
     """A prompt as it was found.
 
     Args:
-        prompt: float32 [P, D], finite.
+        prompt: Finite float32 array [P, D].
         metadata: What its files say of it: `model`, `fingerprint`, `task`, `score`, ...
-        format: That it was stored in.
+        format: Format that it was stored in.
+        origin: File, or folder of an adapter, that it was read from.
     """
 
     prompt: np.ndarray
     metadata: dict[str, str]
     format: Format
+    origin: str
+
+    def describe(self) -> dict[str, Any]:
+        """Return format, shape, and the L2 norms of the vectors.
+
+        Trained vectors are usually several times as long as word embeddings.
+        """
+        norms = np.linalg.norm(self.prompt.astype(np.float64), axis=1)
+        return {
+            "format": self.format,
+            "length": self.prompt.shape[0],
+            "d_model": self.prompt.shape[1],
+            "norm": {"mean": norms.mean(), "min": norms.min(), "max": norms.max()},
+            "largest": float(np.abs(self.prompt).max()),
+        }
+
+    def require_model(self, name: str, d_model: int, fingerprint: str | None = None) -> None:
+        """Raise ValueError if this prompt does not fit a model.
+
+        Args:
+            name: Name of the model, for the message.
+            d_model: Width of the model.
+            fingerprint: Identity of its weights, compared with the one that the prompt keeps, if it
+                keeps one. None checks the width alone.
+        """
+        width, trained_on = self.prompt.shape[1], self.metadata.get("fingerprint")
+        problem = None
+        if width != d_model:
+            problem = f"has d_model {width} but '{name}' has {d_model}"
+        elif fingerprint and trained_on and trained_on != fingerprint:
+            problem = (
+                f"was trained on model '{self.metadata.get('model')}' with fingerprint "
+                f"{trained_on[:12]} but '{name}' has {fingerprint[:12]}"
+            )
+        if problem:
+            raise ValueError(
+                f"prompt {self.origin} {problem}; give the model that it was trained on"
+            )
+
+    def require_backbone(self, backbone: Backbone, *, width_only: bool = False) -> None:
+        """Raise ValueError if this prompt does not fit a loaded model; see `require_model`."""
+        fingerprint = None if width_only else backbone.fingerprint
+        self.require_model(backbone.name, backbone.model.config.d_model, fingerprint)
 
 
-def read_stored(path: Path) -> Stored:
-    """Reads a prompt in whichever format it is.
+def read_prompt(path: str | Path) -> StoredPrompt:
+    """Read a prompt in whichever format it is.
 
     Args:
-        path: A run, a prompt.safetensors, a `.npy` file (by its first bytes or its name), or the
-            folder of a PEFT adapter; each here or in a bucket.
+        path: A run that tuned a prompt alone, a prompt.safetensors, a `.npy` file (found by its
+            first bytes or its name), or the folder of a PEFT adapter; local or in a bucket.
 
     Raises:
         FileNotFoundError: It does not exist, or a file of it is missing.
-        ValueError: It holds no prompt, or one with NaN or inf.
+        ValueError: It holds no finite float32 [P, D], or a prompt that belongs to a tuned model.
     """
+    path = Path(path)
     with open_run(path) as place:
-        return _read(place)
+        prompt, metadata, format, origin = _read(place)
+        check_finite(prompt, str(origin))
+    if address := find_address(path):
+        origin = str(origin).replace(str(place), address)
+    return StoredPrompt(prompt, metadata, format, str(origin))
 
 
-def _read(path: Path) -> Stored:
+def _read(path: Path) -> tuple[np.ndarray, dict[str, str], Format, Path]:
     if path.is_dir():
-        stored = _read_folder(path)
+        if (path / CONFIG).is_file():
+            return *read_peft(path), "peft", path
+        path = _prompt_file(path)
     elif path.name in (CONFIG, TENSORS):
         raise ValueError(f"{path} is a file of a PEFT adapter; give the folder, {path.parent}")
-    elif path.suffix == ".npy" or _begins_as_npy(path):
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} does not exist; expected a .npy file of a prompt")
-        stored = Stored(read_npy(path), {}, "npy")
-    else:
-        stored = Stored(*load_prompt(path), "safetensors")
-    bad = int(np.sum(~np.isfinite(stored.prompt)))
-    if bad:
-        raise ValueError(
-            f"prompt of {path} has {bad} of {stored.prompt.size} values that are NaN or inf; "
-            "expected finite ones, ask for another copy"
-        )
-    return stored
+    if path.is_file() and _begins_as_npy(path):
+        return read_npy(path), {}, "npy", path
+    return *load_prompt(path), "safetensors", path
 
 
-def require_model_of(stored: Stored, backbone: Backbone, path: Path) -> None:
-    """Raises ValueError where a prompt was trained on another model, or has another width."""
-    require_same_model(stored.metadata, backbone, path)
-    width, expected = stored.prompt.shape[1], backbone.model.config.d_model
-    if width != expected:
-        raise ValueError(
-            f"prompt {path} has d_model {width} but '{backbone.name}' has {expected}; "
-            "give the model that it was trained on"
-        )
-
-
-def describe_stored(stored: Stored) -> dict[str, Any]:
-    """Format, shape, and the L2 norms of the vectors: several times those of words are usual."""
-    norms = np.linalg.norm(stored.prompt.astype(np.float64), axis=1)
-    return {
-        "format": stored.format,
-        "length": stored.prompt.shape[0],
-        "d_model": stored.prompt.shape[1],
-        "norm": {"mean": norms.mean(), "min": norms.min(), "max": norms.max()},
-        "largest": float(np.abs(stored.prompt).max()),
-    }
-
-
-def _read_folder(path: Path) -> Stored:
-    if (path / CONFIG).is_file():
-        return Stored(*read_peft(path), "peft")
-    folder = RunFolder(path)
+def _prompt_file(run: Path) -> Path:
+    folder = RunFolder(run)
     if not folder.prompt_file.is_file():
         raise FileNotFoundError(
-            f"'{path}' holds no prompt: expected {folder.prompt_file.name} (a run) or {CONFIG} "
+            f"'{run}' holds no prompt: expected {folder.prompt_file.name} (a run) or {CONFIG} "
             "(a PEFT adapter) in it"
         )
     if folder.config_file.is_file() and folder.read_config().get("tune") == "model":
         raise ValueError(
-            f"run '{path}' tuned the model, so its prompt serves no other model; "
+            f"run '{run}' tuned the model, so its prompt serves no other model; "
             "give a run that tuned a prompt alone"
         )
-    return Stored(*load_prompt(folder.prompt_file), "safetensors")
+    return folder.prompt_file
 
 
 def _begins_as_npy(path: Path) -> bool:
-    """The files that Google's training writes have no suffix."""
-    if not path.is_file():
-        return False
+    """Return whether a file is `.npy` by name or content; Google's training writes no suffix."""
     with open(path, "rb") as file:
-        return file.read(len(MAGIC)) == MAGIC
+        return path.suffix == ".npy" or file.read(len(MAGIC)) == MAGIC
