@@ -36,13 +36,13 @@ class Ours:
         import jax
 
         from spt_jax.decoding.generate import generate
-        from spt_jax.prediction.predictor import generate_mixed
+        from spt_jax.prediction.predictor import answer_batch
         from spt_jax.t5 import T5
 
         self._job, self._params = job, {"t5": load_ours(job)}
         self._model = T5(t5_config(job["shape"]))
         self._banks: dict[int, Any] = {}
-        self._mixed = generate_mixed
+        self._mixed = answer_batch
         self._generate = jax.jit(generate, static_argnames=("model", "config", "length"))
         self.facts = {"prompt_bytes": 4 * job["length"] * self._model.config.d_model}
 

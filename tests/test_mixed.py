@@ -8,12 +8,13 @@ import pytest
 from support.decoding import MODEL, make_params
 
 from spt_jax.config.decode import DecodeConfig
+from spt_jax.decoding import beam
 from spt_jax.decoding import loop as decode
 from spt_jax.decoding.generate import generate
 from spt_jax.decoding.loop import answer_log_probs
-from spt_jax.evaluation import scores
 from spt_jax.forward import encode, forward
-from spt_jax.prediction.predictor import generate_mixed
+from spt_jax.prediction import predictor
+from spt_jax.prediction.predictor import answer_batch
 from spt_jax.prompts.bank import PromptBank
 
 LENGTHS = np.linspace(1, 100, 16).astype(int).tolist()
@@ -71,9 +72,7 @@ def test_answers_of_a_mixed_batch_are_those_of_each_task_alone(config):
     rng = np.random.default_rng(7)
     prompts, bank = draw_bank(rng, (1, 40, 100))
     inputs, _, task_ids = draw_rows(rng, 3)
-    ids, scores = generate_mixed(
-        MODEL, PARAMS, bank.arrays, task_ids, inputs, config, length=TARGET
-    )
+    ids, scores = answer_batch(MODEL, PARAMS, bank.arrays, task_ids, inputs, config, length=TARGET)
     by_task = jax.jit(functools.partial(generate, MODEL, config=config, length=TARGET))
     seen = set()
     for task, prompt in enumerate(prompts):
@@ -98,14 +97,15 @@ def test_each_row_ranks_its_own_answers():
         np.testing.assert_allclose(own[row], shared[row], rtol=1e-5)
 
 
-def test_evaluation_encodes_once(monkeypatch):
+@pytest.mark.parametrize("config", [DecodeConfig(), DecodeConfig(num_beams=3)])
+def test_generating_and_ranking_encode_once(monkeypatch, config):
     _, bank = draw_bank(np.random.default_rng(0), [3])
     inputs, answers, task_ids = np.ones((2, 5), int), np.ones((2, 3, 2), int), np.ones(2, int)
     calls = []
-    for module in (scores, decode):
+    for module in (predictor, decode, beam):
         monkeypatch.setattr(
             module, "encode", lambda *args, **kw: calls.append(0) or encode(*args, **kw)
         )
-    run = functools.partial(scores._answer, MODEL, length=4)
-    ids, log_probs = jax.eval_shape(run, PARAMS, bank.arrays, task_ids, inputs, answers)
-    assert (ids.shape, log_probs.shape, len(calls)) == ((2, 4), (2, 3), 1)
+    run = functools.partial(answer_batch, MODEL, config=config, length=4)
+    ids, log_probs = jax.eval_shape(run, PARAMS, bank.arrays, task_ids, inputs, answers=answers)
+    assert (ids.shape, log_probs.shape, len(calls)) == ((2, 1, 4), (2, 3), 1)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from spt_jax.config.decode import DecodeConfig
-from spt_jax.decoding.loop import EOS_ID
+from spt_jax.decoding.loop import EOS_ID, Encoded
 from spt_jax.decoding.topk import top_k
 from spt_jax.forward import START_ID, apply_t5, encode
 from spt_jax.t5 import T5
@@ -101,6 +101,7 @@ def beam_search(
     *,
     length: int,
     prompt_mask: Bool[Array, "B P"] | None = None,
+    encoded: Encoded | None = None,
 ) -> tuple[Int[Array, "B R U"], Float[Array, "B R"]]:
     """The best answers that `num_beams` beams find, until those of every row are final.
 
@@ -111,15 +112,16 @@ def beam_search(
         config: `num_beams`, `num_results` and `length_penalty`.
         length: Most tokens to write, U, EOS included. Beams that reach it count as ended.
         prompt_mask: See `forward.prepend`.
+        encoded: Result of `forward.encode` for these arguments, if it is known already.
 
     Returns:
         Ids, 0 after EOS, and scores, best first. Where there are fewer answers than results, as for
         a row of padding alone, the rest is all 0 at -inf.
     """
-    encoded, mask = encode(model, params, inputs, prompt_mask=prompt_mask)
+    states, mask = encoded or encode(model, params, inputs, prompt_mask=prompt_mask)
     batch, beams = inputs.shape[0], config.num_beams
     dtype = wide(model.dtype)
-    cache = apply_t5(model, params, encoded, length, beams, method="start_cache")
+    cache = apply_t5(model, params, states, length, beams, method="start_cache")
 
     def running(search: _Search):
         # Room is left, and the answers of some row are not final.

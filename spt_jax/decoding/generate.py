@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from spt_jax.config.decode import DecodeConfig
 from spt_jax.decoding.beam import beam_search
-from spt_jax.decoding.loop import EOS_ID, likeliest, write
+from spt_jax.decoding.loop import EOS_ID, Encoded, likeliest, write
 from spt_jax.decoding.sampling import make_sampler
 from spt_jax.t5 import T5
 from spt_jax.typing import Array, Bool, Float, Int, Key, Params
@@ -24,6 +24,7 @@ def generate(
     key: Key | None = None,
     row_numbers: Int[Array, " B"] | None = None,
     prompt_mask: Bool[Array, "B P"] | None = None,
+    encoded: Encoded | None = None,
 ) -> tuple[Int[Array, "B R U"], Float[Array, "B R"]]:
     """The R = `num_results` answers of every row, and their scores, best first.
 
@@ -42,6 +43,7 @@ def generate(
             number, and on no other row of the batch: give each row its number in the file and it
             draws the same however the rows are batched. Its place in the batch by default.
         prompt_mask: See `forward.prepend`.
+        encoded: Result of `forward.encode` for these arguments, if it is known already.
 
     Returns:
         Ids, 0 after EOS, and scores. Where there are fewer answers than results, as for a row of
@@ -51,7 +53,9 @@ def generate(
         ValueError: `config.sample` without a key.
     """
     if config.num_beams > 1:
-        return beam_search(model, params, inputs, config, length=length, prompt_mask=prompt_mask)
+        return beam_search(
+            model, params, inputs, config, length=length, prompt_mask=prompt_mask, encoded=encoded
+        )
     choose = likeliest
     if config.sample:
         if key is None:
@@ -59,7 +63,9 @@ def generate(
         if row_numbers is None:
             row_numbers = jnp.arange(inputs.shape[0])
         choose = make_sampler(config, key, row_numbers)
-    ids, log_probs = write(model, params, inputs, choose, length=length, prompt_mask=prompt_mask)
+    ids, log_probs = write(
+        model, params, inputs, choose, length=length, prompt_mask=prompt_mask, encoded=encoded
+    )
     ended = ids == EOS_ID
     tokens = jnp.where(jnp.any(ended, axis=1), jnp.argmax(ended, axis=1) + 1, length)
     scores = log_probs / tokens.astype(log_probs.dtype) ** config.length_penalty

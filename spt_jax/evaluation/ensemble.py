@@ -1,7 +1,7 @@
 """Ensembles of prompts: several prompts of one task on one frozen model (Lester et al. 2021, 6).
 
-Where an ensemble of N tuned models is N models, this is one model and N small arrays: every row is
-answered once with each prompt, in the same batches, and the answers are put together.
+An ensemble of N tuned models takes N models; this takes one model and N small arrays. Every row is
+answered once with each prompt, in the same batches, and the answers are combined.
 """
 
 import statistics
@@ -20,21 +20,20 @@ from spt_jax.evaluation.scores import Outputs, score
 
 
 def vote(predictions: Sequence[Sequence[str]]) -> list[str]:
-    """The answer of each row that most prompts give; white space makes no difference.
+    """Return for each row the answer that most prompts give; white space makes no difference.
 
-    Of answers with equally many votes it is the one whose first vote comes first in the order of
-    the prompts.
+    A tie goes to the answer that an earlier prompt gives.
 
     Args:
-        predictions: Of each prompt, a text for each row.
+        predictions: For each prompt, a text for each row.
     """
     votes_of_rows = zip(*predictions, strict=True)
-    # most_common keeps equal counts in the order in which they were first met.
+    # most_common keeps answers of equal counts in the order of their first votes.
     return [Counter(map(normalize, votes)).most_common(1)[0][0] for votes in votes_of_rows]
 
 
 def combine(outputs: Sequence[Outputs]) -> Outputs:
-    """The votes of prompts of one task, and the mean of their log-probabilities."""
+    """Return the votes of prompts of one task, and the mean of their log-probabilities."""
     log_probs = [found.log_probs for found in outputs if found.log_probs is not None]
     return Outputs(
         predictions=tuple(vote([found.predictions for found in outputs])),
@@ -49,19 +48,19 @@ def evaluate_ensemble(
     *,
     mesh: MeshConfig | None = None,
 ) -> dict:
-    """Scores runs of one task and their ensemble, as in table 3 of the paper.
+    """Score runs of one task and their ensemble, as in table 3 of the paper.
 
     Args:
         runs: Folders of two or more runs that share task and frozen model, such as those of
             different seeds.
         split: `train`, `dev` or `test`.
-        by: `vote`: what most prompts write, scored by `score`; `log_probs`: the label word whose
-            log-probability is highest on average over the prompts, scored by `rank_score`.
-        mesh: How devices share the work; see `automesh` where None.
+        by: `vote` takes what most prompts write and compares by `score`. `log_probs` takes the
+            label word with the highest mean log-probability and compares by `rank_score`.
+        mesh: How devices share the work; `automesh` decides if None.
 
     Returns:
         `average` and `best` of the runs and the `ensemble`, all by the same score, and `runs`, the
-        scores of each. The best run is the best on these very rows.
+        scores of each. The best run is chosen on the same rows that it is scored on.
 
     Raises:
         FileNotFoundError: A folder holds no run, or one that has not been evaluated yet.

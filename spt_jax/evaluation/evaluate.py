@@ -1,6 +1,6 @@
-"""Evaluation: of a model on rows, and of trained runs on a split of their tasks.
+"""Evaluate a model on rows, and trained runs on a split of their tasks.
 
-What the scores are is said in `evaluation/scores.py`.
+`evaluation/scores.py` defines the scores.
 """
 
 import dataclasses
@@ -34,16 +34,16 @@ def evaluate(
     metrics: Sequence[str] = ("accuracy",),
     max_rows: int | None = None,
 ) -> Scores:
-    """Generates an answer for every row, ranks the label words, and scores both.
+    """Generate an answer for every row, rank the label words, and score both.
 
     Args:
-        backbone: Its model and its tokenizer are used, its params are not.
+        backbone: Model and tokenizer; its params are not used.
         params: `{"t5": ...}`, with or without a `prompt`.
-        split: The rows.
-        data: Buckets, and the most tokens an answer may have.
-        label_words: The answers that count; None for free text.
-        batch_size: Rows at a time.
-        metrics: Of the task; their mean is the score.
+        split: Rows as token ids.
+        data: Buckets, and most tokens of an answer.
+        label_words: Answers that count; None for free text.
+        batch_size: Rows of a batch.
+        metrics: Names of the task's metrics; their mean is the score.
         max_rows: Use only the first rows.
     """
     if max_rows is not None:
@@ -60,7 +60,7 @@ def evaluate(
 
 
 def _bank_of(backbone: Backbone, params: Params) -> tuple[PromptBank, str | None]:
-    """The prompt of `params` in a bank, and its name there; None where there is no prompt."""
+    """Return a bank of the prompt of `params`, and its name there; None if there is no prompt."""
     prompts = {"prompt": params["prompt"]} if "prompt" in params else {}
     bank = PromptBank.from_prompts(prompts, backbone.model.config.d_model)
     return bank, next(iter(prompts), None)
@@ -75,15 +75,15 @@ def evaluate_run(
     model: str | None = None,
     mesh: MeshConfig | None = None,
 ) -> dict:
-    """Scores a trained run at its best step, or a prompt that has no run.
+    """Score a trained run at its best step, or a prompt that has no run.
 
     Args:
-        run: Its folder; with `model`, a prompt in any format that `prompt import` takes.
+        run: Folder of the run; with `model`, a prompt in any format that `prompt import` takes.
         split: `train`, `dev` or `test`.
-        task: Another task of the papers, whose test rows are scored without any more training.
-        origin: Where those are read from, as `task.origin`; that of the run by default.
-        model: The frozen model of such a prompt, which needs a `task`.
-        mesh: How devices share the work; see `automesh` where None.
+        task: Another task of the papers, whose test rows are scored without further training.
+        origin: Where these rows are read from, as `task.origin`; that of the run by default.
+        model: Frozen model of a prompt that has no run; it needs a `task`.
+        mesh: How devices share the work; `automesh` decides if None.
 
     Raises:
         FileNotFoundError: The folder holds no run, or a file of the other task is missing.
@@ -123,15 +123,15 @@ def _evaluate_on(
 def evaluate_runs(
     runs: Sequence[Path], split: str, *, mesh: MeshConfig | None = None
 ) -> dict[str, dict]:
-    """Scores trained runs of any tasks that share one frozen model, in the same batches.
+    """Score trained runs of any tasks that share one frozen model, in the same batches.
 
     Args:
-        runs: Their folders.
+        runs: Folders of the runs.
         split: `train`, `dev` or `test`.
-        mesh: How devices share the work; see `automesh` where None.
+        mesh: How devices share the work; `automesh` decides if None.
 
     Returns:
-        By the path of each run, what `evaluate_run` gives.
+        The result of `evaluate_run` for each run, by its path.
 
     Raises:
         FileNotFoundError: A folder holds no run, or one that has not been evaluated yet.
@@ -149,13 +149,13 @@ class RunGroup:
     """Trained runs that share one frozen model, ready to answer the rows of a split.
 
     Args:
-        names: Of the runs: their paths. The lists below are in their order.
-        tasks: Of each run.
-        rows: Of each run.
-        backbone: The model.
-        bank: The prompt of each run, by its name.
+        names: Paths of the runs. The lists below are in their order.
+        tasks: Task of each run.
+        rows: Rows of each run.
+        backbone: The frozen model.
+        bank: Prompt of each run, by its path.
         data: Buckets and lengths that hold the rows of any run.
-        batch_size: The smallest of the runs.
+        batch_size: Smallest batch size of the runs.
     """
 
     names: Sequence[str]
@@ -167,13 +167,13 @@ class RunGroup:
     batch_size: int
 
     def answer(self) -> list[Outputs]:
-        """What each prompt makes of the rows of its task, which share their batches."""
+        """Answer the rows of each task with its prompt; rows of all tasks share their batches."""
         params = {"t5": self.backbone.params}
         return answer_tasks(self.backbone, params, self.bank, self.rows, self.data, self.batch_size)
 
 
 def load_group(runs: Sequence[Path], split: str, *, mesh: MeshConfig | None = None) -> RunGroup:
-    """Loads runs and the rows of their tasks.
+    """Load runs and the rows of their tasks.
 
     Raises:
         FileNotFoundError, ValueError: See `evaluate_runs`.
@@ -211,7 +211,7 @@ def _examples(task: Task, split: str) -> list[Example]:
 
 
 def _load_tasks(configs: Sequence[TrainConfig]) -> list[Task]:
-    """The task of each config; one that several have is read once."""
+    """Load the task of each config; read a task that several configs have only once."""
     tasks: list[Task] = []
     for config in configs:
         known = (task for other, task in zip(configs, tasks) if other.task == config.task)
@@ -226,13 +226,13 @@ def predict_run(
     inputs_length: int | None = None,
     mesh: MeshConfig | None = None,
 ) -> list[str]:
-    """What a trained run writes for each text, in order.
+    """Return what a trained run answers to each text, in order.
 
     Args:
-        run: Its folder.
-        texts: Any number.
+        run: Folder of the run.
+        texts: Texts as the model should read them.
         inputs_length: Most tokens of a text; that of the run by default.
-        mesh: How devices share the work; see `automesh` where None.
+        mesh: How devices share the work; `automesh` decides if None.
 
     Raises:
         ValueError: A text is longer.

@@ -1,51 +1,41 @@
-"""What a model makes of the rows of tasks, with a prompt for each task or with none, in scores.
+"""Answer the rows of tasks, each with the prompt of its task or with none, and score the answers.
 
-`score` is of greedy generation, 0 to 100, and the mean of the task's metrics where it has several;
-an output that is no label word is wrong (Lester et al. 2021). `rank_score` takes the most likely
-label word instead, so that a model which never writes a legal label is still told from one that
-knows nothing.
-
-Rows of all tasks are answered in the same batches; one task is the case of a bank of one prompt.
+`score` is the mean of the task's metrics over greedily generated answers, 0 to 100; an answer that
+is no label word is wrong (Lester et al. 2021). `rank_score` takes the most likely label word
+instead. It tells a model that never writes a label word but knows the answer from one that does not
+know it.
 """
 
-import dataclasses
-import functools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from spt_jax.config.train import DataConfig
 from spt_jax.data.example import Task
-from spt_jax.data.pipeline import TokenizedSplit, eval_batches
-from spt_jax.decoding.loop import answer_log_probs, likeliest, write
-from spt_jax.distributed.preemption import poll
+from spt_jax.data.pipeline import TokenizedSplit
 from spt_jax.evaluation.metrics import compute, invalid, mean_score
-from spt_jax.forward import encode
 from spt_jax.models.backbone import Backbone
-from spt_jax.prompts.bank import BankArrays, PromptBank
-from spt_jax.sharding import constrain, place_batch, spreadable_rows
-from spt_jax.t5 import T5
+from spt_jax.prediction.predictor import answer_batches
+from spt_jax.prompts.bank import PromptBank
 from spt_jax.tokenizers.bpe import Tokenizer
-from spt_jax.typing import Array, Float, Int, Params
+from spt_jax.typing import Params
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What an evaluation gives.
+    """The result of an evaluation.
 
     Args:
-        score: Mean of the metrics of what was generated, 0 to 100.
-        rank_score: The same of the most likely label word; None for free text.
-        invalid: Percentage of outputs that are no label word, or no number where one is asked for;
-            None for free text.
-        rows: How many rows were scored.
-        predictions: What was generated, in the order of the rows.
-        metrics: Those of the task, of what was generated, by name.
+        score: Mean of the metrics of the generated texts, 0 to 100.
+        rank_score: Mean of the metrics of the most likely label words; None for free text.
+        invalid: Percentage of generated texts that are no label word, or no number if the metrics
+            need numbers; None for free text.
+        rows: Number of rows that were scored.
+        predictions: Generated texts, in the order of the rows.
+        metrics: Each metric of the generated texts, by name.
     """
 
     score: float
@@ -56,7 +46,7 @@ class Scores:
     metrics: Mapping[str, float]
 
     def to_dict(self) -> dict:
-        """The numbers, without the predictions."""
+        """Return the numbers, without the predictions."""
         numbers = {"score": self.score, "rank_score": self.rank_score, "invalid": self.invalid}
         return {**numbers, "metrics": dict(self.metrics), "rows": self.rows}
 
@@ -97,11 +87,11 @@ class TaskRows:
     """Rows that are answered with one prompt.
 
     Args:
-        split: The rows.
-        label_words: The answers that count; None for free text.
+        split: Rows as token ids.
+        label_words: Answers that count; None for free text.
         targets_length: Most tokens of an answer, with its end marker.
-        prompt: Its name in the bank, or None.
-        metrics: Of the task, from `spt_jax.evaluation.metrics.METRICS`.
+        prompt: Name of the prompt in the bank, or None.
+        metrics: Names of metrics, from `spt_jax.evaluation.metrics.METRICS`.
     """
 
     split: TokenizedSplit
@@ -112,37 +102,15 @@ class TaskRows:
 
 
 class Outputs(NamedTuple):
-    """What a model makes of the rows of a task.
+    """The answers of a model to the rows of a task.
 
     Args:
-        predictions: What it writes for each row.
-        log_probs: Of each label word, float32 [rows, W]; None for free text.
+        predictions: Generated text of each row.
+        log_probs: Log-probability of each label word, float32 [rows, W]; None for free text.
     """
 
     predictions: tuple[str, ...]
     log_probs: np.ndarray | None
-
-
-@functools.partial(jax.jit, static_argnames=("model", "length"))
-def _answer(
-    model: T5,
-    params: Params,
-    bank: BankArrays,
-    task_ids: Int[Array, " B"],
-    inputs: Int[Array, "B T"],
-    answers: Int[Array, "B W U"],
-    *,
-    length: int,
-) -> tuple[Int[Array, "B U"], Float[Array, "B W"]]:
-    """What is written with the prompt of each row's task, and `answer_log_probs`, encoded once."""
-    params, prompt_mask = bank.prompted(params, task_ids)
-    encoded = encode(model, params, inputs, prompt_mask=prompt_mask)
-    ids, _ = write(model, params, inputs, likeliest, length=length, encoded=encoded)
-    log_probs = jnp.zeros(answers.shape[:2])
-    if answers.size:
-        log_probs = answer_log_probs(model, params, inputs, answers, encoded=encoded)
-    # Whole everywhere: every process reads them.
-    return constrain(ids, "..", model.mesh), constrain(log_probs, "..", model.mesh)
 
 
 def answer_tasks(
@@ -153,46 +121,45 @@ def answer_tasks(
     data: DataConfig,
     batch_size: int,
 ) -> list[Outputs]:
-    """Generates an answer for every row of every task, and ranks the label words of its task.
+    """Generate an answer for every row of every task, and score the label words of its task.
 
-    A batch has rows of any tasks, and every row ranks as many answers as the task with most label
-    words has.
+    Rows of all tasks share their batches. Every row scores as many answers as the task with the
+    most label words has; the padding among them is left out of the result.
 
     Args:
-        backbone: Its model and its tokenizer are used, its params are not.
+        backbone: Model and tokenizer; its params are not used.
         params: `{"t5": ...}`.
-        bank: The prompts of the tasks.
-        tasks: Their rows.
+        bank: Prompts of the tasks.
+        tasks: Rows of the tasks.
         data: Buckets, and most tokens of any task's inputs and answers.
-        batch_size: Rows at a time; rounded up so that devices share them evenly.
+        batch_size: Rows of a batch, rounded up so that the devices share them evenly.
 
     Raises:
-        Preempted: A signal came where signals are notices, see `distributed/preemption.py`.
+        Preempted: A signal came where signals are notices; see `distributed/preemption.py`.
     """
-    model, tokenizer = backbone.model, backbone.tokenizer
-    batch_size = spreadable_rows(model.mesh, batch_size)
+    tokenizer = backbone.tokenizer
     sizes = [len(task.split.inputs) for task in tasks]
     starts = np.cumsum([0, *sizes])
     of_row = np.repeat(np.arange(len(tasks)), sizes)  # which of `tasks` a row is of
-    task_ids = bank.task_ids([task.prompt for task in tasks])
     answers = _stack_answers(tasks, tokenizer)
     predictions = [""] * len(of_row)
     log_probs = np.zeros((len(of_row), answers.shape[1]), np.float32)
-    rows = dataclasses.replace(
-        tasks[0].split,
-        inputs=[row for task in tasks for row in task.split.inputs],
-        targets=[row for task in tasks for row in task.split.targets],
-    )
-    for indices, batch in eval_batches(rows, data, batch_size):
-        poll()
-        of = np.pad(of_row[indices], (0, batch_size - len(indices)))  # padding is of any task
-        arrays = {"inputs": batch["inputs"], "task_ids": task_ids[of], "answers": answers[of]}
-        placed = place_batch(arrays, model.mesh)
-        ids, of_answers = _answer(model, params, bank.arrays, **placed, length=data.targets_length)
-        for row, index in zip(np.asarray(ids), indices, strict=False):
+    for indices, ids, of_answers in answer_batches(
+        backbone.model,
+        params,
+        bank.arrays,
+        [row for task in tasks for row in task.split.inputs],
+        {
+            "task_ids": bank.task_ids([task.prompt for task in tasks])[of_row],
+            "answers": answers[of_row],
+        },
+        data,
+        batch_size,
+    ):
+        for row, index in zip(ids[:, 0], indices, strict=True):
             written = row[: tasks[int(of_row[index])].targets_length]
             predictions[index] = tokenizer.decode(written.tolist())
-        log_probs[indices] = of_answers[: len(indices)]
+        log_probs[indices] = of_answers
     return [
         Outputs(
             tuple(predictions[start : start + size]),
@@ -203,7 +170,7 @@ def answer_tasks(
 
 
 def _stack_answers(tasks: Sequence[TaskRows], tokenizer: Tokenizer) -> np.ndarray:
-    """The label words of each task, int32 [tasks, W, U], padded with answers and tokens of 0."""
+    """Return the label words of each task, int32 [tasks, W, U], padded with 0 on both axes."""
     encoded = [
         encode_answers(task.label_words or (), tokenizer, task.targets_length) for task in tasks
     ]
@@ -214,7 +181,7 @@ def _stack_answers(tasks: Sequence[TaskRows], tokenizer: Tokenizer) -> np.ndarra
 
 
 def score(task: TaskRows, outputs: Outputs) -> Scores:
-    """Scores of what a model made of the rows of a task."""
+    """Score the answers to the rows of a task."""
     predictions, log_probs = outputs
     examples, words = task.split.examples, task.label_words
     metrics, rank_score = compute(task.metrics, predictions, examples, words), None
@@ -232,7 +199,7 @@ def score(task: TaskRows, outputs: Outputs) -> Scores:
 
 
 def majority_score(task: Task) -> float:
-    """The score on test, 0 to 100, of always answering the most frequent target of train."""
+    """Return the score on test, 0 to 100, of always answering the most frequent train target."""
     answer = Counter(e.targets for e in task.splits["train"]).most_common(1)[0][0]
     test = task.splits["test"]
     return mean_score(compute(task.metrics, [answer] * len(test), test, task.label_words))

@@ -1,9 +1,8 @@
-"""Rows of JSONL answered by one frozen model and its prompts: from a file or stream to another.
+"""Rows of JSONL, answered by one frozen model and its prompts, from a file or stream to another.
 
-It holds one window of rows at a time. From file to file a run that was killed goes on where it was,
-and the output is byte for byte that of a run that was not (`spt_jax.prediction.output`): each
-window begins at the same line and has the same batches, and a row that samples draws by its line
-number.
+One window of rows is held in memory at a time. A run from file to file that was killed continues
+where it was, and its output is byte for byte that of an undisturbed run (`prediction/output.py`):
+windows begin at the same lines and have the same batches, and a row samples by its line number.
 """
 
 import contextlib
@@ -45,37 +44,36 @@ def predict_file(
     scores: bool = False,
     overwrite: bool = False,
 ) -> dict:
-    """Answers every row of a JSONL file.
+    """Answer every row of a JSONL file.
 
-    A row is `{"prompt": name, "text": text}`, with any other fields. Without `prompt` it has the
-    only prompt, if there are not several; with null it has none. It comes out with `output`, with
-    `outputs` where `decode` asks for several results, and with `scores` where asked for. A line
-    that cannot be answered goes to OUTPUT.errors.jsonl instead, and blank lines are left out.
+    A row is `{"prompt": name, "text": text}`, with any other fields. A row without `prompt` gets
+    the only prompt if there are not several, and null is no prompt. The row is written with
+    `output`, with `outputs` if `decode` asks for several results, and with `scores` if asked for. A
+    line that cannot be answered goes to OUTPUT.errors.jsonl instead; blank lines are left out.
 
     Args:
-        model: Of the backbone.
-        prompts: A prompt.safetensors or the folder of a run, by name.
-        source: A file, or a stream, after which no run can go on.
-        output: A file, or a stream, which has no errors file: errors are lines on stderr.
+        model: Name of the model; see `load_backbone`.
+        prompts: Path of each prompt by its name; see `load_bank`.
+        source: A file, or a stream; a killed run on a stream cannot be continued.
+        output: A file, or a stream; errors are then lines on stderr.
         data: Lengths, and rows of a batch.
-        decode: How answers are written.
-        seed: For sampling.
-        dtype: Of activations and weights; `auto` is bfloat16 on TPU and GPU, float32 on CPU.
-        mesh: How devices share the work; see `automesh` where None.
+        decode: How answers are generated.
+        seed: Seed for sampling.
+        dtype: Type of activations and weights; `auto` is bfloat16 on TPU and GPU, float32 on CPU.
+        mesh: How devices share the work; `automesh` decides if None.
         window: Lines that are read, sorted by length and answered together.
-        scores: Add the scores.
-        overwrite: Delete what another run has left at `output`.
+        scores: Whether to add the scores.
+        overwrite: Whether to delete what another run has left at `output`.
 
     Returns:
-        How many rows were `answered` and `failed`; the files `output` and `errors`, None where
-        there is none.
+        Numbers of rows `answered` and `failed`; the files `output` and `errors`, or None.
 
     Raises:
         FileNotFoundError: There is no such file, or no folder for the output.
         IsADirectoryError: The input or the output is a folder.
-        FileExistsError: There is an output of another run.
-        ValueError: No such model, or a prompt that does not fit it.
-        RunError: The output cannot be written, or another process does.
+        FileExistsError: The output is of another run.
+        ValueError: There is no such model, or a prompt does not fit it.
+        RunError: The output cannot be written, or another process is writing it.
     """
     require(window >= 1, f"window is {window}, expected 1 or more")
     path = source if isinstance(source, Path) else None
@@ -128,7 +126,7 @@ def answer_rows(
     scores: bool,
     overwrite: bool,
 ) -> dict:
-    """`predict_file` once everything is loaded; the answers are a function of `identity`."""
+    """Do the work of `predict_file` after loading; the answers depend on `identity` alone."""
     with main_only(lambda: _open(source, output, identity, overwrite)) as files:
         done, finished = on_main(lambda: (files.sink.done, files.sink.finished))
         if finished:
@@ -152,13 +150,7 @@ def answer_rows(
 
 
 class _Files:
-    """What process 0 reads and writes.
-
-    Args:
-        source: Of the lines, where the run goes on.
-        sink: Of the answers, entered.
-        bar: Of the progress, if it is shown.
-    """
+    """What process 0 reads and writes: the input, the output, and a progress bar if shown."""
 
     def __init__(self, source: IO[bytes], sink: OutputFile | OutputStream, bar: Bar | None):
         self.source, self.sink, self._bar = source, sink, bar
@@ -191,10 +183,9 @@ def _open(
             say("a stream cannot be read again: if this run is killed, it starts over")
         identity = {**identity, "input": digest, "input_bytes": size}
         if isinstance(output, Path):
-            sink = OutputFile(output, identity, overwrite=overwrite)
+            sink = stack.enter_context(OutputFile(output, identity, overwrite=overwrite))
         else:
             sink = OutputStream(output)
-        stack.enter_context(sink)
         if lines is not None:
             file.seek(sink.done.input_bytes)
         quiet = not isinstance(output, Path) and output.isatty()  # a bar among the rows
@@ -205,7 +196,7 @@ def _open(
 
 
 def _lines(files: _Files, window: int) -> Iterator[bytes]:
-    """The lines that process 0 reads, a window at a time, on every process."""
+    """Yield the lines that process 0 reads, a window at a time, on every process."""
     while chunk := on_main(lambda: list(islice(files.source, window))):
         yield from chunk
 
@@ -220,7 +211,7 @@ def _check(source: Path | None, output: Path | IO[bytes]) -> None:
 
 
 def _measure(file: IO[bytes]) -> tuple[str, int, int]:
-    """sha256, in hex, size in bytes, and lines of an open file."""
+    """Return the sha256 in hex, the size in bytes, and the number of lines of an open file."""
     digest, size, lines, last = hashlib.sha256(), 0, 0, b"\n"
     while block := file.read(1 << 20):
         digest.update(block)

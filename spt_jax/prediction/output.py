@@ -1,12 +1,12 @@
-"""Where the rows of `spt-jax predict` go: a stream, or a file that a killed run goes on with.
+"""Where the rows of `spt-jax predict` go: a stream, or a file that a killed run continues.
 
     OUT                 the rows, once they are all there
     OUT.partial         the rows so far
     OUT.errors.jsonl    the lines that could not be answered: {"line", "error", "row"}
-    OUT.run.json        what the rows are made by, and how much of the files is certain
+    OUT.run.json        what the rows depend on, and how much of the files is on the disk
 
-Invariant: OUT.run.json counts only what is on the disk. A run that goes on cuts the files to those
-counts and reads the input from there, so that no row is lost and none comes twice.
+OUT.run.json is written after the files that it describes. A run that continues cuts the files to
+the sizes in it and reads the input from there, so that no row is lost and none is written twice.
 """
 
 import contextlib
@@ -25,12 +25,12 @@ from spt_jax.prediction.rows import Window
 from spt_jax.runs.log import write_json_atomic
 
 Identity = Mapping[str, str | int | float | bool | None]
-"""What rows are made by. `input_bytes` is the size of the input, None for a stream."""
+"""What the rows depend on. `input_bytes` is the size of the input, None for a stream."""
 
 
 @dataclass(frozen=True)
 class Done:
-    """How far a run is: lines and bytes of the input; rows, errors and bytes of the files."""
+    """Progress of a run: lines and bytes read; rows, errors and bytes written."""
 
     lines: int = 0
     input_bytes: int = 0
@@ -40,7 +40,7 @@ class Done:
     errors_bytes: int = 0
 
     def plus(self, window: Window) -> "Done":
-        """With one window more."""
+        """Return the progress after one more window."""
         return Done(
             self.lines + window.lines,
             self.input_bytes + window.nbytes,
@@ -52,7 +52,7 @@ class Done:
 
 
 class OutputStream:
-    """Rows as they come, and errors as lines on stderr. A context manager, as `OutputFile` is."""
+    """Writes rows to a stream as they come, and errors as lines on stderr."""
 
     path = errors = None
     finished = False
@@ -60,14 +60,8 @@ class OutputStream:
     def __init__(self, stream: IO[bytes]):
         self._stream, self.done = stream, Done()
 
-    def __enter__(self) -> "OutputStream":
-        return self
-
-    def __exit__(self, *exc_info) -> None:
-        pass
-
     def commit(self, window: Window) -> None:
-        """Writes what one window gave."""
+        """Write the rows of a window."""
         self._stream.writelines(window.answered)
         self._stream.flush()
         for line in window.failed:
@@ -76,19 +70,18 @@ class OutputStream:
         self.done = self.done.plus(window)
 
     def finish(self) -> None:
-        """Nothing is left to do."""
+        """Do nothing; every row has been written."""
 
 
 class OutputFile:
-    """The output file of one run, held against other processes. A context manager.
+    """The output file of one run; a context manager that keeps other processes out.
 
-    Entered, it says where the run stands: `done` is what is written, and `finished` is whether that
-    is all of it.
+    After it is entered, `done` is the progress so far, and `finished` tells whether that is all.
 
     Args:
-        path: The file to be.
-        identity: Of the run.
-        overwrite: Delete what another run has left at this path.
+        path: Path of the output.
+        identity: What the rows depend on.
+        overwrite: Whether to delete what another run has left at this path.
     """
 
     def __init__(self, path: Path, identity: Identity, *, overwrite: bool):
@@ -114,7 +107,7 @@ class OutputFile:
         self._files.close()
 
     def commit(self, window: Window) -> None:
-        """Writes what one window gave, and after it that it is written.
+        """Write the rows and errors of a window, and then the progress.
 
         Raises:
             RunError: The disk is full or the folder is gone.
@@ -127,7 +120,7 @@ class OutputFile:
         self._record(self.done.plus(window))
 
     def finish(self) -> None:
-        """Gives the output its name.
+        """Rename the partial file to the output.
 
         Raises:
             RunError: The input is not as long as it was when the run began.
@@ -177,7 +170,7 @@ class OutputFile:
         self._record(done)
 
     def _read_done(self) -> Done:
-        """Raises FileExistsError where the files that are there are not those of this run."""
+        """Read the progress; raise FileExistsError if the files there are of another run."""
         files = (self.path, *(file for file in (self.partial, self.errors) if _size(file)))
         there = next((file for file in files if file.exists()), self.path)
         advice = "give another --output, or --overwrite to delete it and start over"
@@ -206,7 +199,7 @@ class OutputFile:
 
     @contextlib.contextmanager
     def _reporting(self) -> Iterator[None]:
-        """Turns an OSError, which need not name a file, into a RunError that does."""
+        """Turn an OSError, which may not name a file, into a RunError that does."""
         try:
             yield
         except OSError as error:
@@ -217,7 +210,7 @@ class OutputFile:
 
 
 def check_output(path: Path, source: Path | None) -> None:
-    """Raises where an output file cannot be, or would replace the input.
+    """Raise an error if an output file cannot be written, or would replace the input.
 
     Raises:
         FileNotFoundError: Its folder does not exist.
@@ -253,7 +246,7 @@ def _size(path: Path) -> int:
 
 
 def _differences(old: Identity, new: Identity) -> str:
-    """What is not the same, in words."""
+    """Describe the values that differ."""
     return ", ".join(
         f"{name} ({_show(old.get(name))} there, {_show(new.get(name))} now)"
         for name in {**old, **new}

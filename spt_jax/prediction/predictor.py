@@ -1,20 +1,25 @@
-"""Answers to rows of text on one frozen model, each row with its own prompt or with none.
+"""Answers to rows on one frozen model, each row with the prompt of its task or with none.
 
-Rows of different prompts share a batch; a row's answer is the one that it would get alone.
+Rows of different prompts share a batch, and what a row gets does not depend on the other rows.
+`Predictor` answers texts. Evaluation answers tokenized rows by `answer_batches`, with scores of the
+label words. There is one compilation for each length bucket.
 """
 
 import functools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from spt_jax.config.decode import DecodeConfig
 from spt_jax.config.train import DataConfig
 from spt_jax.data.pipeline import TokenizedSplit, eval_batches
 from spt_jax.decoding.generate import generate
+from spt_jax.decoding.loop import answer_log_probs
 from spt_jax.distributed.preemption import poll
+from spt_jax.forward import encode
 from spt_jax.models.backbone import Backbone
 from spt_jax.prompts.bank import BankArrays, PromptBank
 from spt_jax.sharding import constrain, place_batch, spreadable_rows
@@ -23,11 +28,11 @@ from spt_jax.typing import Array, Float, Int, Key, Params
 
 
 class Answers(NamedTuple):
-    """What is written for a row, best first.
+    """The answers to a row, best first.
 
     Args:
-        texts: As many as `DecodeConfig.num_results`, or fewer where a search found fewer.
-        scores: See `generate`.
+        texts: As many as `DecodeConfig.num_results`, or fewer if a search found fewer.
+        scores: Score of each text; see `generate`.
     """
 
     texts: tuple[str, ...]
@@ -35,39 +40,102 @@ class Answers(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames=("model", "config", "length"))
-def generate_mixed(
+def answer_batch(
     model: T5,
     params: Params,
     bank: BankArrays,
     task_ids: Int[Array, " B"],
     inputs: Int[Array, "B T"],
-    config: DecodeConfig,
+    config: DecodeConfig = DecodeConfig(),  # noqa: B008  it is frozen
     *,
     length: int,
+    answers: Int[Array, "B W U"] | None = None,
     key: Key | None = None,
     row_numbers: Int[Array, " B"] | None = None,
-) -> tuple[Int[Array, "B R U"], Float[Array, "B R"]]:
-    """`generate` with the prompt of each row's task, jitted once for the process."""
+) -> tuple[Int[Array, "B R U"], Float[Array, "B R"] | Float[Array, "B W"]]:
+    """Generate the answers of a batch and score them, or score given answers; encode once.
+
+    Args:
+        model: The T5.
+        params: `{"t5": ...}`.
+        bank: Prompts of the tasks.
+        task_ids: Task of each row; 0 is no prompt.
+        inputs: Token ids, 0 where padded.
+        config: How answers are generated.
+        length: Most tokens to generate, U, EOS included.
+        answers: Given answers of each row, such as label words: token ids with EOS, 0 where padded.
+        key: Key of the draws, for sampling.
+        row_numbers: See `generate`.
+
+    Returns:
+        Generated ids, and the scores of `generate`, or where `answers` are given, their
+        log-probabilities. Every process holds both whole.
+    """
     params, mask = bank.prompted(params, task_ids)
+    encoded = encode(model, params, inputs, prompt_mask=mask)
     ids, scores = generate(
         model, params, inputs, config,
-        length=length, key=key, row_numbers=row_numbers, prompt_mask=mask,
+        length=length, key=key, row_numbers=row_numbers, encoded=encoded,
     )  # fmt: skip
-    # Whole everywhere: every process reads them.
+    if answers is not None:
+        scores = jnp.zeros(answers.shape[:2])
+        if answers.size:
+            scores = answer_log_probs(model, params, inputs, answers, encoded=encoded)
     return constrain(ids, "...", model.mesh), constrain(scores, "..", model.mesh)
 
 
+def answer_batches(
+    model: T5,
+    params: Params,
+    bank: BankArrays,
+    inputs: Sequence[np.ndarray],
+    of_rows: Mapping[str, np.ndarray],
+    data: DataConfig,
+    batch_size: int,
+    **options: Any,
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Answer rows in batches of rows of similar length.
+
+    Args:
+        model: The T5.
+        params: `{"t5": ...}`.
+        bank: Prompts of the tasks.
+        inputs: Token ids of each row, its end marker last.
+        of_rows: Arguments of `answer_batch` that have an entry for each row, such as `task_ids`.
+        data: Buckets, and most tokens of inputs and answers.
+        batch_size: Rows of a batch, rounded up so that the devices share them evenly.
+        options: Further arguments of `answer_batch`.
+
+    Yields:
+        Indices int32[n] of the rows of a batch, and their ids and scores.
+
+    Raises:
+        Preempted: A signal came where signals are notices; see `distributed/preemption.py`.
+    """
+    size = spreadable_rows(model.mesh, batch_size)
+    split = TokenizedSplit((), list(inputs), [np.zeros(0, np.int32)] * len(inputs), 0.0, 0.0)
+    for indices, batch in eval_batches(split, data, size):
+        poll()
+        rows = np.resize(indices, size)  # any rows in the places of padding, which has no inputs
+        arrays = {name: values[rows] for name, values in of_rows.items()}
+        placed = place_batch({"inputs": batch["inputs"], **arrays}, model.mesh)
+        ids, scores = answer_batch(
+            model, params, bank, **placed, length=data.targets_length, **options
+        )
+        yield indices, np.asarray(ids)[: len(indices)], np.asarray(scores)[: len(indices)]
+
+
 class Predictor:
-    """Answers rows of text in batches of similar length: a compilation for each length bucket.
+    """Answers rows of text with the prompts of a bank.
 
     Args:
         backbone: The frozen model.
-        bank: Its prompts. It may be replaced between calls, at no cost if its shape stays.
+        bank: Its prompts. Replacing the bank between calls compiles nothing if its shape stays.
         inputs_length: Most tokens of a text, with the end marker; the prompt comes on top.
         targets_length: Most tokens of an answer, with the end marker.
-        batch_size: Rows at a time; rounded up so that devices share them evenly.
-        decode: How answers are written.
-        seed: For sampling. What a row draws depends on it, on the row's number and on its text.
+        batch_size: Rows of a batch, rounded up so that the devices share them evenly.
+        decode: How answers are generated.
+        seed: Seed for sampling. What a row draws depends on the seed, its number and its text.
     """
 
     def __init__(
@@ -86,24 +154,22 @@ class Predictor:
         self.decode = decode
         self.seed = seed
         self._data = DataConfig(
-            inputs_length=inputs_length,
-            targets_length=targets_length,
-            batch_size=spreadable_rows(backbone.model.mesh, batch_size),
+            inputs_length=inputs_length, targets_length=targets_length, batch_size=batch_size
         )
 
     def predict(
         self, rows: Sequence[tuple[str | None, str]], row_numbers: Sequence[int] | None = None
     ) -> list[Answers]:
-        """The answers to each row, in order.
+        """Answer rows, in order.
 
         Args:
-            rows: The name of a prompt, or None, and a text.
-            row_numbers: What rows are called in errors and, for sampling, what they draw by; their
-                place from 0 by default.
+            rows: Name of a prompt, or None, and a text.
+            row_numbers: Numbers of the rows in errors and, for sampling, in what a row draws; their
+                places from 0 by default.
 
         Raises:
             ValueError: The bank has no prompt of a row's name, or a text is too long.
-            Preempted: A signal came where signals are notices, see `distributed/preemption.py`.
+            Preempted: A signal came where signals are notices; see `distributed/preemption.py`.
         """
         numbers = np.arange(len(rows)) if row_numbers is None else np.asarray(row_numbers)
         tokenizer = self.backbone.tokenizer
@@ -111,36 +177,29 @@ class Predictor:
         for (name, _), ids, number in zip(rows, encoded, numbers, strict=True):
             if problem := self._problem(name, ids):
                 raise ValueError(f"row {number}: {problem}")
-        task_ids = self.bank.task_ids([name for name, _ in rows])
-        inputs = [np.array([*ids, tokenizer.eos_id], np.int32) for ids in encoded]
-        targets = [np.zeros(0, np.int32)] * len(rows)
-        split = TokenizedSplit((), inputs, targets, 0.0, 0.0)
         answers: list[Answers] = [Answers((), ())] * len(rows)
-        for indices, batch in eval_batches(split, self._data, self._data.batch_size):
-            poll()
-            arrays = {
-                "task_ids": self._pad(task_ids[indices]),
-                "inputs": batch["inputs"],
-                "row_numbers": self._pad(numbers[indices].astype(np.int32)),
-            }
-            placed = place_batch(arrays, self.backbone.model.mesh)
-            ids, scores = generate_mixed(
-                self.backbone.model,
-                {"t5": self.backbone.params},
-                self.bank.arrays,
-                placed["task_ids"],
-                placed["inputs"],
-                self.decode,
-                length=self._data.targets_length,
-                key=jax.random.key(self.seed) if self.decode.sample else None,
-                row_numbers=placed["row_numbers"],
-            )
-            for index, row_ids, row_scores in zip(indices, np.asarray(ids), np.asarray(scores)):
-                answers[index] = self._answers(row_ids, row_scores)
+        for indices, ids, scores in answer_batches(
+            self.backbone.model,
+            {"t5": self.backbone.params},
+            self.bank.arrays,
+            [np.array([*ids, tokenizer.eos_id], np.int32) for ids in encoded],
+            {
+                "task_ids": self.bank.task_ids([name for name, _ in rows]),
+                "row_numbers": numbers.astype(np.int32),
+            },
+            self._data,
+            self._data.batch_size,
+            config=self.decode,
+            key=jax.random.key(self.seed) if self.decode.sample else None,
+        ):
+            for index, row_ids, row_scores in zip(indices, ids, scores, strict=True):
+                found = ~np.isneginf(row_scores)
+                texts = tuple(tokenizer.decode(result.tolist()) for result in row_ids[found])
+                answers[index] = Answers(texts, tuple(map(float, row_scores[found])))
         return answers
 
     def problems(self, rows: Sequence[tuple[str | None, str]]) -> list[str | None]:
-        """Why `predict` refuses a row, for each: an unknown prompt, a long text; None if not."""
+        """Return for each row why `predict` would refuse it, or None where it would not."""
         encoded = self.backbone.tokenizer.encode_batch([text for _, text in rows])
         return [self._problem(name, ids) for (name, _), ids in zip(rows, encoded, strict=True)]
 
@@ -154,12 +213,3 @@ class Predictor:
                 f"set --inputs_length to {tokens} or more"
             )
         return None
-
-    def _pad(self, values: np.ndarray) -> np.ndarray:
-        """With zeros behind, for the rows of padding that fill a batch."""
-        return np.pad(values, (0, self._data.batch_size - len(values)))
-
-    def _answers(self, ids: np.ndarray, scores: np.ndarray) -> Answers:
-        found = ~np.isneginf(scores)
-        texts = tuple(self.backbone.tokenizer.decode(row.tolist()) for row in ids[found])
-        return Answers(texts, tuple(map(float, scores[found])))

@@ -1,7 +1,7 @@
 """The rows of `spt-jax predict`: a line of JSON in, the same line with its answers out.
 
-A line is passed on as it was written, spaces, numbers and escapes included; what is added stands at
-its end. A line that is no such row has its own error and stops no other.
+A line is written back as it was, with its spaces, numbers and escapes; the new fields stand at its
+end. A line that is no such row gets an error of its own and does not stop the others.
 """
 
 import json
@@ -13,44 +13,35 @@ from typing import Any, NamedTuple, NoReturn, Protocol
 from spt_jax.errors import shorten, suggest
 
 WINDOW = 1024
-"""Lines that are read and sorted by length together; a kill costs the work of one window."""
+"""Lines that are read, sorted by length and answered together; a kill loses one window's work."""
 
 ADDED = ("output", "outputs", "scores")
-"""The fields that an answered row has more."""
+"""The fields that an answered row has in addition."""
 
 PromptAndText = tuple[str | None, str]
-"""The name of a prompt, None for no prompt, and a text."""
+"""The name of a prompt, or None for no prompt, and a text."""
 
 _EXAMPLE = '{"prompt": "name", "text": "..."}'
 _BOM = b"\xef\xbb\xbf"
 
 
-class Answers(Protocol):
-    """What a row is answered with: texts, best first, and a score for each."""
-
-    @property
-    def texts(self) -> Sequence[str]: ...
-    @property
-    def scores(self) -> Sequence[float]: ...
-
-
 class RowPredictor(Protocol):
-    """The part of `spt_jax.prediction.predictor.Predictor` that files need."""
+    """The part of `prediction.predictor.Predictor` that is used here, which needs no jax."""
 
     def problems(self, rows: Sequence[PromptAndText]) -> Sequence[str | None]: ...
     def predict(
         self, rows: Sequence[PromptAndText], row_numbers: Sequence[int] | None = None
-    ) -> Sequence[Answers]: ...
+    ) -> Sequence[Any]: ...
 
 
 class Window(NamedTuple):
-    """Consecutive lines of the input, answered.
+    """Answers to consecutive lines of the input.
 
     Args:
-        answered: Lines of the output.
-        failed: Lines of the errors file.
-        lines: Read, blank ones included.
-        nbytes: Read.
+        answered: Lines for the output.
+        failed: Lines for the errors file.
+        lines: Number of lines read, blank ones included.
+        nbytes: Number of bytes read.
     """
 
     answered: list[bytes]
@@ -69,18 +60,18 @@ def answer_lines(
     several: bool,
     scores: bool,
 ) -> Iterator[Window]:
-    """Answers lines, `window` of them at a time, in their order.
+    """Answer lines in order, `window` of them at a time; no more are held in memory.
 
-    What a window gives depends on its lines and their numbers alone, and no more than one is held.
+    The result of a window depends on nothing but its lines and their numbers.
 
     Args:
-        lines: Of a JSONL file. Blank ones are left out.
-        predictor: Answers the rows of one window.
-        prompts: Names that a row may have.
-        first: Number of the first line, counted from 1; a row that samples draws by its number.
-        window: Lines that are read, and whose rows are answered, together.
-        several: Add `outputs`, all answers of a row.
-        scores: Add `scores`, one for each answer.
+        lines: Lines of a JSONL file. Blank ones are left out.
+        predictor: Answers the rows of a window.
+        prompts: Names of the prompts.
+        first: Number of the first line, from 1; a row that samples draws by its number.
+        window: Lines of a window.
+        several: Whether to add `outputs`, all answers of a row.
+        scores: Whether to add `scores`, one for each answer.
     """
     lines = iter(lines)
     while chunk := list(islice(lines, window)):
@@ -101,7 +92,7 @@ def answer_lines(
 def _read(
     lines: Mapping[int, bytes], predictor: RowPredictor, prompts: Collection[str]
 ) -> tuple[dict[int, PromptAndText], dict[int, str]]:
-    """The rows that can be answered and the problems of the others, by line number."""
+    """Return the rows that can be answered, and what is wrong with the others, by line number."""
     rows, problems = {}, {}
     for number, line in lines.items():
         try:
@@ -116,15 +107,15 @@ def _read(
     return rows, problems
 
 
-def parse_row(line: bytes, prompts: Collection[str]) -> tuple[str | None, str]:
-    """The prompt and the text of a line.
+def parse_row(line: bytes, prompts: Collection[str]) -> PromptAndText:
+    """Return the prompt and the text of a line.
 
-    Without the field `prompt` a row has the only prompt, if there are not several; with null it has
-    none.
+    A row without the field `prompt` gets the only prompt if there are not several; null is no
+    prompt.
 
     Args:
-        line: Of a JSONL file.
-        prompts: The names of those that there are. That of the row need not be one of them.
+        line: Line of a JSONL file.
+        prompts: Names of the prompts; the name in the line is not compared with them.
 
     Raises:
         ValueError: The line is no JSON object of that form.
@@ -172,7 +163,7 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"the line is not JSON: it has {name}, expected a finite number or null")
 
 
-def _format_row(line: bytes, answers: Answers, several: bool, scores: bool) -> bytes:
+def _format_row(line: bytes, answers: Any, several: bool, scores: bool) -> bytes:
     added: dict[str, Any] = {"output": next(iter(answers.texts), None)}
     if several:
         added["outputs"] = list(answers.texts)
