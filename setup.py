@@ -52,6 +52,7 @@ setup(
     ],
     extras_require={
         "test": [
+            "beartype>=0.22",
             "hypothesis>=6.130",
             "pyright>=1.1.400",
             "pytest>=8.4",

@@ -40,7 +40,7 @@ def shift_right(
 
 
 def prepend(
-    prompt: Float[Array, "*b P D"],
+    prompt: Float[Array, "*b P d"],
     prompt_mask: Bool[Array, "B P"] | None,
     embedded: Float[Array, "B T D"],
     mask: Bool[Array, "B T"],

@@ -35,6 +35,14 @@ if os.environ["SPT_JAX_TESTS_XLA_FLAGS"]:
 import jax
 import pytest
 from hypothesis import settings
+from jaxtyping import install_import_hook
+from support import typecheck
+
+# These rooms compute with arrays; here every call checks the shapes and dtypes in its annotations.
+install_import_hook(
+    [f"spt_jax.{room}" for room in ("forward", "losses", "step", "prompts", "decoding")],
+    f"{typecheck.__name__}.check",
+)
 
 settings.register_profile("tests", max_examples=25, derandomize=True, deadline=None, database=None)
 settings.load_profile("tests")

@@ -55,7 +55,9 @@ def test_adding_and_removing_recompile_nothing():
     def logits(params, arrays, task_ids):
         traces.append(task_ids)
         params, mask = arrays.prompted(params, task_ids)
-        return spt_jax.forward.forward(MODEL, params, INPUTS, INPUTS, prompt_mask=mask)
+        return spt_jax.forward.forward(
+            MODEL, params, jnp.asarray(INPUTS), jnp.asarray(INPUTS), prompt_mask=mask
+        )
 
     params, ids = make_params(), np.array([0, 1, 2, 1], np.int32)
     bank = PromptBank.empty(2, 5, 16)

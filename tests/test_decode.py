@@ -90,7 +90,9 @@ def test_answer_log_probs_are_those_of_the_forward_pass(params):
 
 def test_the_encoders_output_is_shared_by_all_answers():
     answers = jnp.array([[4, 5, 1], [6, 1, 0], [7, 8, 1]])
-    run = jax.make_jaxpr(lambda: decode.answer_log_probs(MODEL, make_params(), INPUTS, answers))
+    run = jax.make_jaxpr(
+        lambda: decode.answer_log_probs(MODEL, make_params(), jnp.asarray(INPUTS), answers)
+    )
     every = list(decoding.equations(run().jaxpr))
     shapes = {variable.aval.shape for equation in every for variable in equation.outvars}
     keys_of_inputs, keys_of_answers = (4, 5, 2, 8), (4, 3, 2, 8)  # [B, S, N, H] and [B, U, N, H]

@@ -84,7 +84,7 @@ def test_several_samples_by_mapping_over_keys():
     keys = jax.random.split(jax.random.key(1), 3)
 
     def one(key):
-        return generate(MODEL, params, INPUTS, SAMPLE, length=LENGTH, key=key)[0]
+        return generate(MODEL, params, jnp.asarray(INPUTS), SAMPLE, length=LENGTH, key=key)[0]
 
     several = jax.jit(jax.vmap(one))(keys)
     for key, ids in zip(keys, several, strict=True):
@@ -102,4 +102,4 @@ def test_several_samples_by_mapping_over_keys():
 
 def test_sampling_needs_a_key():
     with pytest.raises(ValueError, match=r"sampling needs a key but key is None; give key=jax"):
-        generate(MODEL, make_params(), INPUTS, SAMPLE, length=LENGTH)
+        generate(MODEL, make_params(), jnp.asarray(INPUTS), SAMPLE, length=LENGTH)
