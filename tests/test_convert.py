@@ -31,6 +31,8 @@ from spt_jax.models.open import find_tokenizer, open_model
 from spt_jax.models.source import Tensor
 from spt_jax.pytree import fingerprint, named_leaves
 from spt_jax.sharding import param_shardings
+from spt_jax.tokenizers.base import split_sentinels
+from spt_jax.tokenizers.bpe import train_tokenizer
 from spt_jax.tokenizers.published import ByteTokenizer, load_tokenizer
 
 
@@ -369,15 +371,136 @@ def test_bytes_are_a_vocabulary_without_a_file(tmp_path):
     assert isinstance(load_tokenizer(tmp_path), ByteTokenizer)
 
 
-def test_tokens_that_a_user_added_keep_their_ids(tmp_path):
+def test_tokens_that_a_user_added_are_read_from_text_and_keep_their_ids(tmp_path):
     parts = checkpoints.tokenizer_parts()
     token = {**parts["added_tokens"][0], "content": "{", "id": 118, "special": False}
     parts["added_tokens"] += [token, {**token, "content": "<sep>", "id": 119, "special": True}]
     (tmp_path / "tokenizer.json").write_text(json.dumps(parts))
     tokenizer = load_tokenizer(tmp_path)
-    assert 118 in tokenizer.encode("the {dog") and tokenizer.vocab_size == 120
-    assert 119 not in tokenizer.encode("the <sep>")
+    assert tokenizer.added_tokens == ("{", "<sep>") and tokenizer.vocab_size == 120
+    assert tokenizer.encode("the {dog") == [4, 118, 5]
+    assert tokenizer.encode("the<sep> dog</s>")[:3] == [4, 119, 5]
+    assert not {0, 1} & set(tokenizer.encode("the <sep> </s><pad><extra_id_0>"))
     assert tokenizer.decode([4, 118, 119, 5]) == "the{ dog"
+    assert tokenizer.piece(119) == "<sep>"
+    tokenizer.save(tmp_path / "again.json")
+    again = load_tokenizer(tmp_path / "again.json")
+    assert again.fingerprint == tokenizer.fingerprint
+    assert again.encode("a <sep> { b") == tokenizer.encode("a <sep> { b")
+
+
+def added_files(folder, kind):
+    """A folder of T5 with two more tokens, as transformers of different years saves it."""
+    checkpoints.write_hf(folder)
+    if kind == "added_tokens.json":
+        (folder / kind).write_text(json.dumps({"<ent>": 118, "<sep>": 119, "<extra_id_0>": 117}))
+        special = {"eos_token": "</s>", "additional_special_tokens": ["<extra_id_0>", "<sep>"]}
+        (folder / "special_tokens_map.json").write_text(json.dumps(special))
+    else:
+        token = {"lstrip": False, "rstrip": False, "single_word": False, "normalized": True}
+        decoder = {
+            "1": {"content": "</s>", "special": True, **token},
+            "118": {"content": "<ent>", "special": False, **token},
+            "119": {"content": "<sep>", "special": True, **token},
+        }
+        (folder / kind).write_text(json.dumps({"added_tokens_decoder": decoder}))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["added_tokens.json", "tokenizer_config.json"])
+def test_files_beside_a_vocabulary_add_tokens(kind, tmp_path):
+    plain = load_tokenizer(checkpoints.write_hf(tmp_path / "plain"))
+    folder = added_files(tmp_path / "model", kind)
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.added_tokens == ("<ent>", "<sep>") and tokenizer.vocab_size == 120
+    assert tokenizer.encode("the <ent>dog <sep>") == [4, 118, 5, 119]
+    assert tokenizer.decode([4, 118, 119, 5]) == "the<ent> dog"  # a special token is left out
+    assert tokenizer.encode("the dog") == plain.encode("the dog")
+    assert tokenizer.fingerprint != plain.fingerprint
+    assert load_backbone(str(folder)).tokenizer.fingerprint == tokenizer.fingerprint
+    # A file that is named by itself says nothing of those beside it.
+    assert load_tokenizer(folder / "tokenizer.json").fingerprint == plain.fingerprint
+
+
+def test_files_that_add_nothing_leave_the_fingerprint_alone(tmp_path):
+    folder = checkpoints.write_hf(tmp_path / "model")
+    before = load_tokenizer(folder)
+    (folder / "added_tokens.json").write_text('{"<extra_id_99>": 18, "</s>": 1}')
+    assert load_tokenizer(folder).fingerprint == before.fingerprint
+    assert before.added_tokens == ()
+
+
+@pytest.mark.parametrize(
+    ("added", "message"),
+    [
+        ({"<ent>": 5}, "added token '<ent>' has id 5, which is another token's"),
+        ({"</s>": 118}, "added token '</s>' has id 118, which is another token's"),
+        ({"<ent>": -1}, "added token '<ent>' has id -1, which is another token's"),
+        ({"<ent>": 120}, "it has no piece at id 118"),
+        ({"": 118}, r"added tokens in added_tokens.json or .* cannot be read .*token 118 is ''"),
+        (
+            {"<ent>": "x"},
+            "added tokens in added_tokens.json .*; save the tokenizer again with tran",
+        ),
+        (
+            {"<ent>": None},
+            "added tokens in added_tokens.json or tokenizer_config.json of .* cannot",
+        ),
+    ],
+)
+def test_damaged_added_tokens_are_refused(added, message, tmp_path):
+    folder = checkpoints.write_hf(tmp_path / "model")
+    (folder / "added_tokens.json").write_text(json.dumps(added))
+    with pytest.raises(ValueError, match=message):
+        load_tokenizer(folder)
+
+
+def sentinels_of(tokenizer):
+    return [tokenizer.sentinel(i) for i in (0, 1, 99)]
+
+
+TEMPLATE = "the <extra_id_0> dog<extra_id_1>a <extra_id_99>"
+
+
+@pytest.mark.parametrize("kind", ["published", "trained", "bytes"])
+def test_sentinels_are_ids_in_templates_and_text_in_data(kind, tmp_path):
+    if kind == "published":
+        tokenizer = load_tokenizer(checkpoints.write_hf(tmp_path / "model"))
+    elif kind == "trained":
+        tokenizer = train_tokenizer(["the dog and a cat", "the cat"] * 3, 150)
+    else:
+        tokenizer = ByteTokenizer()
+    zero, one, last = sentinels_of(tokenizer)
+    the, dog, a = (tokenizer.encode(text) for text in ("the ", " dog", "a "))
+    expected = [*the, zero, *dog, one, *a, last]
+    assert tokenizer.encode(TEMPLATE, sentinels=True) == expected
+    assert tokenizer.encode_batch([TEMPLATE, "the"], sentinels=True)[0] == expected
+    assert not {zero, one, last} & set(tokenizer.encode(TEMPLATE))
+    assert not {zero, one, last} & set(tokenizer.encode_batch([TEMPLATE])[0])
+    # A field that is put between the parts of a template stays text, whatever it says.
+    parts = split_sentinels("the <extra_id_0>")
+    parts[0] = parts[0].replace("the", "<extra_id_1></s>")
+    ids = tokenizer.encode_parts(parts)
+    assert ids[-1] == zero and one not in ids and 1 not in ids
+    assert tokenizer.encode_parts([]) == [] and tokenizer.encode_parts(["", 99]) == [last]
+    assert tokenizer.encode("", sentinels=True) == []
+
+
+def test_a_template_is_split_at_its_sentinels():
+    assert split_sentinels("a <extra_id_0>b<extra_id_12>") == ["a ", 0, "b", 12, ""]
+    assert split_sentinels("<extra_id_100> <extra_id_> <EXTRA_ID_0>") == [
+        "<extra_id_100> <extra_id_> <EXTRA_ID_0>"
+    ]
+
+
+def test_a_sentinel_that_a_vocabulary_lacks_is_an_error(tmp_path):
+    parts = checkpoints.tokenizer_parts()
+    index = next(t["id"] for t in parts["added_tokens"] if t["content"] == "<extra_id_7>")
+    parts["model"]["vocab"][index][0] = "x"
+    parts["added_tokens"] = [t for t in parts["added_tokens"] if t["id"] != index]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(parts))
+    with pytest.raises(ValueError, match="this tokenizer has no '<extra_id_7>'"):
+        load_tokenizer(tmp_path).encode("the <extra_id_7>", sentinels=True)
 
 
 # MessagePack.

@@ -4,9 +4,11 @@ Ids 0, 1 and 2 are padding, end of sequence and unknown. 100 more ids are the se
 corruption, `<extra_id_0>` to `<extra_id_99>`.
 
 Invariant: encoding never yields id 0, 1 or a sentinel, whatever the text says. The text '</s>' is
-four or so ordinary pieces, so it never ends an input.
+four or so ordinary pieces, so it never ends an input. Sentinels are written by `encode_parts`, and
+by `encode(template, sentinels=True)` for a text that its user wrote.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +17,19 @@ import tokenizers
 
 SENTINELS = 100
 SPECIAL = ("<pad>", "</s>", "<unk>")
+_SENTINEL = re.compile(r"<extra_id_(\d{1,2})>")
+
+
+def split_sentinels(template: str) -> list[str | int]:
+    """Split a template at its sentinels, for `Tokenizer.encode_parts`.
+
+    Split a template before fields are put into it, so that a sentinel in a field stays text.
+
+    Returns:
+        Texts, and a number i for each `<extra_id_i>`, in order: 'a <extra_id_0>' -> ['a ', 0, ''].
+    """
+    parts = _SENTINEL.split(template)  # texts at even places, and between them the numbers
+    return [int(part) if place % 2 else part for place, part in enumerate(parts)]
 
 
 class Tokenizer(Protocol):
@@ -33,13 +48,44 @@ class Tokenizer(Protocol):
         """Write one JSON file, which `load_tokenizer` reads."""
         ...
 
-    def encode(self, text: str) -> list[int]:
-        """Return the ids of a text, without an end marker; the empty text has none."""
-        ...
+    @property
+    def added_tokens(self) -> tuple[str, ...]:
+        """Tokens that a user added to the vocabulary; each becomes one id in every text."""
+        return ()
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode(self, text: str, *, sentinels: bool = False) -> list[int]:
+        """Return the ids of a text, without an end marker; the empty text has none.
+
+        Args:
+            text: Any text.
+            sentinels: Whether `<extra_id_i>` in the text becomes a sentinel. Set it for texts that
+                the user wrote as a template, and never for data.
+
+        Raises:
+            ValueError: The text names a sentinel that this tokenizer does not have.
+        """
+        return self.encode_batch([text], sentinels=sentinels)[0]
+
+    def encode_batch(self, texts: Sequence[str], *, sentinels: bool = False) -> list[list[int]]:
         """Return `encode` of each text, computed on all cores where that is possible."""
-        return [self.encode(text) for text in texts]
+        if sentinels:
+            return [self.encode_parts(split_sentinels(text)) for text in texts]
+        return self._encode_texts(texts)
+
+    def encode_parts(self, parts: Sequence[str | int]) -> list[int]:
+        """Return the ids of texts and sentinels one after another.
+
+        Args:
+            parts: Texts, in which sentinels stay text, and numbers of sentinels.
+
+        Raises:
+            ValueError: There is no sentinel of such a number.
+        """
+        encoded = iter(self._encode_texts([part for part in parts if isinstance(part, str)]))
+        ids = ([self.sentinel(p)] if isinstance(p, int) else next(encoded) for p in parts)
+        return [i for some in ids for i in some]
+
+    def _encode_texts(self, texts: Sequence[str]) -> list[list[int]]: ...
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of ids; padding, end, unknown and sentinels are left out."""
@@ -73,10 +119,7 @@ class LibraryTokenizer(Tokenizer):
 
     _backend: tokenizers.Tokenizer
 
-    def encode(self, text: str) -> list[int]:
-        return self._backend.encode(text, add_special_tokens=False).ids
-
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    def _encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
         encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 

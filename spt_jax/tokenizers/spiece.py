@@ -21,7 +21,7 @@ SENTINEL = re.compile(r"▁?<extra_id_(\d+)>")
 _UNIGRAM = 1
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
 
-_AS_WRITTEN = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+AS_WRITTEN = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 
 
 class _Piece(NamedTuple):
@@ -119,7 +119,7 @@ def _parts(pieces: list[_Piece], charsmap: bytes) -> dict[str, Any]:
         "truncation": None,
         "padding": None,
         "added_tokens": [
-            {"id": i, "content": vocab[i][0], **_AS_WRITTEN, "special": True}
+            {"id": i, "content": vocab[i][0], **AS_WRITTEN, "special": True}
             for i in sorted({*special, *sentinels})
         ],
         "normalizer": {"type": "Precompiled", "precompiled_charsmap": table} if table else None,

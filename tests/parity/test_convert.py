@@ -332,6 +332,26 @@ def test_ids_of_the_released_vocabulary(data_dir, tmp_path):
         assert released.decode(ids) == theirs.decode(known, clean_up_tokenization_spaces=False)
 
 
+def test_ids_of_added_tokens_and_sentinels(data_dir, tmp_path):
+    """As transformers of today saves them, and as its slow tokenizers did."""
+    shutil.copyfile(data_dir / "t5" / "spiece.model", tmp_path / "spiece.model")
+    (tmp_path / "config.json").write_text('{"model_type": "t5"}')
+    today = transformers.T5Tokenizer.from_pretrained(tmp_path)
+    today.add_tokens(["<ent>", "covid19"])
+    today.add_special_tokens({"additional_special_tokens": ["<sep>"]})
+    today.save_pretrained(tmp_path / "today")
+    (tmp_path / "added_tokens.json").write_text('{"<ent>": 32100, "<sep>": 32101}')
+    special = {"eos_token": "</s>", "additional_special_tokens": ["<sep>"]}
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(special))
+    texts = ["a <sep> b", "a<sep>b", "the covid19 dog", "covid1999 x", "<ent>dog <extra_id_0>b"]
+    texts += ["Premise: <extra_id_0>, x <extra_id_99>", "", " <sep>", "<extra_id_5><ent>"]
+    for folder in (tmp_path / "today", tmp_path):
+        theirs, ours = transformers.AutoTokenizer.from_pretrained(folder), load_tokenizer(folder)
+        expected = [ids[:-1] for ids in theirs(texts)["input_ids"]]
+        assert ours.encode_batch(texts, sentinels=True) == expected
+        assert ours.vocab_size == len(theirs)
+
+
 @pytest.mark.parametrize("byte_fallback", [False, True])
 def test_ids_of_a_vocabulary_that_sentencepiece_trains(byte_fallback, data_dir, tmp_path):
     """With bytes for unknown characters, as mT5 has, which T5's own vocabulary has not."""

@@ -12,6 +12,8 @@ class FakeTokenizer:
     vocab_size = 3 + 256 + 100
     fingerprint = hashlib.sha256(b"bytes").hexdigest()
 
+    added_tokens = ()
+
     def encode(self, text):
         return [byte + 3 for byte in text.encode()]
 
