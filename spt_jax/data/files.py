@@ -46,7 +46,7 @@ def read_rows(path: str | Path) -> list[Row]:
             path:line), columns without a name or with the same one, or no rows.
     """
     return [
-        Row({name: _as_text(v) for name, v in values.items() if v is not None}, line)
+        Row({name: as_text(v) for name, v in values.items() if v is not None}, line)
         for line, values in _read(Path(path))
     ]
 
@@ -133,7 +133,8 @@ def _jsonl_rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, fields
 
 
-def _as_text(value: object) -> str:
+def as_text(value: object) -> str:
+    """Return a value of a row as text: strings as they are, others as JSON writes them."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     return text.encode("utf-8", "replace").decode()  # JSON can hold halves of characters
 

@@ -8,7 +8,7 @@ both train and test, and adding rows to a file moves no other row.
 
 import dataclasses
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -112,7 +112,7 @@ def load_any(config: TaskConfig) -> Task:
 
 
 def _load_files(config: TaskConfig, source: str, template: str, label: str) -> Task:
-    fields = _template_fields(template)
+    fields = parse_template(template)
     paths = {"train": source, "dev": config.dev_source, "test": config.test_source}
     rows = {
         name: [_locate(path, row, fields, label) for row in read_rows(path)]
@@ -149,8 +149,12 @@ def _load_files(config: TaskConfig, source: str, template: str, label: str) -> T
     return Task(name, splits, label_words, (*notes, *describe(splits, label_words)))
 
 
-def _template_fields(template: str) -> list[tuple[str, str | None]]:
-    """A template as (text, field to put after it or None) pairs."""
+def parse_template(template: str) -> list[tuple[str, str | None]]:
+    """Return a template as (text, field to put after it or None) pairs.
+
+    Raises:
+        ValueError: It is broken, or has no field.
+    """
     try:
         parsed = list(string.Formatter().parse(template))
     except ValueError as error:
@@ -172,6 +176,12 @@ def _template_fields(template: str) -> list[tuple[str, str | None]]:
     return [(text, field) for text, field, _, _ in parsed]
 
 
+def fill_template(template: list[tuple[str, str | None]], values: Mapping[str, str]) -> str:
+    """Return the input text of a row from the values of its fields."""
+    values = {field: value.strip() for field, value in values.items()}
+    return "".join(text + values.get(field or "", "") for text, field in template).strip()
+
+
 def _locate(path: str, row: Row, template: list[tuple[str, str | None]], label: str) -> _Located:
     place = f"{path}:{row.line}"
 
@@ -185,14 +195,11 @@ def _locate(path: str, row: Row, template: list[tuple[str, str | None]], label: 
             )
         return row.fields[field].strip()
 
-    parts = [
-        text + (value(field, "task.template") if field is not None else "")
-        for text, field in template
-    ]
+    values = {field: value(field, "task.template") for _, field in template if field is not None}
     target = " ".join(value(label, "task.label").split())
     if not target:
         raise ValueError(f"{place}: field '{label}' of task.label is empty; expected a target text")
-    return _Located(Example("".join(parts).strip(), target), place)
+    return _Located(Example(fill_template(template, values), target), place)
 
 
 def _infer(source: str, label: str, train: Sequence[_Located]) -> dict[str, str]:
