@@ -48,7 +48,7 @@ class InputForm:
         """
         fields = self.fields
         if isinstance(row, Mapping):
-            if len(fields) > 1 or (fields and fields[0] in row):
+            if any(field in row for field in fields) or (len(fields) > 1 and "text" not in row):
                 return self._fill({field: _value(row, field) for field in fields})
             if "text" not in row:
                 lacks = f"'text', expected {EXAMPLE}"
