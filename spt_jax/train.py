@@ -379,6 +379,8 @@ def _write_artifacts(run: Run, best: PyTree, result: Mapping, folder: RunFolder)
             "score": result["score"],
             "rank_score": result["rank_score"],
         }
+        if config.task.template is not None:  # so that the file serves inputs of the same form
+            metadata["template"] = config.task.template
         save_prompt(folder.prompt_file, np.asarray(best["prompt"]), metadata)
 
 

@@ -470,14 +470,22 @@ def test_evaluate_an_ensemble(run, library):
 
 
 def test_predict_takes_texts_or_lines(run, library, monkeypatch):
-    def predict_run(run, texts, *, inputs_length, mesh):
-        return [text.upper()[:inputs_length] for text in texts]
+    def predict_run(run, texts, *, inputs_length, raw, mesh):
+        return [str(text).upper()[:inputs_length] + "!" * raw for text in texts]
 
     library("evaluation.evaluate", predict_run=predict_run)
     assert run("predict", "r", "--text", "a b", "--text=c")[1] == "A B\nC\n"
     assert run("predict", "r", "--text", "a b", "--inputs_length=2")[1] == "A \n"
     monkeypatch.setattr(sys, "stdin", io.StringIO("x\n\ny\r\n", newline=""))
-    assert run("predict", "r")[1] == "X\n\nY\n"
+    assert run("predict", "r", "--raw")[1] == "X!\n!\nY!\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO('{"a": 1}\n\n"b"\n'))
+    assert run("predict", "r", "--input=-")[1] == "{'A': 1}\nB\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO("{}\n{"))
+    assert "line 2 of standard input is not JSON" in run("predict", "r", "--input=-")[2]
+    Path("rows.tsv").write_text("a\tb\n1\t2\n")
+    assert run("predict", "r", "--input=rows.tsv")[1] == "{'A': '1', 'B': '2'}\n"
+    _, _, err = run("predict", "r", "--input=rows.tsv", "--text=a")
+    assert "both --text and --input are given, expected one of them" in err
     monkeypatch.setattr(sys, "stdin", io.StringIO())
     code, _, err = run("predict", "r")
     assert code == 2

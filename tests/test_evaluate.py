@@ -1,3 +1,4 @@
+import dataclasses
 import re
 
 import jax
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 from support import tiny
 from support.fakes import FakeTokenizer
+from support.runs import random_prompt, write_run
 
 from spt_jax.config.train import DataConfig
 from spt_jax.data.example import sample_rows
@@ -118,6 +120,38 @@ def test_predict_run_cuts_no_text(run):
         predict_run(run, texts)
     tokens = int(re.search(message, str(error.value))[1])
     assert len(predict_run(run, texts, inputs_length=tokens)) == 3
+
+
+def test_what_is_answered_goes_through_the_template_of_the_run(run, tmp_path):
+    config, backbone, _ = load_run(run)
+    pair = dataclasses.replace(config.task, template="the {b} likes {text}", name="pair")
+    other = write_run(
+        tmp_path / "pair", dataclasses.replace(config, task=pair), random_prompt(3, 0)
+    )
+    rows = [{"text": text, "b": "cat"} for text in ("the oak", "the elm", "the yard", "the owl")]
+    finished = [f"the cat likes {row['text']}" for row in rows]
+    found = predict_run(other, rows)
+    assert found == predict_run(str(other), np.array(finished), raw=True)
+    assert found != predict_run(other, [row["text"] for row in rows], raw=True)
+    # As evaluation sees the same rows.
+    examples = [Example(text, "plant") for text in finished]
+    params = {"t5": backbone.params, "prompt": jnp.asarray(random_prompt(3, 0))}
+    split = tokenize_split(examples, backbone.tokenizer, config.data)
+    scores = evaluate(backbone, params, split, config.data, label_words=None, batch_size=4)
+    assert found == list(scores.predictions)
+    with pytest.raises(ValueError, match="row 1: a text is given, but the template 'the {b} likes"):
+        predict_run(other, [rows[0], "the oak"])
+
+
+def test_predict_run_takes_a_list_and_names_what_is_no_text(run):
+    with pytest.raises(TypeError, match="texts is 'the oak' of type str, expected a list of texts"):
+        predict_run(run, "the oak")
+    with pytest.raises(ValueError, match="row 1 is None of type NoneType, expected a text"):
+        predict_run(run, ["the oak", None])
+    with pytest.raises(ValueError, match="row 1: text has half of a surrogate pair"):
+        predict_run(run, ["the oak", "\ud800"])
+    texts = ["the oak", "the cat"]
+    assert predict_run(str(run), (text for text in texts)) == predict_run(run, texts)
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):

@@ -1,5 +1,6 @@
 """`spt-jax predict` with a real, tiny model: whose answers they are, and SIGKILL on the process."""
 
+import dataclasses
 import json
 import os
 import re
@@ -10,12 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support import tiny
+from support.runs import random_prompt, write_run
 
 from spt_jax.cli import main as cli
 from spt_jax.config.decode import DecodeConfig
+from spt_jax.evaluation.evaluate import predict_run
 from spt_jax.models.backbone import load_backbone
 from spt_jax.prediction.predictor import Predictor
 from spt_jax.prompts.bank import load_bank
+from spt_jax.prompts.convert import import_prompt
 from spt_jax.prompts.file import save_prompt
 
 SHAPE = ["--inputs_length=16", "--targets_length=4", "--batch_size=8"]
@@ -119,6 +123,36 @@ def test_text_and_rows_of_a_pipe_are_answered_on_stdout(folder, capfdbinary, mon
         assert cli.main(argv) == 0
     again = [json.loads(line) for line in capfdbinary.readouterr().out.splitlines()]
     assert [row["output"] for row in again] == [row["output"] for row in rows]
+
+
+def test_rows_go_through_the_template_of_the_run_of_their_prompt(folder, tmp_path, capsysbinary):
+    config = tiny.train_config(tmp_path, model=str(folder / "model"))
+    task = dataclasses.replace(config.task, template="the {a} likes {b}")
+    run = write_run(tmp_path / "run", dataclasses.replace(config, task=task), random_prompt(3, 0))
+    rows = tmp_path / "pairs.csv"
+    rows.write_text("a,b\ncat,the oak\nowl,the elm\n")
+    argv = ["predict", f"--model={folder}/model", f"--prompt=p={run}", *SHAPE]
+
+    def outputs(*options):
+        assert cli.main([*argv, *options]) == 0
+        return [json.loads(line)["output"] for line in capsysbinary.readouterr().out.splitlines()]
+
+    found = outputs(f"--input={rows}")
+    finished = ["--text=the cat likes the oak", "--text=the owl likes the elm"]
+    assert found == outputs(*finished, "--raw")
+    assert found == predict_run(run, [{"a": "cat", "b": "the oak"}, {"a": "owl", "b": "the elm"}])
+    import_prompt(run, tmp_path / "alone.safetensors")
+    argv[2] = f"--prompt=p={tmp_path}/alone.safetensors"
+    assert found == outputs(f"--input={rows}")
+    assert cli.main([*argv, *finished]) == 3  # two fields, and one text
+    assert b"line 1: a text is given, but the template" in capsysbinary.readouterr().err
+    task = dataclasses.replace(config.task, template="the {prompt}")
+    write_run(run, dataclasses.replace(config, task=task), random_prompt(3, 0))
+    argv[2] = f"--prompt=p={run}"
+    assert cli.main([*argv, f"--input={rows}"]) == 2
+    assert (
+        b"the template of prompt 'p' has a field 'prompt', which" in capsysbinary.readouterr().err
+    )
 
 
 # Children are forked after the imports, which take most of the time, and before jax starts.

@@ -10,15 +10,18 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from spt_jax.errors import RunError
 from spt_jax.prediction import output as predict_output
+from spt_jax.prediction.inputs import InputForm
 from spt_jax.prediction.jsonl import answer_rows
 from spt_jax.prediction.output import check_output
 from spt_jax.prediction.rows import answer_lines, parse_row
 
-PROMPTS = ("a", "b")
+PROMPTS = {"a": InputForm(), "b": InputForm()}
 
 
 class Upper:
@@ -64,7 +67,7 @@ def answered(*lines, **changes):
 @pytest.fixture
 def rows(tmp_path):
     """23 lines: 16 good rows, 5 bad ones and 2 blank lines, in 6 windows."""
-    lines = [f'{{"prompt": "{PROMPTS[i % 2]}", "text": "row {i}", "id": {i}}}' for i in range(23)]
+    lines = [f'{{"prompt": "{"ab"[i % 2]}", "text": "row {i}", "id": {i}}}' for i in range(23)]
     for number, line in {2: "{", 3: "[]", 8: '{"text": 1}', 9: "", 12: " "}.items():
         lines[number] = line
     lines[15], lines[20] = '{"text": "x"}', json.dumps({"prompt": "a", "text": "long " * 9})
@@ -101,11 +104,50 @@ def test_order_numbers_blank_lines_and_a_last_line_without_an_end():
 
 
 def test_no_prompt_the_only_prompt_and_a_named_one():
-    assert parse_row(b'{"text": "t"}', ()) == (None, "t")
-    assert parse_row(b'{"text": "t"}', ("a",)) == ("a", "t")
-    assert parse_row(b'{"text": "t", "prompt": null}', ("a",)) == (None, "t")
-    assert parse_row(b'{"text": "t", "prompt": null}', ("a", "b")) == (None, "t")
-    assert parse_row(b'{"text": "t", "prompt": "b"}', ("a", "b")) == ("b", "t")
+    one = {"a": InputForm()}
+    assert parse_row(b'{"text": "t"}', {}) == (None, "t")
+    assert parse_row(b'{"text": "t"}', one) == ("a", "t")
+    assert parse_row(b'{"text": "t", "prompt": null}', one) == (None, "t")
+    assert parse_row(b'{"text": "t", "prompt": null}', PROMPTS) == (None, "t")
+    assert parse_row(b'{"text": "t", "prompt": "b"}', PROMPTS) == ("b", "t")
+
+
+def test_a_row_goes_through_the_template_of_its_prompt():
+    forms = {"a": InputForm("say {x}: {y}"), "b": InputForm("it is {x}")}
+    assert parse_row(b'{"prompt": "a", "x": 1, "y": " z "}', forms) == ("a", "say 1: z")
+    assert parse_row(b'{"prompt": "b", "text": "t", "y": 2}', forms) == ("b", "it is t")
+    assert parse_row(b'{"prompt": null, "text": "t"}', forms) == (None, "t")
+    assert parse_row(b'{"prompt": "c", "x": 1}', forms)[0] == "c"  # which the predictor refuses
+    with pytest.raises(ValueError, match="the row has no field 'y' of the template; its fields: p"):
+        parse_row(b'{"prompt": "a", "x": 1}', forms)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "parquet"])
+def test_a_table_is_answered_and_goes_on_like_jsonl(tmp_path, suffix):
+    columns = {"prompt": ["a", "b", "a"], "text": ["one", "two", "three"], "n": ["1", "2", "3"]}
+    path, output = tmp_path / f"rows.{suffix}", tmp_path / "out.jsonl"
+    if suffix == "parquet":
+        pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    else:
+        comma = {"csv": ",", "tsv": "\t"}[suffix]
+        rows = [columns, *zip(*columns.values(), strict=True)]
+        path.write_text("".join(comma.join(row) + "\n" for row in rows))
+    assert answer(path, output, window=2)["answered"] == 3
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["output"] for row in rows] == ["a ONE 1", "b TWO 2", "a THREE 3"]
+    assert [row["n"] for row in rows] == ["1", "2", "3"]
+    whole = read_folder(tmp_path)
+    predictor = Upper()
+    output.rename(f"{output}.partial")
+    state = json.loads(Path(f"{output}.run.json").read_text())
+    state["done"] |= {"lines": 2, "answered": 2, "input_bytes": 0, "output_bytes": 0}
+    first = [line + b"\n" for line in whole["out.jsonl"].splitlines()[:2]]
+    state["done"] |= {"output_bytes": sum(map(len, first))}
+    lines = [json.dumps({"prompt": p, "text": t, "n": n}) for p, t, n in zip(*columns.values())]
+    state["done"] |= {"input_bytes": sum(len(line) + 1 for line in lines[:2])}
+    Path(f"{output}.run.json").write_text(json.dumps(state))
+    answer(path, output, predictor, window=2)
+    assert predictor.windows == [[3]] and read_folder(tmp_path) == whole
 
 
 def test_several_answers_and_scores_are_added_where_asked_for():
@@ -127,7 +169,7 @@ BAD_LINES = {
     b"[1, 2]": r"the line is \[1, 2\], expected a JSON object such as",
     b'"text"': 'the line is "text", expected a JSON object such as',
     b'{"prompt": "a", "txt": "x"}': r"the row has no field 'text', .* \(did you mean 'txt'\?\)",
-    b'{"text": null}': "text is null, expected a string",
+    b'{"prompt": "a", "text": null}': "text is null, expected a string",
     b'{"prompt": "a", "text": "\\ud800"}': "text has half of a surrogate pair",
     b'{"prompt": 1, "text": "x"}': "prompt is 1, expected a name, or null for no prompt",
     b'{"text": "x"}': "the row has no field 'prompt' and 2 prompts are given; set it to one of "

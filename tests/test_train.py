@@ -74,6 +74,7 @@ def test_the_prompt_file_says_what_it_is_for(finished):
     prompt, metadata = load_prompt(run / "prompt.safetensors")
     assert prompt.shape == (3, 16) and metadata["model"] == "tiny-0"
     assert metadata["task"] == "tiny" and metadata["init"] == "class_labels"
+    assert metadata["template"] == "{text}"
     assert int(metadata["step"]) == result["best_step"]
     assert float(metadata["score"]) == result["score"]
     assert len(metadata["fingerprint"]) == 64

@@ -19,23 +19,27 @@ from spt_jax.cli.options import (
 )
 from spt_jax.cli.parser import Parser
 from spt_jax.cli.printing import print_json, print_result
-from spt_jax.config.decode import DecodeConfig
+from spt_jax.config.decode import WINDOW, DecodeConfig
 from spt_jax.config.train import DataConfig
 from spt_jax.errors import FailedRows, require
-from spt_jax.prediction.rows import WINDOW
 
-_RUN_FLAGS = ("run", "text", "inputs_length", "mesh", "distributed", "json", "debug")
-
-_USAGE = """spt-jax predict RUN [--text TEXT ...]
+_RUN_FLAGS = "run text input raw inputs_length mesh distributed json debug".split()
+_USAGE = """spt-jax predict RUN [--text TEXT ... | --input ROWS] [--raw]
        spt-jax predict --model M [--prompt NAME=PATH ...] [--input ROWS] [--output OUT] [OPTIONS]"""
 
-_DETAILS = """With RUN, an answer is a line of text. With --model, rows are JSONL: a row
-{"prompt": NAME, "text": TEXT}, with any other fields, comes out with "output" at its end. A row
-without "prompt" has the only prompt if there are not several, and one with null has none; blank
-lines are left out. OUT appears when all its rows are there; until then they are in OUT.partial, and
-the same command, given again after a kill, continues there (not where the input is a stream). A row
-that cannot be answered goes to OUT.errors.jsonl with its line number and the reason, the others are
-answered, and the exit code is 3. OUT.run.json says what the rows were made by."""
+_DETAILS = """What is answered goes through the template of the run, as its training rows did. ROWS
+have the fields of the template by name; a text stands for the field of a template with one. A run
+of a built-in task or of a task of the papers has no template: its texts are finished inputs, as
+`spt-jax data show NAME` prints those of the task. With --raw all texts are finished inputs.
+
+With RUN, an answer is a line of text. With --model, a row {"prompt": NAME, "text": TEXT}, or with
+the fields of the template of NAME in place of "text", comes out with "output" at its end. It may
+have other fields. A row without "prompt" has the only prompt if there are not several, and one with
+null has none; blank lines are left out. OUT appears when all its rows are there; until then they
+are in OUT.partial, and the same command, given again after a kill, continues there (not where the
+input is a stream). A row that cannot be answered goes to OUT.errors.jsonl with its line number and
+the reason, the others are answered, and the exit code is 3. OUT.run.json says what the rows depend
+on."""
 
 
 def predict(argv: Sequence[str]) -> None:
@@ -47,10 +51,12 @@ def predict(argv: Sequence[str]) -> None:
         "--text",
         action="append",
         default=[],
-        help="A text; may be given again. Standard input without it.",
+        help="A text; may be given again. Standard input, a text a line, without it.",
     )
     _add_row_flags(parser)
     flags, _ = parser.read(argv)
+    if flags.text and flags.input is not None:
+        raise ValueError("both --text and --input are given, expected one of them")
     if flags.model is None:
         _require_text_flags(parser, flags)
         with connected(flags, "predict", argv):
@@ -74,7 +80,14 @@ def _add_row_flags(parser: Parser) -> None:
         help="A prompt of the model and the name by which rows ask for it: a run, a "
         "prompt.safetensors, a .npy file or the folder of a PEFT adapter; may be given again.",
     )
-    parser.add_argument("--input", metavar="ROWS", help="JSONL; - is standard input, the default.")
+    parser.add_argument(
+        "--input",
+        metavar="ROWS",
+        help="JSONL, CSV, TSV or Parquet; - is JSONL on standard input, the default with --model.",
+    )
+    parser.add_argument(
+        "--raw", action="store_true", help="Texts are finished inputs: apply no template."
+    )
     parser.add_argument("--output", metavar="OUT", help="JSONL; - is standard output, the default.")
     parser.add_argument(
         "--overwrite", action="store_true", help="Start over: delete OUT of another run."
@@ -121,7 +134,13 @@ def _require_text_flags(parser: Parser, flags: Any) -> None:
         raise ValueError("neither a run nor --model is given; see spt-jax predict --help")
 
 
-def _read_texts(flags: Any) -> list[str]:
+def _read_texts(flags: Any) -> list[Any]:
+    if flags.input == "-":
+        return [_load(number, line) for number, line in enumerate(sys.stdin, 1) if line.strip()]
+    if flags.input is not None:
+        from spt_jax.data.files import read_records
+
+        return [record.values for record in read_records(flags.input)]
     if not flags.text and sys.stdin.isatty():
         print("texts, one a line; end with Ctrl-D:", file=sys.stderr)
     texts = flags.text or [line.rstrip("\r\n") for line in sys.stdin]
@@ -140,12 +159,20 @@ def _answer_texts(flags: Any) -> None:
             Path(flags.run),
             texts,
             inputs_length=flags.inputs_length,
+            raw=flags.raw,
             mesh=read_mesh_flags(flags),
         )
     if flags.json:
         print_json({"texts": texts, "predictions": predictions})
     else:
         print(*predictions, sep="\n")
+
+
+def _load(number: int, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"line {number} of standard input is not JSON ({error})") from None
 
 
 def _answer_rows(flags: Any, argv: Sequence[str]) -> None:
@@ -159,8 +186,6 @@ def _answer_rows(flags: Any, argv: Sequence[str]) -> None:
         raise ValueError("--json is given, but standard output has the rows; set --output")
     if flags.overwrite and not to_file:
         raise ValueError("--overwrite is given, but there is no --output to delete")
-    if flags.text and flags.input is not None:
-        raise ValueError("both --text and --input are given, expected one of them")
     if flags.text and len(prompts) > 1:
         raise ValueError(
             f"--text is given with {len(prompts)} prompts, expected one at most; "
@@ -198,6 +223,7 @@ def _answer_file(
             mesh=read_mesh_flags(flags),
             window=flags.window,
             scores=flags.scores,
+            raw=flags.raw,
             overwrite=flags.overwrite,
         )
     if to_file:

@@ -11,6 +11,9 @@ from typing import Annotated
 from spt_jax.config.fields import Config, Count, Finite, Rule
 from spt_jax.errors import require
 
+WINDOW = 1024
+"""Lines that are read, sorted by length and answered together; a kill loses one window's work."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeConfig(Config):

@@ -4,9 +4,10 @@
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from spt_jax.config.devices import MeshConfig
 from spt_jax.config.train import DataConfig, TaskConfig, TrainConfig
@@ -17,6 +18,7 @@ from spt_jax.data.tasks import load_task, load_test
 from spt_jax.errors import suggest
 from spt_jax.evaluation.scores import Outputs, Scores, TaskRows, answer_tasks, score
 from spt_jax.models.backbone import Backbone
+from spt_jax.prediction.inputs import InputForm, list_rows
 from spt_jax.prediction.predictor import Predictor
 from spt_jax.prompts.bank import PromptBank
 from spt_jax.prompts.load import load_run, load_runs, load_stored
@@ -223,32 +225,50 @@ def _load_tasks(configs: Sequence[TrainConfig]) -> list[Task]:
 
 
 def predict_run(
-    run: Path,
-    texts: Sequence[str],
+    run: str | Path,
+    texts: Iterable[str | Mapping[str, Any]],
     *,
     inputs_length: int | None = None,
+    raw: bool = False,
     mesh: MeshConfig | None = None,
 ) -> list[str]:
-    """Return what a trained run answers to each text, in order.
+    """Return what a trained run answers to each text or row, in order.
+
+    What is given goes through the template of the run, as its training rows did. A run of a
+    built-in task or of a task of the papers has no template: its texts are finished inputs, written
+    as `spt-jax data show NAME` prints those of the task.
 
     Args:
-        run: Folder of the run.
-        texts: Texts as the model should read them.
-        inputs_length: Most tokens of a text; that of the run by default.
+        run: Folder of the run, local or in a bucket.
+        texts: A list, an array or a generator of rows: mappings with the fields of the template, or
+            texts if the template has one field or there is none.
+        inputs_length: Most tokens of an input; that of the run by default.
+        raw: Whether the texts are finished inputs, which no template is applied to.
         mesh: How devices share the work; `automesh` decides if None.
 
     Raises:
-        ValueError: A text is longer.
+        FileNotFoundError: The folder holds no run.
+        TypeError: One text is given in place of a list.
+        ValueError: A row, named by its number from 0, is None, lacks a field, has half of a
+            character, or is too long.
     """
-    config, backbone, params = load_run(run, mesh=mesh)
-    if not texts:
+    rows = list_rows(texts)
+    config, backbone, params = load_run(Path(run), mesh=mesh)
+    if not rows:
         return []
+    form = InputForm(None if raw else config.task.template)
     bank, name = _bank_of(backbone, params)
     predictor = Predictor(
         backbone,
         bank,
         inputs_length=config.data.inputs_length if inputs_length is None else inputs_length,
         targets_length=config.data.targets_length,
-        batch_size=min(config.eval.batch_size, len(texts)),
+        batch_size=min(config.eval.batch_size, len(rows)),
     )
-    return [answers.texts[0] for answers in predictor.predict([(name, text) for text in texts])]
+    inputs = []
+    for number, row in enumerate(rows):
+        try:
+            inputs.append((name, form.fill(row)))
+        except ValueError as error:
+            raise ValueError(f"row {number}: {error}") from None
+    return [answers.texts[0] for answers in predictor.predict(inputs)]

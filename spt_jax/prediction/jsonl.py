@@ -8,6 +8,8 @@ windows begin at the same lines and have the same batches, and a row samples by 
 import contextlib
 import dataclasses
 import hashlib
+import io
+import json
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -15,16 +17,18 @@ from typing import IO
 
 import jax
 
-from spt_jax.config.decode import DecodeConfig
+from spt_jax.config.decode import WINDOW, DecodeConfig
 from spt_jax.config.devices import MeshConfig
 from spt_jax.config.train import DataConfig
+from spt_jax.data.files import read_records
 from spt_jax.distributed.main_process import main_only, on_main
 from spt_jax.errors import require
 from spt_jax.models.backbone import load_backbone
+from spt_jax.prediction.inputs import InputForm
 from spt_jax.prediction.output import Identity, OutputFile, OutputStream, check_output
 from spt_jax.prediction.predictor import Predictor
-from spt_jax.prediction.rows import WINDOW, RowPredictor, Window, answer_lines
-from spt_jax.prompts.bank import PromptBank, load_bank
+from spt_jax.prediction.rows import RowPredictor, Window, answer_lines
+from spt_jax.prompts.bank import PromptBank, load_prompts
 from spt_jax.pytree import fingerprint
 from spt_jax.runs.progress import Bar, say
 
@@ -42,19 +46,25 @@ def predict_file(
     mesh: MeshConfig | None = None,
     window: int = WINDOW,
     scores: bool = False,
+    raw: bool = False,
     overwrite: bool = False,
 ) -> dict:
-    """Answer every row of a JSONL file.
+    """Answer every row of a file.
 
     A row is `{"prompt": name, "text": text}`, with any other fields. A row without `prompt` gets
-    the only prompt if there are not several, and null is no prompt. The row is written with
-    `output`, with `outputs` if `decode` asks for several results, and with `scores` if asked for. A
-    line that cannot be answered goes to OUTPUT.errors.jsonl instead; blank lines are left out.
+    the only prompt if there are not several, and null is no prompt. If the run of a prompt has a
+    template, the row has the template's fields instead of `text`; `text` stands for the field of a
+    template with one. Other prompts, and rows without a prompt, take `text` as the finished input.
+
+    The row is written with `output`, with `outputs` if `decode` asks for several results, and with
+    `scores` if asked for. A line that cannot be answered goes to OUTPUT.errors.jsonl instead; blank
+    lines are left out.
 
     Args:
         model: Name of the model; see `load_backbone`.
         prompts: Path of each prompt by its name; see `load_bank`.
-        source: A file, or a stream; a killed run on a stream cannot be continued.
+        source: A file of JSONL, CSV, TSV or Parquet, or a stream of JSONL; a killed run on a stream
+            cannot be continued. The rows of a table become lines of JSON before they are numbered.
         output: A file, or a stream; errors are then lines on stderr.
         data: Lengths, and rows of a batch.
         decode: How answers are generated.
@@ -63,6 +73,7 @@ def predict_file(
         mesh: How devices share the work; `automesh` decides if None.
         window: Lines that are read, sorted by length and answered together.
         scores: Whether to add the scores.
+        raw: Whether every `text` is a finished input, which no template is applied to.
         overwrite: Whether to delete what another run has left at `output`.
 
     Returns:
@@ -79,7 +90,19 @@ def predict_file(
     path = source if isinstance(source, Path) else None
     on_main(lambda: _check(path, output))
     backbone = load_backbone(model, dtype=dtype, param_dtype=dtype, mesh=mesh, rows=data.batch_size)
-    bank = load_bank(backbone, prompts)
+    stored = load_prompts(backbone, prompts)
+    forms = {
+        name: InputForm(None if raw else prompt.metadata.get("template"))
+        for name, prompt in stored.items()
+    }
+    for name, form in forms.items():
+        require(
+            "prompt" not in form.fields,
+            f"the template of prompt '{name}' has a field 'prompt', which here names the prompt of "
+            "a row; answer by the run alone (spt-jax predict RUN --input FILE), or give raw inputs",
+        )
+    d_model = backbone.model.config.d_model
+    bank = PromptBank.from_prompts({name: s.prompt for name, s in stored.items()}, d_model)
     predictor = Predictor(
         backbone,
         bank,
@@ -92,6 +115,7 @@ def predict_file(
     identity = {
         "model": backbone.fingerprint,
         **_prompt_fingerprints(bank),
+        **{f"template {name}": form.template for name, form in forms.items() if form.template},
         "dtype": backbone.model.dtype.name,
         "inputs_length": data.inputs_length,
         "targets_length": data.targets_length,
@@ -103,7 +127,7 @@ def predict_file(
     }
     return answer_rows(
         predictor,
-        tuple(prompts),
+        forms,
         source,
         output,
         identity=identity,
@@ -116,7 +140,7 @@ def predict_file(
 
 def answer_rows(
     predictor: RowPredictor,
-    prompts: tuple[str, ...],
+    prompts: Mapping[str, InputForm],
     source: Path | IO[bytes],
     output: Path | IO[bytes],
     *,
@@ -175,7 +199,12 @@ def _open(
     source: Path | IO[bytes], output: Path | IO[bytes], identity: Identity, overwrite: bool
 ) -> Iterator[_Files]:
     with contextlib.ExitStack() as stack:
-        file = stack.enter_context(open(source, "rb")) if isinstance(source, Path) else source
+        if not isinstance(source, Path):
+            file = source
+        elif source.suffix.lower() in (".csv", ".tsv", ".parquet"):
+            file = io.BytesIO(_table_lines(source))
+        else:
+            file = stack.enter_context(open(source, "rb"))
         digest, size, lines = None, None, None
         if isinstance(source, Path) and source.is_file():
             digest, size, lines = _measure(file)
@@ -199,6 +228,14 @@ def _lines(files: _Files, window: int) -> Iterator[bytes]:
     """Yield the lines that process 0 reads, a window at a time, on every process."""
     while chunk := on_main(lambda: list(islice(files.source, window))):
         yield from chunk
+
+
+def _table_lines(source: Path) -> bytes:
+    """Return the rows of a table as JSONL; null where a number is missing (NaN)."""
+    rows = [record.values for record in read_records(str(source))]
+    plain = ({name: None if x != x else x for name, x in row.items()} for row in rows)
+    lines = (json.dumps(row, ensure_ascii=False, default=str) for row in plain)
+    return "".join(f"{line}\n" for line in lines).encode(errors="replace")
 
 
 def _check(source: Path | None, output: Path | IO[bytes]) -> None:

@@ -6,22 +6,19 @@ end. A line that is no such row gets an error of its own and does not stop the o
 
 import json
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple, NoReturn, Protocol
 
-from spt_jax.errors import shorten, suggest
-
-WINDOW = 1024
-"""Lines that are read, sorted by length and answered together; a kill loses one window's work."""
+from spt_jax.errors import shorten
+from spt_jax.prediction.inputs import EXAMPLE, Input, InputForm
 
 ADDED = ("output", "outputs", "scores")
 """The fields that an answered row has in addition."""
 
-PromptAndText = tuple[str | None, str]
+PromptAndText = tuple[str | None, Input]
 """The name of a prompt, or None for no prompt, and a text."""
 
-_EXAMPLE = '{"prompt": "name", "text": "..."}'
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -53,7 +50,7 @@ class Window(NamedTuple):
 def answer_lines(
     lines: Iterable[bytes],
     predictor: RowPredictor,
-    prompts: Collection[str],
+    prompts: Mapping[str, InputForm],
     *,
     first: int,
     window: int,
@@ -67,7 +64,7 @@ def answer_lines(
     Args:
         lines: Lines of a JSONL file. Blank ones are left out.
         predictor: Answers the rows of a window.
-        prompts: Names of the prompts.
+        prompts: Form of the inputs of each prompt, by its name.
         first: Number of the first line, from 1; a row that samples draws by its number.
         window: Lines of a window.
         several: Whether to add `outputs`, all answers of a row.
@@ -90,7 +87,7 @@ def answer_lines(
 
 
 def _read(
-    lines: Mapping[int, bytes], predictor: RowPredictor, prompts: Collection[str]
+    lines: Mapping[int, bytes], predictor: RowPredictor, prompts: Mapping[str, InputForm]
 ) -> tuple[dict[int, PromptAndText], dict[int, str]]:
     """Return the rows that can be answered, and what is wrong with the others, by line number."""
     rows, problems = {}, {}
@@ -107,32 +104,26 @@ def _read(
     return rows, problems
 
 
-def parse_row(line: bytes, prompts: Collection[str]) -> PromptAndText:
-    """Return the prompt and the text of a line.
+def parse_row(line: bytes, prompts: Mapping[str, InputForm]) -> PromptAndText:
+    """Return the prompt and the input text of a line.
 
     A row without the field `prompt` gets the only prompt if there are not several; null is no
     prompt.
 
     Args:
         line: Line of a JSONL file.
-        prompts: Names of the prompts; the name in the line is not compared with them.
+        prompts: Form of the inputs of each prompt, by its name. A row without a prompt has a
+            finished input.
 
     Raises:
         ValueError: The line is no JSON object of that form.
     """
     row = _load(line)
     if not isinstance(row, Mapping):
-        raise ValueError(f"the line is {_show(row)}, expected a JSON object such as {_EXAMPLE}")
+        raise ValueError(f"the line is {_show(row)}, expected a JSON object such as {EXAMPLE}")
     if taken := [name for name in ADDED if name in row]:
         raise ValueError(f"the row has a field '{taken[0]}' already; rename it")
-    if "text" not in row:
-        guess = suggest("text", row)
-        raise ValueError(f"the row has no field 'text', expected {_EXAMPLE}{guess}")
-    text, prompt = row["text"], row.get("prompt")
-    if not isinstance(text, str):
-        raise ValueError(f"text is {_show(text)}, expected a string")
-    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise ValueError("text has half of a surrogate pair, expected whole characters")
+    prompt = row.get("prompt")
     if "prompt" not in row:
         if len(prompts) > 1:
             raise ValueError(
@@ -142,7 +133,10 @@ def parse_row(line: bytes, prompts: Collection[str]) -> PromptAndText:
         prompt = next(iter(prompts), None)
     elif prompt is not None and not isinstance(prompt, str):
         raise ValueError(f"prompt is {_show(prompt)}, expected a name, or null for no prompt")
-    return prompt, text
+    if prompt is None:
+        return None, InputForm().fill(row)
+    # `RowPredictor.problems` names an unknown prompt.
+    return prompt, prompts[prompt].fill(row) if prompt in prompts else ""
 
 
 def _load(line: bytes) -> Any:
@@ -153,7 +147,7 @@ def _load(line: bytes) -> Any:
     except json.JSONDecodeError as error:
         raise ValueError(
             f"the line is not JSON: {error.msg} at character {error.pos + 1}; expected an object "
-            f"such as {_EXAMPLE}"
+            f"such as {EXAMPLE}"
         ) from None
     except RecursionError:
         raise ValueError("the line is nested too deeply to be read as JSON") from None

@@ -26,7 +26,7 @@ from flax import struct
 from spt_jax.distributed.main_process import on_main
 from spt_jax.errors import require, suggest
 from spt_jax.models.backbone import Backbone
-from spt_jax.prompts.read import read_prompt
+from spt_jax.prompts.read import StoredPrompt, read_prompt
 from spt_jax.typing import Array, Bool, Float, Int, Params
 
 
@@ -206,6 +206,14 @@ class PromptBank:
         return PromptBank(names, _set(self.arrays, np.int32(place + 1), vectors, mask))
 
 
+def load_prompts(backbone: Backbone, paths: Mapping[str, str | Path]) -> dict[str, StoredPrompt]:
+    """Read the prompts of a bank with their metadata; raises as `load_bank`."""
+    found = {name: on_main(lambda path=path: read_prompt(path)) for name, path in paths.items()}
+    for stored in found.values():
+        stored.require_backbone(backbone)
+    return found
+
+
 def load_bank(
     backbone: Backbone,
     paths: Mapping[str, str | Path],
@@ -226,10 +234,6 @@ def load_bank(
         ValueError: A prompt was trained on another model or with a model of its own, or it is
             refused by `PromptBank.add`.
     """
-    prompts = {}
-    for name, path in paths.items():
-        stored = on_main(lambda path=path: read_prompt(path))
-        stored.require_backbone(backbone)
-        prompts[name] = stored.prompt
+    prompts = {name: found.prompt for name, found in load_prompts(backbone, paths).items()}
     d_model = backbone.model.config.d_model
     return PromptBank.from_prompts(prompts, d_model, capacity=capacity, length=length)

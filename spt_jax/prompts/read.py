@@ -29,7 +29,7 @@ class StoredPrompt:
 
     Args:
         prompt: Finite float32 array [P, D].
-        metadata: What its files say of it: `model`, `fingerprint`, `task`, `score`, ...
+        metadata: What its files say of it: `model`, `fingerprint`, `task`, `score`, `template`, ...
         format: Format that it was stored in.
         origin: File, or folder of an adapter, that it was read from.
     """
@@ -106,27 +106,29 @@ def _read(path: Path) -> tuple[np.ndarray, dict[str, str], Format, Path]:
     if path.is_dir():
         if (path / CONFIG).is_file():
             return *read_peft(path), "peft", path
-        path = _prompt_file(path)
-    elif path.name in (CONFIG, TENSORS):
+        return *_read_run(RunFolder(path)), "safetensors", RunFolder(path).prompt_file
+    if path.name in (CONFIG, TENSORS):
         raise ValueError(f"{path} is a file of a PEFT adapter; give the folder, {path.parent}")
     if path.is_file() and _begins_as_npy(path):
         return read_npy(path), {}, "npy", path
     return *load_prompt(path), "safetensors", path
 
 
-def _prompt_file(run: Path) -> Path:
-    folder = RunFolder(run)
+def _read_run(folder: RunFolder) -> tuple[np.ndarray, dict[str, str]]:
     if not folder.prompt_file.is_file():
         raise FileNotFoundError(
-            f"'{run}' holds no prompt: expected {folder.prompt_file.name} (a run) or {CONFIG} "
-            "(a PEFT adapter) in it"
+            f"'{folder.path}' holds no prompt: expected {folder.prompt_file.name} (a run) or "
+            f"{CONFIG} (a PEFT adapter) in it"
         )
-    if folder.config_file.is_file() and folder.read_config().get("tune") == "model":
+    config = folder.read_config() if folder.config_file.is_file() else {}
+    if config.get("tune") == "model":
         raise ValueError(
-            f"run '{run}' tuned the model, so its prompt serves no other model; "
+            f"run '{folder.path}' tuned the model, so its prompt serves no other model; "
             "give a run that tuned a prompt alone"
         )
-    return folder.prompt_file
+    prompt, metadata = load_prompt(folder.prompt_file)
+    template = (config.get("task") or {}).get("template")
+    return prompt, ({"template": template} if template else {}) | metadata
 
 
 def _begins_as_npy(path: Path) -> bool:

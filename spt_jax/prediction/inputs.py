@@ -1,0 +1,117 @@
+"""Texts and rows of fields become the inputs that a prompt was trained on.
+
+The prompt of a run on a user's file has only read filled templates, such as 'review: {sentence}',
+so what it answers goes through the same template. Runs of built-in tasks and of tasks of the papers
+have no template: the task itself writes their inputs, and a text has to be written as
+`spt-jax data show NAME` prints it.
+"""
+
+import functools
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from spt_jax.data.records import Record
+from spt_jax.data.template import Filled, Template, parse_template
+from spt_jax.data.text import address
+from spt_jax.errors import shorten, suggest
+
+Input = str | Filled
+"""Input text, with the places of the sentinels that a template has put into it, if any."""
+
+EXAMPLE = '{"prompt": "name", "text": "..."}'
+"""A row without a template."""
+
+
+@dataclass(frozen=True)
+class InputForm:
+    """How the rows of a prompt become inputs.
+
+    Args:
+        template: `task.template` of its run; None if rows are finished inputs.
+    """
+
+    template: str | None = None
+
+    @functools.cached_property
+    def _parsed(self) -> Template:
+        return Template(()) if self.template is None else parse_template(self.template)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields of the template, in order; none without a template."""
+        return self._parsed.fields
+
+    def fill(self, row: str | Mapping[str, Any]) -> Input:
+        """Return the input of a row.
+
+        Args:
+            row: The fields of the template by name. Where the template has one field, or there is
+                no template, a text, or a mapping with the field `text`.
+
+        Raises:
+            ValueError: A field is missing or null, or is no text or number.
+        """
+        fields = self.fields
+        if isinstance(row, Mapping):
+            named = any(field in row or field.partition("[")[0] in row for field in fields)
+            if named or (len(fields) > 1 and "text" not in row):
+                return self._fill(row)
+            if "text" not in row:
+                lacks = f"'text', expected {EXAMPLE}"
+                if fields:
+                    lacks = f"'{fields[0]}' of the template {self.template!r}, nor 'text'"
+                guess = suggest(fields[0] if fields else "text", map(str, row))
+                raise ValueError(f"the row has no field {lacks}{guess}")
+            row = row["text"]
+        if not isinstance(row, str):
+            raise ValueError(f"text is {_show(row)}, expected a string")
+        _require_whole(row, "text")
+        if len(fields) > 1:
+            raise ValueError(
+                f"a text is given, but the template {self.template!r} has the fields "
+                f"{', '.join(fields)}; give rows with these fields, or finished inputs as raw"
+            )
+        return self._fill({fields[0]: row}) if fields else row
+
+    def _fill(self, row: Mapping[str, Any]) -> Input:
+        for field in self.fields:
+            value = address(row, field, "the template")
+            if value is None or value != value:  # NaN; a text may be empty
+                raise ValueError(f"field '{field}' is {_show(value)}, expected a text or a number")
+            if isinstance(value, str):
+                _require_whole(value, f"field '{field}'")
+        filled = self._parsed.fill(Record(row, "the row"))
+        return filled if filled.sentinels else filled.text
+
+
+def list_rows(texts: Iterable[str | Mapping[str, Any]]) -> list[str | Mapping[str, Any]]:
+    """Return the rows that a caller gave: a list, an array or a generator.
+
+    Raises:
+        TypeError: One text or one row is given in place of several, or something else.
+        ValueError: A row is no text and no mapping; the message has its number, from 0.
+    """
+    if isinstance(texts, (str, bytes, Mapping)) or not isinstance(texts, Iterable):
+        raise TypeError(
+            f"texts is {shorten(repr(texts), 40)} of type {type(texts).__name__}, expected a list "
+            "of texts or rows; put it into a list to have it answered alone"
+        )
+    rows = list(texts)
+    for number, row in enumerate(rows):
+        if not isinstance(row, (str, Mapping)):
+            raise ValueError(
+                f"row {number} is {shorten(repr(row), 40)} of type {type(row).__name__}, expected "
+                "a text or a mapping of fields"
+            )
+    return rows
+
+
+def _require_whole(text: str, name: str) -> None:
+    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ValueError(f"{name} has half of a surrogate pair, expected whole characters")
+
+
+def _show(value: Any) -> str:
+    return shorten(json.dumps(value, default=repr), 40)
