@@ -33,7 +33,7 @@ def test_a_template_is_filled_as_in_training():
         (
             PAIR,
             {"q": ["x"], "c": "y"},
-            r"field 'q' of task.template is a list of 1 items, expected one text or number",
+            r"the row: field 'q' of task.template is a list of 1 items, expected one text",
         ),
         (PAIR, {"q": "\ud800", "c": "y"}, "field 'q' has half of a surrogate pair"),
         (InputForm("a {b}"), {"c": 1}, "no field 'b' of the template 'a {b}', nor 'text'"),
@@ -69,3 +69,9 @@ def test_rows_come_from_lists_arrays_and_generators():
         ValueError, match="row 1 is None of type NoneType, expected a text or a map"
     ):
         list_rows(["a", None])
+
+
+def test_sentinels_of_the_template_are_the_models_and_those_of_a_row_are_text():
+    found = InputForm("{a} <extra_id_0>").fill("<extra_id_0> b")
+    assert (found.inputs, found.sentinels) == ("<extra_id_0> b <extra_id_0>", (15,))
+    assert InputForm("{x[0]}").fill({"x": ["a", "b"]}) == "a"

@@ -12,13 +12,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from spt_jax.data.example import Example
 from spt_jax.data.records import Record
-from spt_jax.data.template import Filled, Template, parse_template
-from spt_jax.data.text import address
+from spt_jax.data.template import Template, parse_template
+from spt_jax.data.text import address, is_missing
 from spt_jax.errors import shorten, suggest
-
-Input = str | Filled
-"""Input text, with the places of the sentinels that a template has put into it, if any."""
 
 EXAMPLE = '{"prompt": "name", "text": "..."}'
 """A row without a template."""
@@ -35,28 +33,27 @@ class InputForm:
     template: str | None = None
 
     @functools.cached_property
-    def _parsed(self) -> Template:
-        return Template(()) if self.template is None else parse_template(self.template)
+    def _parsed(self) -> Template | None:
+        return None if self.template is None else parse_template(self.template)
 
     @property
     def fields(self) -> tuple[str, ...]:
         """The fields of the template, in order; none without a template."""
-        return self._parsed.fields
+        return () if self._parsed is None else self._parsed.fields
 
-    def fill(self, row: str | Mapping[str, Any]) -> Input:
-        """Return the input of a row.
+    def fill(self, row: str | Mapping[str, Any]) -> str | Example:
+        """Return the input of a row: its text, or an example if the template has sentinels.
 
         Args:
             row: The fields of the template by name. Where the template has one field, or there is
                 no template, a text, or a mapping with the field `text`.
 
         Raises:
-            ValueError: A field is missing or null, or is no text or number.
+            ValueError: A field is missing or empty, or is no text or number.
         """
         fields = self.fields
         if isinstance(row, Mapping):
-            named = any(field in row or field.partition("[")[0] in row for field in fields)
-            if named or (len(fields) > 1 and "text" not in row):
+            if fields and (_has(row, fields) or (len(fields) > 1 and "text" not in row)):
                 return self._fill(row)
             if "text" not in row:
                 lacks = f"'text', expected {EXAMPLE}"
@@ -75,15 +72,12 @@ class InputForm:
             )
         return self._fill({fields[0]: row}) if fields else row
 
-    def _fill(self, row: Mapping[str, Any]) -> Input:
+    def _fill(self, row: Mapping[str, Any]) -> str | Example:
         for field in self.fields:
-            value = address(row, field, "the template")
-            if value is None or value != value:  # NaN; a text may be empty
-                raise ValueError(f"field '{field}' is {_show(value)}, expected a text or a number")
-            if isinstance(value, str):
-                _require_whole(value, f"field '{field}'")
-        filled = self._parsed.fill(Record(row, "the row"))
-        return filled if filled.sentinels else filled.text
+            _require_value(row, field)
+        assert self._parsed is not None
+        text, sentinels, _ = self._parsed.fill(Record(row, "the row"))
+        return Example(text, "", sentinels=sentinels) if sentinels else text
 
 
 def list_rows(texts: Iterable[str | Mapping[str, Any]]) -> list[str | Mapping[str, Any]]:
@@ -106,6 +100,20 @@ def list_rows(texts: Iterable[str | Mapping[str, Any]]) -> list[str | Mapping[st
                 "a text or a mapping of fields"
             )
     return rows
+
+
+def _has(row: Mapping[str, Any], fields: Iterable[str]) -> bool:
+    """Return whether a row has a field of a template, or the column that a field is inside of."""
+    return any(field in row or field.partition("[")[0] in row for field in fields)
+
+
+def _require_value(row: Mapping[str, Any], field: str) -> None:
+    """Raise ValueError if a row has nothing in a field, or half of a character; '' is a text."""
+    value = address(row, field, "the template")
+    if isinstance(value, str):
+        _require_whole(value, f"field '{field}'")
+    elif is_missing(value):
+        raise ValueError(f"field '{field}' is {_show(value)}, expected a text or a number")
 
 
 def _require_whole(text: str, name: str) -> None:

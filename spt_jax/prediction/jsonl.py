@@ -21,6 +21,7 @@ from spt_jax.config.decode import WINDOW, DecodeConfig
 from spt_jax.config.devices import MeshConfig
 from spt_jax.config.train import DataConfig
 from spt_jax.data.files import read_records
+from spt_jax.data.text import as_text
 from spt_jax.distributed.main_process import main_only, on_main
 from spt_jax.errors import require
 from spt_jax.models.backbone import load_backbone
@@ -234,7 +235,7 @@ def _table_lines(source: Path) -> bytes:
     """Return the rows of a table as JSONL; null where a number is missing (NaN)."""
     rows = [record.values for record in read_records(str(source))]
     plain = ({name: None if x != x else x for name, x in row.items()} for row in rows)
-    lines = (json.dumps(row, ensure_ascii=False, default=str) for row in plain)
+    lines = (json.dumps(row, ensure_ascii=False, default=as_text) for row in plain)
     return "".join(f"{line}\n" for line in lines).encode(errors="replace")
 
 

@@ -17,13 +17,11 @@ from spt_jax.config.decode import DecodeConfig
 from spt_jax.config.train import DataConfig
 from spt_jax.data.example import Example
 from spt_jax.data.pipeline import TokenizedSplit, encode_inputs, eval_batches
-from spt_jax.data.template import Filled
 from spt_jax.decoding.generate import generate
 from spt_jax.decoding.loop import answer_log_probs
 from spt_jax.distributed.preemption import poll
 from spt_jax.forward import encode
 from spt_jax.models.backbone import Backbone
-from spt_jax.prediction.inputs import Input
 from spt_jax.prompts.bank import BankArrays, PromptBank
 from spt_jax.sharding import constrain, place_batch, spreadable_rows
 from spt_jax.t5 import T5
@@ -161,13 +159,14 @@ class Predictor:
         )
 
     def predict(
-        self, rows: Sequence[tuple[str | None, Input]], row_numbers: Sequence[int] | None = None
+        self,
+        rows: Sequence[tuple[str | None, str | Example]],
+        row_numbers: Sequence[int] | None = None,
     ) -> list[Answers]:
         """Answer rows, in order.
 
         Args:
-            rows: Name of a prompt, or None, and the input text; where a template has put sentinels
-                into it, the `Filled` of `InputForm.fill`.
+            rows: Name of a prompt, or None, and a text, or an example with the model's sentinels.
             row_numbers: Numbers of the rows in errors and, for sampling, in what a row draws; their
                 places from 0 by default.
 
@@ -202,14 +201,13 @@ class Predictor:
                 answers[index] = Answers(texts, tuple(map(float, row_scores[found])))
         return answers
 
-    def problems(self, rows: Sequence[tuple[str | None, Input]]) -> list[str | None]:
+    def problems(self, rows: Sequence[tuple[str | None, str | Example]]) -> list[str | None]:
         """Return for each row why `predict` would refuse it, or None where it would not."""
         encoded = self._encode(rows)
         return [self._problem(name, ids) for (name, _), ids in zip(rows, encoded, strict=True)]
 
-    def _encode(self, rows: Sequence[tuple[str | None, Input]]) -> list[list[int]]:
-        filled = (Filled(x, (), ()) if isinstance(x, str) else x for _, x in rows)
-        examples = [Example(f.text, "", sentinels=f.sentinels) for f in filled]
+    def _encode(self, rows: Sequence[tuple[str | None, str | Example]]) -> list[list[int]]:
+        examples = [Example(text, "") if isinstance(text, str) else text for _, text in rows]
         return encode_inputs(examples, self.backbone.tokenizer)
 
     def _problem(self, name: str | None, ids: Sequence[int]) -> str | None:

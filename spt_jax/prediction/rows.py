@@ -10,14 +10,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple, NoReturn, Protocol
 
+from spt_jax.data.example import Example
 from spt_jax.errors import shorten
-from spt_jax.prediction.inputs import EXAMPLE, Input, InputForm
+from spt_jax.prediction.inputs import EXAMPLE, InputForm
 
 ADDED = ("output", "outputs", "scores")
 """The fields that an answered row has in addition."""
 
-PromptAndText = tuple[str | None, Input]
-"""The name of a prompt, or None for no prompt, and a text."""
+PromptAndText = tuple[str | None, str | Example]
+"""The name of a prompt, or None for no prompt, and what `InputForm.fill` gives."""
 
 _BOM = b"\xef\xbb\xbf"
 
