@@ -146,7 +146,8 @@ class Ours:
         from spt_jax.config.train import LossConfig, OptimizerConfig
         from spt_jax.optim import make_tx
         from spt_jax.pytree import label_params, split
-        from spt_jax.step import init_state, step_options, train_step
+        from spt_jax.state import init_state
+        from spt_jax.step import step_options, train_step
         from spt_jax.t5 import T5
 
         self._job, self._jax, folder = job, jax, Path(job["folder"])

@@ -9,58 +9,25 @@ of (seed, n), so that a resumed run draws the same masks as an undisturbed one.
 
 import dataclasses
 import functools
-import math
 import platform as machine
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
 from jax.sharding import Mesh, NamedSharding
 
-from spt_jax.best import no_best
 from spt_jax.config.train import LossConfig
-from spt_jax.errors import RunError, choose
+from spt_jax.errors import choose
 from spt_jax.forward import forward
 from spt_jax.losses import Loss, cross_entropy
 from spt_jax.pytree import merge
 from spt_jax.sharding import constrain, platform
+from spt_jax.state import TrainState
 from spt_jax.t5 import T5, Segments
-from spt_jax.typing import Array, Batch, Int, Key, PyTree
-
-
-@struct.dataclass
-class TrainState:
-    """The whole state of a run, and the content of a checkpoint.
-
-    Args:
-        step: Number of updates done.
-        trained: Trained leaves of the params tree; frozen leaves are None.
-        opt_state: Slots of the optimizer, for trained leaves only.
-        best: The `Best` so far; None in pretraining, which keeps the last weights.
-        patience_left: Evaluations without improvement until the run stops; -1 for no limit.
-    """
-
-    step: Int[Array, ""]
-    trained: PyTree
-    opt_state: Any
-    best: Any
-    patience_left: Int[Array, ""]
-
-
-def init_state(
-    trained: PyTree, tx: optax.GradientTransformation, *, patience: int | None, keep_best: bool
-) -> TrainState:
-    """Return the state before the first step."""
-    return TrainState(
-        step=jnp.int32(0),
-        trained=trained,
-        opt_state=tx.init(trained),
-        best=no_best(trained) if keep_best else None,
-        patience_left=jnp.int32(-1 if patience is None else patience),
-    )
+from spt_jax.train_metrics import step_metrics
+from spt_jax.typing import Array, Batch, Key, PyTree
 
 
 def loss_and_grads(
@@ -152,9 +119,7 @@ def train_step(
         accumulate: Micro-batches of this step.
 
     Returns:
-        The next state, and scalars: `loss` (nats per target token), `z_loss`, `token_accuracy`,
-        `grad_norm`, `update_norm`, and `prompt_norm` (mean L2 norm of the prompt's rows) if a
-        prompt is trained.
+        The next state, and the `step_metrics` of this step.
     """
     key = jax.random.fold_in(key, state.step)
     sums, grads = loss_and_grads(
@@ -162,16 +127,7 @@ def train_step(
     )
     updates, opt_state = tx.update(grads, state.opt_state, state.trained)
     trained: Any = optax.apply_updates(state.trained, updates)
-    tokens = jnp.maximum(sums.tokens, 1)
-    metrics = {
-        "loss": sums.cross_entropy / tokens,
-        "z_loss": sums.z_loss / tokens,
-        "token_accuracy": sums.correct / tokens,
-        "grad_norm": optax.tree.norm(grads),
-        "update_norm": optax.tree.norm(updates),
-    }
-    if trained.get("prompt") is not None:
-        metrics["prompt_norm"] = jnp.mean(jnp.linalg.norm(trained["prompt"], axis=-1))
+    metrics = step_metrics(sums, grads, updates, trained)
     state = dataclasses.replace(state, step=state.step + 1, trained=trained, opt_state=opt_state)
     return state, metrics
 
@@ -218,21 +174,6 @@ def _jit_step(
         out_shardings=jax.tree.unflatten(tree, leaves),
         compiler_options=step_options(model.mesh),
     )
-
-
-def require_finite(step: int, metrics: Mapping[str, float]) -> None:
-    """Require that the metrics of `train_step` are finite.
-
-    Raises:
-        RunError: A metric is not; the message names it and the step.
-    """
-    bad = [name for name, value in metrics.items() if not math.isfinite(value)]
-    if bad:
-        shown = ", ".join(f"{name} {float(value):.3g}" for name, value in metrics.items())
-        raise RunError(
-            f"{bad[0]} is {float(metrics[bad[0]])} at step {step} ({shown}); "
-            "lower optimizer.learning_rate or set optimizer.clip_norm, and run again"
-        )
 
 
 _EIGEN = {"xla_cpu_experimental_ynn_fusion_type": ""}

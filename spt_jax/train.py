@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from spt_jax.best import keep_best, patience_left
 from spt_jax.config.fields import to_dict
 from spt_jax.config.train import TrainConfig
 from spt_jax.data.pipeline import (
@@ -47,7 +46,8 @@ from spt_jax.runs.tensorboard import require_tensorboard
 from spt_jax.runs.timing import summarize
 from spt_jax.runs.workdir import open_workdir
 from spt_jax.sharding import place_batch, replicated, require_rows, state_shardings
-from spt_jax.step import TrainState, init_state, jit_step
+from spt_jax.state import TrainState, init_state, keep_best, patience_left
+from spt_jax.step import jit_step
 from spt_jax.t5.flops import step_flops
 from spt_jax.typing import Key, Params, PyTree
 

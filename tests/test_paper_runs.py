@@ -9,13 +9,12 @@ import pytest
 from safetensors.numpy import load_file
 from support import tiny
 
-from spt_jax.best import keep_best
 from spt_jax.config.train import DataConfig, OptimizerConfig, PromptConfig, TaskConfig
 from spt_jax.evaluation.evaluate import evaluate_run
 from spt_jax.evaluation.metrics import mean_score
 from spt_jax.models.backbone import load_backbone, save_backbone
 from spt_jax.prompts.convert import export_prompt
-from spt_jax.step import init_state
+from spt_jax.state import init_state, keep_best
 from spt_jax.tokenizers.bpe import train_tokenizer
 from spt_jax.train import fit
 

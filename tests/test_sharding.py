@@ -32,7 +32,8 @@ from spt_jax.sharding import (
     spreadable_rows,
     state_shardings,
 )
-from spt_jax.step import init_state, train_step
+from spt_jax.state import init_state
+from spt_jax.step import train_step
 from spt_jax.t5 import PRESETS, T5, stack
 from spt_jax.train import fit
 

@@ -1,6 +1,6 @@
 """Flags and YAML files as typed configs: an option is text until it is typed, once, by its name.
 
-A YAML file is read as text too (see configfile.py), so a flag and a line of a file mean the same.
+A YAML file is read as text too (see yaml_text.py), so a flag and a line of a file mean the same.
 Files come first and flags after them, wherever they stand on the command line, and the later
 setting of an option wins. jsonargparse types the values and prints the help. Every error is a
 ValueError or a FileNotFoundError of one line.

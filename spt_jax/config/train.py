@@ -296,7 +296,7 @@ class LogConfig(Config, section="log"):
     """Log and checkpoints. May differ when a run is resumed.
 
     Args:
-        every: Steps between lines of the log.
+        every: Steps whose lines of the log are fetched from the devices and written together.
         checkpoint_every: Steps between checkpoints. Every evaluation writes one too.
         checkpoint_minutes: Most minutes between checkpoints, whatever the steps; null for no limit.
         keep: Number of checkpoints kept.

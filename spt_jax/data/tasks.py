@@ -8,16 +8,12 @@ test, and adding rows to a file moves no other row.
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from spt_jax.config.train import DataConfig, TaskConfig
-from spt_jax.data.builtin.argument_tasks import ANSWERS, argument_rows
-from spt_jax.data.builtin.arguments import KINDS
-from spt_jax.data.builtin.cache import LabeledText
-from spt_jax.data.builtin.library import LIBRARIES, library_rows
+from spt_jax.data.builtin.tasks import BUILT_IN
 from spt_jax.data.example import SPLITS, Example, Task, describe, hashed, split_by_hash
 from spt_jax.data.files import Reading, read_table
 from spt_jax.data.papers.splits import (
@@ -32,12 +28,6 @@ from spt_jax.data.text import NOT_A_NUMBER
 from spt_jax.errors import shorten, suggest
 
 # Name -> (rows by split, label words; None where targets are free text).
-BUILT_IN: dict[str, tuple[Callable[[], dict[str, list[LabeledText]]], tuple[str, ...] | None]] = {
-    "library": (library_rows, tuple(LIBRARIES)),
-    "type": (partial(argument_rows, "type"), tuple(KINDS)),
-    "describes": (partial(argument_rows, "describes"), ANSWERS),
-    "argument": (partial(argument_rows, "argument"), None),
-}
 MAX_INFERRED = 50  # label words that are inferred without asking, if they are many of the rows
 FEW = 10  # different values that are label words even where they are most of the rows
 

@@ -20,7 +20,8 @@ from spt_jax.decoding.generate import generate
 from spt_jax.optim import make_tx
 from spt_jax.pytree import label_params, split
 from spt_jax.sharding import param_shardings, replicated, spec, state_shardings
-from spt_jax.step import init_state, train_step
+from spt_jax.state import init_state
+from spt_jax.step import train_step
 from spt_jax.t5 import T5
 from spt_jax.typing import PyTree
 

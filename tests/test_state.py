@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spt_jax.best import keep_best, no_best, patience_left
-from spt_jax.step import TrainState
+from spt_jax.state import TrainState, keep_best, no_best, patience_left
 
 
 def state(step: int = 1, left: int = -1, best=None) -> TrainState:

@@ -1,4 +1,6 @@
-"""Which evaluation of a run is the best, and when patience ends.
+"""The state of a run, which is what a checkpoint holds; which evaluation is the best so far.
+
+A leaf that is added here is missing in older checkpoints: name it in `added=` of `loop.run_job`.
 
 Evaluations compare by (score, rank_score) in float32, the precision that checkpoints keep: a Python
 float would often beat its own rounded value. Equal pairs are no gain, so the first of them stays.
@@ -12,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import struct
 
 from spt_jax.typing import Array, Int, PyTree
@@ -34,6 +37,38 @@ class Best:
     trained: PyTree
 
 
+@struct.dataclass
+class TrainState:
+    """The whole state of a run, and the content of a checkpoint.
+
+    Args:
+        step: Number of updates done.
+        trained: Trained leaves of the params tree; frozen leaves are None.
+        opt_state: Slots of the optimizer, for trained leaves only.
+        best: The `Best` so far; None in pretraining, which keeps the last weights.
+        patience_left: Evaluations without improvement until the run stops; -1 for no limit.
+    """
+
+    step: Int[Array, ""]
+    trained: PyTree
+    opt_state: Any
+    best: Any
+    patience_left: Int[Array, ""]
+
+
+def init_state(
+    trained: PyTree, tx: optax.GradientTransformation, *, patience: int | None, keep_best: bool
+) -> TrainState:
+    """Return the state before the first step."""
+    return TrainState(
+        step=jnp.int32(0),
+        trained=trained,
+        opt_state=tx.init(trained),
+        best=no_best(trained) if keep_best else None,
+        patience_left=jnp.int32(-1 if patience is None else patience),
+    )
+
+
 def no_best(trained: PyTree) -> Best:
     """Return the best of no evaluation. Scores start below all others: correlations reach -100."""
     # A copy: the state is donated leaf by leaf, and a buffer can be donated only once.
@@ -41,7 +76,9 @@ def no_best(trained: PyTree) -> Best:
     return Best(jnp.int32(0), lowest, jnp.copy(lowest), jax.tree.map(jnp.copy, trained))
 
 
-def keep_best(state: Any, score: float, rank_score: float | None, patience: int | None) -> Any:
+def keep_best(
+    state: TrainState, score: float, rank_score: float | None, patience: int | None
+) -> TrainState:
     """Return the train state after an evaluation of its step.
 
     Args:
