@@ -27,7 +27,6 @@ from spt_jax.data.template import Template, parse_template
 from spt_jax.data.text import NOT_A_NUMBER
 from spt_jax.errors import shorten, suggest
 
-# Name -> (rows by split, label words; None where targets are free text).
 MAX_INFERRED = 50  # label words that are inferred without asking, if they are many of the rows
 FEW = 10  # different values that are label words even where they are most of the rows
 
