@@ -243,7 +243,11 @@ def _make_job(run: Run, state: TrainState, profile: int) -> Job:
         resume=functools.partial(_resume, run),
         evaluate_every=config.eval.every,
         log=config.log,
-        metadata={"config": to_dict(config), **run.identity},
+        metadata={
+            "config": to_dict(config),
+            **run.identity,
+            "dev_sample": config.eval.max_rows,
+        },
         flops=functools.partial(
             step_flops,
             run.backbone.model.config,
@@ -266,13 +270,18 @@ def _resume(run: Run, restored: Restored) -> TrainState:
         int(state.patience_left), then["eval"].get("patience"), config.eval.patience
     )
     best = state.best
-    if then["eval"].get("max_rows") != config.eval.max_rows and int(best.step):
+    if run.task.label_words and int(best.step) and jnp.isneginf(best.rank_score):
+        # Earlier versions kept no rank score. Against infinity, an equal score is no gain.
+        best = dataclasses.replace(best, rank_score=jnp.float32(jnp.inf))
+    # Earlier versions scored the first rows.
+    sample = restored.metadata.get("dev_sample", then["eval"].get("max_rows") and "first")
+    if sample != config.eval.max_rows and int(best.step):
         scores = run.evaluate(merge(best.trained, run.frozen), "dev")
         rank = -np.inf if scores.rank_score is None else scores.rank_score
         say(
-            f"eval.max_rows was {then['eval'].get('max_rows')} and is {config.eval.max_rows}: the "
-            f"best prompt, of step {int(best.step)}, had {float(best.score):.1f} on the rows then "
-            f"and has {scores.score:.1f} on those of now"
+            f"dev has other rows now (eval.max_rows is {config.eval.max_rows}): the best prompt, "
+            f"of step {int(best.step)}, had {float(best.score):.1f} on those of then and has "
+            f"{scores.score:.1f} on those of now"
         )
         best = dataclasses.replace(
             best, score=jnp.float32(scores.score), rank_score=jnp.float32(rank)

@@ -132,7 +132,14 @@ def test_what_is_answered_goes_through_the_template_of_the_run(run, tmp_path):
     finished = [f"the cat likes {row['text']}" for row in rows]
     found = predict_run(other, rows)
     assert found == predict_run(str(other), np.array(finished), raw=True)
-    assert found != predict_run(other, [row["text"] for row in rows], raw=True)
+
+    def tokens(texts, **options):
+        with pytest.raises(ValueError, match="has .* tokens with its end marker") as error:
+            predict_run(other, texts, inputs_length=2, **options)
+        return int(re.search(r"has (\d+) tokens", str(error.value))[1])
+
+    raw = tokens([row["text"] for row in rows], raw=True)
+    assert tokens(rows) == tokens(finished, raw=True) > raw  # the template is applied, and once
     # As evaluation sees the same rows.
     examples = [Example(text, "plant") for text in finished]
     params = {"t5": backbone.params, "prompt": jnp.asarray(random_prompt(3, 0))}

@@ -56,8 +56,8 @@ def signal_at_call(monkeypatch, name, call):
         ("spt_jax.train.place_batch", 1, 1),
         pytest.param("spt_jax.train.place_batch", 7, 7, marks=pytest.mark.slow),
         ("spt_jax.train.place_batch", 8, 8),  # where an evaluation is due
-        pytest.param("spt_jax.evaluation.scores.poll", 2, 4, marks=pytest.mark.slow),
-        ("spt_jax.evaluation.scores.poll", 5, 12),  # in the evaluation of the last step
+        pytest.param("spt_jax.prediction.predictor.poll", 2, 4, marks=pytest.mark.slow),
+        ("spt_jax.prediction.predictor.poll", 5, 12),  # in the evaluation of the last step
     ],
 )
 def test_a_signal_at_any_moment_changes_nothing(
@@ -81,7 +81,7 @@ def test_a_signal_in_the_final_evaluation_leaves_a_finished_training(
 ):
     config, expected = undisturbed
     with monkeypatch.context() as patched, listening():
-        signal_at_call(patched, "spt_jax.evaluation.scores.poll", 7)
+        signal_at_call(patched, "spt_jax.prediction.predictor.poll", 7)
         with pytest.raises(Preempted, match="^ended by SIGTERM$"):
             fit(config, tmp_path / "run")
     assert not (tmp_path / "run" / "result.json").exists()

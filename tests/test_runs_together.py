@@ -68,7 +68,9 @@ def runs_of(folder, task):
 
 
 def numbers_of(found):
-    return {name: value for name, value in found.items() if name not in ("task", "split")}
+    return {
+        name: value for name, value in found.items() if name not in ("task", "split", "cut_inputs")
+    }
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,7 @@ from spt_jax.sharding import (
 )
 from spt_jax.state import init_state
 from spt_jax.step import train_step
-from spt_jax.t5 import PRESETS, T5, stack
+from spt_jax.t5 import PRESETS, T5, thresholds
 from spt_jax.train import fit
 
 AXES = ("data", "fsdp", "model")
@@ -131,7 +131,7 @@ def test_every_mesh_takes_the_steps_of_one_device(
 ):
     mesh = make_mesh(MeshConfig(**dict(zip(AXES, sizes))))
     plain_losses, plain_first, plain_last, _ = on_one_device(version)
-    monkeypatch.setattr(stack, "UNROLLED_ON_CPU", 12 if layers == "unrolled" else 1)
+    monkeypatch.setattr(thresholds, "UNROLLED_ON_CPU", 12 if layers == "unrolled" else 1)
     losses, first, last, state = ten_steps(version, mesh, remat, accumulate)
     start = np.asarray(setup(version)[0]["prompt"])
     step, whole = np.abs(plain_first - start).max(), np.abs(plain_last - start).max()

@@ -186,7 +186,7 @@ def test_other_rows_of_dev_score_the_best_prompt_again(finished, tmp_path, capsy
     changed = tiny.train_config(folder, eval=EvalConfig(every=4, batch_size=8, max_rows=3))
     fit(changed, resumed)
     lines = capsys.readouterr().err
-    assert f"best prompt, of step {best['step']}, had {best['score']:.1f} on the rows then" in lines
+    assert f"best prompt, of step {best['step']}, had {best['score']:.1f} on those of then" in lines
     with Checkpoints(resumed / "checkpoints") as checkpoints:
         kept = checkpoints.restore_newest(_template(resumed)).state["best"]
     assert float(kept["score"]) in {100 * right / np.float32(3) for right in range(4)}

@@ -143,14 +143,13 @@ def test_a_prediction_is_the_label_word_whose_tokens_it_is(tmp_path, monkeypatch
     examples = [Example("the oak", words[0]), Example("the cat", words[1])]
     rows = tokenize_split(examples, backbone.tokenizer, data)
 
-    def answer(model, params, bank, *, task_ids, inputs, answers, length):
-        order = [1, 0] if len(rows.inputs[0]) < len(rows.inputs[1]) else [0, 1]
-        ids = np.zeros((len(inputs), length), np.int32)
-        for place, number in enumerate(order):
-            ids[place, : len(rows.targets[number])] = rows.targets[number]
-        return ids, np.zeros((len(inputs), 2), np.float32)
+    def answer(model, params, bank, inputs, of_rows, data, batch_size):
+        ids = np.zeros((2, 1, data.targets_length), np.int32)
+        for number, target in enumerate(rows.targets):
+            ids[number, 0, : len(target)] = target
+        yield np.arange(2), ids, np.zeros((2, 2), np.float32)
 
-    monkeypatch.setattr(module, "_answer", answer)
+    monkeypatch.setattr(module, "answer_batches", answer)
     found = evaluate(
         backbone, {"t5": backbone.params}, rows, data, label_words=words, batch_size=8
     )  # fmt: skip
