@@ -11,6 +11,7 @@ update to RMS 1 then sets the step size: the first update is 0.3 times the sign 
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -106,7 +107,7 @@ def _by_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
     RMS of a leaf, which Adafactor clips and scales by, is that of one layer.
     """
 
-    def update(updates, state, params):
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         def of_leaf(path, update, param):
             def apply(update, param):
                 return tx.update(update, state, param)[0]

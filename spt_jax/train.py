@@ -293,10 +293,13 @@ def _resume(run: Run, restored: Restored) -> TrainState:
 def _say_new_rate(config: TrainConfig, step: int, steps_then: int) -> None:
     """Say so where more steps change the learning rate of the steps to come."""
     old, new = (make_schedule(config.optimizer, steps) for steps in (steps_then, config.steps))
-    if callable(old) and callable(new) and not np.isclose(before := old(step), now := new(step)):
+    if not (callable(old) and callable(new)):
+        return
+    before, now = (np.asarray(rate(step)).item() for rate in (old, new))
+    if not np.isclose(before, now):
         say(
             f"steps was {steps_then} and is {config.steps}: the learning rate of step {step + 1} "
-            f"is {float(now):.3g}, where it was to be {float(before):.3g}, because the "
+            f"is {now:.3g}, where it was to be {before:.3g}, because the "
             f"{config.optimizer.schedule} schedule spans all steps"
         )
 

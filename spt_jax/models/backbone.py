@@ -138,7 +138,7 @@ def load_backbone(
 
 def _precision_note(dtype: str, platform: str) -> str | None:
     """Say what float32 means on accelerators, whose matrix units round its factors by default."""
-    if dtype != "float32" or platform == "cpu" or jax.config.jax_default_matmul_precision:
+    if dtype != "float32" or platform == "cpu" or jax.config.values["jax_default_matmul_precision"]:
         return None
     return (
         "dtype float32: products of matrices still round their factors, to bfloat16 on TPU and to "
