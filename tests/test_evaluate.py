@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import re
 
 import jax
@@ -96,14 +97,41 @@ def test_max_rows_takes_a_fixed_sample(run):
 
 
 def test_evaluate_run_repeats_the_result(run):
-    import json
-
     result = json.loads((run / "result.json").read_text())
     found = evaluate_run(run, "test")
     assert (found["score"], found["rank_score"]) == (result["score"], result["rank_score"])
     assert found["cut_inputs"] == result["cut_inputs"]["test"] == 0
     with pytest.raises(ValueError, match="unknown split 'tests'; expected one of train, dev, test"):
         evaluate_run(run, "tests")
+
+
+def test_evaluate_writes_what_it_made_of_each_row(run, tmp_path):
+    result = evaluate_run(run, "test", output=tmp_path / "rows.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert len(rows) == result["rows"]
+    assert [list(row) for row in rows] == [["input", "target", "output", "log_probs"]] * len(rows)
+    assert predict_run(run, [row["input"] for row in rows]) == [row["output"] for row in rows]
+    hits = [row["output"] == row["target"] for row in rows]
+    assert result["score"] == pytest.approx(100 * sum(hits) / len(hits))
+    ranked = [max(row["log_probs"], key=row["log_probs"].get) == row["target"] for row in rows]
+    assert result["rank_score"] == pytest.approx(100 * sum(ranked) / len(ranked))
+
+
+def test_evaluate_says_where_the_data_is_other_than_in_training(tmp_path, capsys):
+    run = tmp_path / "run"
+    fit(tiny.train_config(tmp_path, steps=1), run)
+    assert evaluate_run(run, "test")["data_changed"] is False
+    assert "are others than when the run was trained" not in capsys.readouterr().err
+    rows = tmp_path / "rows.jsonl"
+    whole = rows.read_text()
+    rows.write_text("\n".join(whole.splitlines()[::2]) + "\n")
+    assert evaluate_run(run, "test")["data_changed"] is True
+    assert "the test rows or the label words of task 'tiny' are others" in capsys.readouterr().err
+    rows.write_text(whole.replace('"animal"', '"beast"'))
+    assert evaluate_run(run, "test")["data_changed"] is True
+    rows.write_text(whole)
+    (run / "manifest.json").unlink()
+    assert evaluate_run(run, "test")["data_changed"] is None
 
 
 def test_predict_run_answers_in_order(run):

@@ -69,7 +69,9 @@ def runs_of(folder, task):
 
 def numbers_of(found):
     return {
-        name: value for name, value in found.items() if name not in ("task", "split", "cut_inputs")
+        name: value
+        for name, value in found.items()
+        if name not in ("task", "split", "cut_inputs", "data_changed")
     }
 
 
@@ -145,6 +147,8 @@ def test_what_runs_together_must_have_in_common(folder, tmp_path):
     prompt = PROMPTS["one"]
     tuned = write_run(tmp_path / "tuned", dataclasses.replace(config, tune="model"), prompt)
     half = write_run(tmp_path / "half", dataclasses.replace(config, dtype="bfloat16"), prompt)
+    narrow = dataclasses.replace(config, param_dtype="bfloat16")
+    narrow = write_run(tmp_path / "narrow", narrow, prompt)
     model = str(tiny.write_backbone(tmp_path / "other", seed=5))
     other = write_run(tmp_path / "other_run", dataclasses.replace(config, model=model), prompt)
     one = folder / "one"
@@ -152,6 +156,10 @@ def test_what_runs_together_must_have_in_common(folder, tmp_path):
         (): "no run is given, expected the folders of one or more",
         (one, folder / "two", one): "run '.*one' is given twice; give each run once",
         (one, tuned): "run '.*tuned' tuned the model, so it shares no frozen one; evaluate it alo",
+        (
+            one,
+            narrow,
+        ): "run '.*narrow' keeps its frozen weights in bfloat16 but '.*one' in auto; ev",
         (one, half): "run '.*half' computes in bfloat16 but '.*one' in auto; evaluate them apart",
         (one, other): "other_run/.* was trained on model 'tiny-5' with .* but 'tiny-0' has",
     }.items():

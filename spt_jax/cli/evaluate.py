@@ -52,6 +52,14 @@ def evaluate(argv: Sequence[str]) -> None:
         "folder of a PEFT adapter, or a prompt.safetensors, given in place of the run.",
         metavar="M",
     )
+    parser.add_flag(
+        "output",
+        str | None,
+        None,
+        "File of JSONL to write for one run: each row with its input, target, output and the "
+        "log-probabilities of the label words.",
+        metavar="FILE",
+    )
     add_mesh_flags(parser)
     add_distributed_flags(parser)
     flags, _ = parser.read(argv)
@@ -61,7 +69,9 @@ def evaluate(argv: Sequence[str]) -> None:
     if flags.model is not None and flags.task is None:
         raise ValueError("--model is given without --task, on whose rows its prompt is scored")
     if flags.task is not None and (len(flags.run) > 1 or flags.ensemble is not None):
-        raise ValueError("--task is of one run and of no ensemble; give one run at a time")
+        raise ValueError("--task works with a single run, not with several or with --ensemble")
+    if flags.output is not None and (len(flags.run) > 1 or flags.ensemble is not None):
+        raise ValueError("--output works with a single run, not with several or with --ensemble")
     runs = [Path(run) for run in flags.run]
     with connected(flags, "evaluate", argv):
         _evaluate(flags, runs, mesh)
@@ -88,6 +98,7 @@ def _evaluate(flags: Any, runs: Sequence[Path], mesh: MeshConfig | None) -> None
                 origin=flags.origin,
                 model=flags.model,
                 mesh=mesh,
+                output=None if flags.output is None else Path(flags.output),
             )
     if flags.json or "runs" not in result:
         return print_result(result, flags.json)

@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +14,18 @@ from spt_jax.config.devices import MeshConfig
 from spt_jax.config.train import DataConfig, TaskConfig, TrainConfig
 from spt_jax.data.example import Task, sample_rows
 from spt_jax.data.papers.splits import paper_task_names
-from spt_jax.data.pipeline import TokenizedSplit, tokenize_task
+from spt_jax.data.pipeline import TokenizedSplit, split_fingerprint, tokenize_task
 from spt_jax.data.tasks import load_task, load_test
+from spt_jax.distributed.main_process import main_process
 from spt_jax.errors import suggest
 from spt_jax.evaluation.scores import Outputs, Scores, TaskRows, answer_tasks, score
 from spt_jax.models.backbone import Backbone
 from spt_jax.prediction.inputs import InputForm, list_rows
 from spt_jax.prediction.predictor import Predictor
 from spt_jax.prompts.bank import PromptBank
-from spt_jax.prompts.load import load_run, load_runs, load_stored
+from spt_jax.prompts.load import load_run, load_runs, load_stored, read_data_facts
+from spt_jax.runs.log import write_atomic
+from spt_jax.runs.progress import say
 from spt_jax.typing import Params
 
 
@@ -77,6 +81,7 @@ def evaluate_run(
     origin: str | None = None,
     model: str | None = None,
     mesh: MeshConfig | None = None,
+    output: Path | None = None,
 ) -> dict:
     """Score a trained run at its best step, or a prompt that has no run.
 
@@ -87,10 +92,17 @@ def evaluate_run(
         origin: Where these rows are read from, as `task.origin`; that of the run by default.
         model: Frozen model of a prompt that has no run; it needs a `task`.
         mesh: How devices share the work; `automesh` decides if None.
+        output: A file of JSONL to write, with the input, the target, the output and the
+            log-probabilities of the label words of each row.
+
+    Returns:
+        Task, split, scores, and `data_changed`: whether the rows or the label words are others than
+        when the run was trained; None where that is not known.
 
     Raises:
         FileNotFoundError: The folder holds no run, or a file of the other task is missing.
         ValueError: The split or the task is unknown, or the prompt is of another model.
+        RunError: `output` cannot be written.
     """
     if model is None:
         config, backbone, params = load_run(run, mesh=mesh)
@@ -98,18 +110,25 @@ def evaluate_run(
         config = TrainConfig(model=model, task=TaskConfig(name=task))
         backbone, params = load_stored(run, config, mesh=mesh)
     if task is None:
-        return _evaluate_on(config.task, split, config, backbone, params)
+        facts = read_data_facts(run)
+        return _evaluate_on(config.task, split, config, backbone, params, output, facts)
     if task not in paper_task_names() or split != "test":
         raise ValueError(
             f"split '{split}' of task '{task}' is given; expected the test split of one of "
             f"{', '.join(paper_task_names())}{suggest(task, paper_task_names())}"
         )
     other = TaskConfig(name=task, origin=origin or config.task.origin, prefix=config.task.prefix)
-    return _evaluate_on(other, "test", config, backbone, params)
+    return _evaluate_on(other, "test", config, backbone, params, output, {})
 
 
 def _evaluate_on(
-    described: TaskConfig, split: str, config: TrainConfig, backbone: Backbone, params: Params
+    described: TaskConfig,
+    split: str,
+    config: TrainConfig,
+    backbone: Backbone,
+    params: Params,
+    output: Path | None,
+    facts: Mapping[str, Any],
 ) -> dict:
     task = load_task(described) if described is config.task else load_test(described)
     rows = tokenize_task(task, split, described, config, backbone.tokenizer)
@@ -122,7 +141,39 @@ def _evaluate_on(
         batch_size=config.eval.batch_size,
         metrics=task.metrics,
     )
-    return _result(task, split, scores, rows)
+    if output is not None:
+        _write_rows(output, task, rows, scores)
+    changed = _data_changed(facts, task, split, rows)
+    if changed:
+        say(
+            f"the {split} rows or the label words of task '{task.name}' are others than when the "
+            "run was trained, so this score does not compare with its own"
+        )
+    return {**_result(task, split, scores, rows), "data_changed": changed}
+
+
+def _data_changed(
+    facts: Mapping[str, Any], task: Task, split: str, rows: TokenizedSplit
+) -> bool | None:
+    """Return whether a split differs from what the manifest of a run says; None if unknown."""
+    known = facts.get("fingerprints", {}).get(split)
+    if known is None:
+        return None
+    words = None if task.label_words is None else list(task.label_words)
+    return known != split_fingerprint(rows) or facts.get("label_words") != words
+
+
+@main_process
+def _write_rows(output: Path, task: Task, rows: TokenizedSplit, scores: Scores) -> None:
+    """Write what the model made of each row as a line of JSON, in the order of the rows."""
+    lines = []
+    for number, (example, text) in enumerate(zip(rows.examples, scores.predictions, strict=True)):
+        row: dict[str, Any] = {"input": example.inputs, "target": example.targets, "output": text}
+        if task.label_words and scores.log_probs is not None:
+            values = scores.log_probs[number].tolist()
+            row["log_probs"] = dict(zip(task.label_words, values, strict=True))
+        lines.append(json.dumps(row, ensure_ascii=False) + "\n")
+    write_atomic(output, "".join(lines).encode("utf-8", "replace"))
 
 
 def _result(task: Task, split: str, scores: Scores, rows: TokenizedSplit) -> dict:

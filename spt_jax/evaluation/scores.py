@@ -36,6 +36,7 @@ class Scores:
         rows: Number of rows that were scored.
         predictions: Generated texts, in the order of the rows.
         metrics: Each metric of the generated texts, by name.
+        log_probs: Log-probability of each label word, float32 [rows, W]; None for free text.
     """
 
     score: float
@@ -44,6 +45,7 @@ class Scores:
     rows: int
     predictions: tuple[str, ...]
     metrics: Mapping[str, float]
+    log_probs: np.ndarray | None = None
 
     def to_dict(self) -> dict:
         """Return the numbers, without the predictions."""
@@ -211,6 +213,7 @@ def score(task: TaskRows, outputs: Outputs) -> Scores:
         rows=len(examples),
         predictions=predictions,
         metrics=metrics,
+        log_probs=log_probs,
     )
 
 

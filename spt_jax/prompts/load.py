@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -91,13 +92,20 @@ def load_runs(
             raise ValueError(
                 f"run '{run}' tuned the model, so it shares no frozen one; evaluate it alone"
             )
-        if config.dtype != configs[0].dtype:
-            raise ValueError(
-                f"run '{run}' computes in {config.dtype} but '{runs[0]}' in {configs[0].dtype}; "
-                "evaluate them apart"
-            )
+        for option, what in (("dtype", "computes"), ("param_dtype", "keeps its frozen weights")):
+            own, first = getattr(config, option), getattr(configs[0], option)
+            if own != first:
+                raise ValueError(
+                    f"run '{run}' {what} in {own} but '{runs[0]}' in {first}; evaluate them apart"
+                )
     backbone = _load_backbone(configs[0].model, configs[0], mesh)
     return configs, backbone, load_bank(backbone, {str(run): run for run in runs})
+
+
+def read_data_facts(run: Path) -> dict[str, Any]:
+    """Return what the manifest of a run says of its data; empty where it has no manifest."""
+    with open_run(run) as place:
+        return on_main(RunFolder(place).read_manifest).get("data", {})
 
 
 def _load_backbone(model: str, config: TrainConfig, mesh: MeshConfig | None) -> Backbone:

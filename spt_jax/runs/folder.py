@@ -262,7 +262,7 @@ class RunFolder:
         names = [name for name, place in vars(RunFolder).items() if isinstance(place, _Place)]
         places = [getattr(self, name) for name in names]
         there = [p.name for p in places if p != self.manifest_file and os.path.lexists(p)]
-        if there and not self._has_manifest():
+        if there and not self.read_manifest():
             raise ValueError(
                 f"'{self.path}' holds {', '.join(there)} but no manifest.json of a run, so "
                 "--overwrite deletes nothing there; give another --workdir, or remove these "
@@ -275,12 +275,14 @@ class RunFolder:
             else:
                 place.unlink(missing_ok=True)
 
-    def _has_manifest(self) -> bool:
+    def read_manifest(self) -> dict[str, Any]:
+        """Return the manifest, or an empty dict if there is none of a run."""
         try:
             manifest = json.loads(self.manifest_file.read_text())
         except (OSError, ValueError):
-            return False
-        return isinstance(manifest, dict) and {"identity", "versions"} <= manifest.keys()
+            return {}
+        is_ours = isinstance(manifest, dict) and {"identity", "versions"} <= manifest.keys()
+        return manifest if is_ours else {}
 
 
 def _manifest(
