@@ -116,7 +116,7 @@ def test_loads_files_and_runs_of_one_backbone(folder):
     assert roomy.arrays.vectors.shape == (5, 7, 16) and roomy.names == ("file", "run", None, None)
     np.save(folder / "google.npy", SHORT)
     np.testing.assert_array_equal(
-        load_bank(backbone, {"a": folder / "google.npy"})[[1]][0][0], SHORT
+        load_bank(backbone, {"a": folder / "google.npy"})[np.array([1])][0][0], SHORT
     )
     none = load_bank(backbone, {})
     assert none.arrays.vectors.shape == (1, 0, 16)

@@ -238,7 +238,7 @@ USAGE_ERRORS = {
     "predict": "neither a run nor --model is given; see spt-jax predict --help",
     "predict r --model=m": "both the run 'r' and --model=m are given; for rows give "
     "--prompt=NAME=r instead of the run",
-    "predict r --input=x": "--input goes with --model, but no --model is given",
+    "predict r --input=x": r"file 'x' does not exist \(looked from",
     "predict r --num_beams=2": "--num_beams goes with --model, but",
     "predict --model=m --prompt=runs/x": "--prompt is 'runs/x', expected NAME=PATH, such as sst2=",
     "predict --model=m --prompt=a=x --prompt=a=y": "two prompts are named 'a', x and y; give one",
@@ -414,7 +414,8 @@ def test_evaluate(run, library):
         "evaluation.evaluate",
         evaluate_run=lambda run, split, **other: {"run": run, "split": split} | other,
     )
-    found = {"run": "r", "split": "test", "task": None, "origin": None, "model": None, "mesh": None}
+    found = {"run": "r", "split": "test", "task": None, "origin": None, "model": None}
+    found |= {"mesh": None, "output": None}
     assert json.loads(run("evaluate", "r", "--json")[1]) == found
     found |= {"task": "mrqa/drop", "origin": "hub", "model": "m"}
     line = ("evaluate", "r", "--json", "--task=mrqa/drop", "--origin=hub", "--model=m")

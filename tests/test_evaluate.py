@@ -127,7 +127,9 @@ def test_evaluate_says_where_the_data_is_other_than_in_training(tmp_path, capsys
     rows.write_text("\n".join(whole.splitlines()[::2]) + "\n")
     assert evaluate_run(run, "test")["data_changed"] is True
     assert "the test rows or the label words of task 'tiny' are others" in capsys.readouterr().err
-    rows.write_text(whole.replace('"animal"', '"beast"'))
+    rows.write_text(
+        whole.replace('"animal"', '"x"').replace('"plant"', '"animal"').replace('"x"', '"plant"')
+    )
     assert evaluate_run(run, "test")["data_changed"] is True
     rows.write_text(whole)
     (run / "manifest.json").unlink()

@@ -143,13 +143,7 @@ def _evaluate_on(
     )
     if output is not None:
         _write_rows(output, task, rows, scores)
-    changed = _data_changed(facts, task, split, rows)
-    if changed:
-        say(
-            f"the {split} rows or the label words of task '{task.name}' are others than when the "
-            "run was trained, so this score does not compare with its own"
-        )
-    return {**_result(task, split, scores, rows), "data_changed": changed}
+    return _result(task, split, scores, rows, facts)
 
 
 def _data_changed(
@@ -160,7 +154,13 @@ def _data_changed(
     if known is None:
         return None
     words = None if task.label_words is None else list(task.label_words)
-    return known != split_fingerprint(rows) or facts.get("label_words") != words
+    changed = known != split_fingerprint(rows) or facts.get("label_words") != words
+    if changed:
+        say(
+            f"the {split} rows or the label words of task '{task.name}' are others than when the "
+            "run was trained, so this score does not compare with its own"
+        )
+    return changed
 
 
 @main_process
@@ -176,10 +176,17 @@ def _write_rows(output: Path, task: Task, rows: TokenizedSplit, scores: Scores) 
     write_atomic(output, "".join(lines).encode("utf-8", "replace"))
 
 
-def _result(task: Task, split: str, scores: Scores, rows: TokenizedSplit) -> dict:
-    """Return what is printed of the scores of a task."""
-    cut = 100 * rows.truncated
-    return {"task": task.name, "split": split, **scores.to_dict(), "cut_inputs": cut}
+def _result(
+    task: Task, split: str, scores: Scores, rows: TokenizedSplit, facts: Mapping[str, Any]
+) -> dict:
+    """Return what is printed of the scores of a task; `facts` are those of the run's manifest."""
+    return {
+        "task": task.name,
+        "split": split,
+        **scores.to_dict(),
+        "cut_inputs": 100 * rows.truncated,
+        "data_changed": _data_changed(facts, task, split, rows),
+    }
 
 
 def evaluate_runs(
@@ -201,7 +208,7 @@ def evaluate_runs(
     """
     group = load_group(runs, split, mesh=mesh)
     return {
-        name: _result(task, split, score(rows, outputs), rows.split)
+        name: _result(task, split, score(rows, outputs), rows.split, read_data_facts(Path(name)))
         for name, task, rows, outputs in zip(group.names, group.tasks, group.rows, group.answer())
     }
 

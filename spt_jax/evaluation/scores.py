@@ -8,7 +8,7 @@ know it.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -45,7 +45,7 @@ class Scores:
     rows: int
     predictions: tuple[str, ...]
     metrics: Mapping[str, float]
-    log_probs: np.ndarray | None = None
+    log_probs: np.ndarray | None = field(default=None, compare=False, repr=False)
 
     def to_dict(self) -> dict:
         """Return the numbers, without the predictions."""

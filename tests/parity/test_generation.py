@@ -44,6 +44,7 @@ def case(version, shape, prompted):
 def ours(config, t5, prompt, function, *args, **kwargs):
     """One of our functions, jitted with what follows its params."""
     params = {"t5": t5} if prompt is None else {"t5": t5, "prompt": prompt}
+    args = [jnp.asarray(x) if isinstance(x, np.ndarray) else x for x in args]
     run = quick_jit(lambda params: function(T5(config), params, *args, **kwargs))
     return run(our_params(params, "float32"))
 
