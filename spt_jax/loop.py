@@ -43,8 +43,8 @@ class Job:
             The labels stand in the log line of the update, before its metrics.
         update: `update(state, batch)` dispatches one update, donates the state, and returns the
             next state and the metrics, scalars on the device.
-        evaluate: `evaluate(state)` measures the step of a state. It returns the state that knows
-            of the measurement, and the record for the log, which has a "split".
+        evaluate: `evaluate(state)` measures the step of a state. It returns the state, with the
+            best evaluation updated if it keeps one, and the log record, which has a "split".
         resume: `resume(restored)` fits the state of a checkpoint to the options of now.
         evaluate_every: Steps between evaluations; the last step is evaluated too.
         log: Logging and checkpoints.
@@ -133,8 +133,8 @@ def _train(
             evaluating = step == job.steps or step % job.evaluate_every == 0
             saving = evaluating or saver.due(step)
             if saving or step % job.log.every == 0:
-                # The step just dispatched stays in flight while the metrics of those before it are
-                # fetched, except where its own are needed now.
+                # Fetch the metrics of earlier steps only, so that the device keeps working on the
+                # newest one. Before an evaluation or a save, fetch the newest too.
                 ahead = [] if saving else [pending.pop()]
                 shown |= _write_metrics(log, step - len(ahead), pending)
                 shown |= clock.lap(step, len(pending))

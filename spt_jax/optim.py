@@ -1,5 +1,7 @@
 """Optimizers and schedules by name, and the partition that does not update frozen leaves.
 
+A new name also goes into `OptimizerConfig` in `config/train.py`.
+
 `optax.partition` gives `trained` leaves to the optimizer and `frozen` ones to `set_to_zero`.
 `optax.masked` alone would not do, because it returns the gradients of unmasked leaves as updates.
 

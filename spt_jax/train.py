@@ -262,8 +262,9 @@ def _make_job(run: Run, state: TrainState, profile: int) -> Job:
 def _resume(run: Run, restored: Restored) -> TrainState:
     """Fit a restored state to the config of now, whose `eval`, `log` and `steps` may be others.
 
-    The patience of now decides, less the evaluations without gain so far. Where dev has other rows
-    now, the best prompt is scored again, so that scores of different rows are never compared.
+    The current `eval.patience` applies, and evaluations without gain before the stop count against
+    it. If dev has other rows now, the best prompt is scored again, so that scores of different rows
+    are never compared.
     """
     config, state, then = run.config, restored.state, restored.metadata["config"]
     left = patience_left(
@@ -271,11 +272,13 @@ def _resume(run: Run, restored: Restored) -> TrainState:
     )
     best = state.best
     if run.task.label_words and int(best.step) and jnp.isneginf(best.rank_score):
-        # Earlier versions kept no rank score. Against infinity, an equal score is no gain.
+        # Checkpoints of earlier versions have no rank score. Infinity keeps a later evaluation with
+        # an equal score from replacing the best.
         best = dataclasses.replace(best, rank_score=jnp.float32(jnp.inf))
-    # Earlier versions scored the first rows.
-    sample = restored.metadata.get("dev_sample", then["eval"].get("max_rows") and "first")
-    if sample != config.eval.max_rows and int(best.step):
+    # Checkpoints without `dev_sample` are of versions that scored the first `max_rows` rows of dev,
+    # which are other rows than any sample of now.
+    first_rows = "first" if then["eval"].get("max_rows") else None
+    if restored.metadata.get("dev_sample", first_rows) != config.eval.max_rows and int(best.step):
         scores = run.evaluate(merge(best.trained, run.frozen), "dev")
         rank = -np.inf if scores.rank_score is None else scores.rank_score
         say(

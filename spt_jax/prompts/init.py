@@ -98,6 +98,8 @@ def init_prompt(
 ) -> Prompt:
     """Return the prompt before training, float32 [P, D].
 
+    A new name also goes into `PromptConfig` in `config/train.py`.
+
     Args:
         config: Length and init of the prompt.
         key: Key of the random draws.
