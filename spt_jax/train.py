@@ -132,6 +132,11 @@ class Run:
     tx: optax.GradientTransformation
     key: Key
 
+    @functools.cached_property
+    def dev_majority_score(self) -> float:
+        """The score on dev of always giving the majority class."""
+        return majority_score(self.task, "dev")
+
     def evaluate(self, params: Params, split: str) -> Scores:
         """Score params on a split; on dev, `eval.max_rows` may limit the rows."""
         config = self.config
@@ -309,10 +314,9 @@ def _say_new_rate(config: TrainConfig, step: int, steps_then: int) -> None:
 
 def _describe_dev(run: Run, state: TrainState, scores: Scores) -> str:
     """Put the score of an evaluation beside that of always answering the majority class."""
-    majority = majority_score(run.task, "dev")
     line = (
-        f"step {int(state.step)}  dev {scores.score:.1f} (majority {majority:.1f}, best "
-        f"{float(state.best.score):.1f} at step {int(state.best.step)})"
+        f"step {int(state.step)}  dev {scores.score:.1f} (majority {run.dev_majority_score:.1f}, "
+        f"best {float(state.best.score):.1f} at step {int(state.best.step)})"
     )
     answers = set(scores.predictions)
     if run.task.label_words and len(answers) == 1 and majority_answer(run.task) in answers:
@@ -355,7 +359,7 @@ def _make_result(run: Run, state: TrainState, folder: RunFolder) -> dict:
         "unprompted_score": plain.score if plain else None,
         "unprompted_rank_score": plain.rank_score if plain else None,
         "dev_score": round(float(state.best.score), 4),  # kept as float32
-        "dev_majority_score": majority_score(run.task, "dev"),
+        "dev_majority_score": run.dev_majority_score,
         "best_step": int(state.best.step),
         "steps": config.steps,
         "steps_done": int(state.step),
