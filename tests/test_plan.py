@@ -6,14 +6,23 @@ import json
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from support import tiny
 
 from spt_jax.cli import main as cli
 from spt_jax.config.devices import MeshConfig
 from spt_jax.config.plan import PlanConfig
+from spt_jax.config.train import DataConfig
+from spt_jax.data.example import Example
+from spt_jax.data.pipeline import tokenize_split
+from spt_jax.evaluation.evaluate import evaluate
+from spt_jax.evaluation.scores import encode_answers
+from spt_jax.models.backbone import load_backbone
 from spt_jax.planning import hlo, plan
+from spt_jax.planning.programs import lower_decoding
 from spt_jax.planning.topologies import CHIPS, GIB, load_topology
+from spt_jax.prediction import predictor
 from spt_jax.sharding import make_mesh
 from spt_jax.t5 import PRESETS, thresholds
 
@@ -73,11 +82,11 @@ def test_a_mesh_axis_may_be_a_part_of_a_slices_own():
     assert len(set(mesh.devices.flat)) == 16
 
 
-def needs_gib(sizes):
-    """A `_compile` that finds so many GiB by `remat`."""
+def needs_gib(sizes, decode=lambda config: 1):
+    """A `_compile` that finds so many GiB by `remat`, and for decoding by its config."""
 
     def compiled(name, config, shape, mesh, chip):
-        needed = sizes[config.remat] * GIB
+        needed = (sizes[config.remat] if name == "train" else decode(config)) * GIB
         found = {"peak_bytes_per_device": needed, "limit_bytes_per_device": chip.memory}
         return {"fits": needed <= chip.memory, **found}
 
@@ -97,6 +106,20 @@ def needs_gib(sizes):
 def test_the_first_change_that_fits_is_proposed(tiny_preset, monkeypatch, given, sizes, options):
     monkeypatch.setattr(plan, "_compile", needs_gib(sizes))
     assert report(remat=given)["would_fit"] == options
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    "sizes, options",
+    [
+        ({"none": 12}, "--eval_batch_size=8"),
+        ({"none": 20, "light": 12}, "--eval_batch_size=8 --remat=light"),
+    ],
+)
+def test_smaller_evaluation_batches_are_proposed(tiny_preset, monkeypatch, sizes, options):
+    by_rows = needs_gib(sizes, decode=lambda config: config.eval_batch_size)
+    monkeypatch.setattr(plan, "_compile", by_rows)
+    assert report()["would_fit"] == options
 
 
 @needs_libtpu
@@ -152,6 +175,8 @@ def test_without_libtpu_the_extra_is_named(monkeypatch):
     [
         ({"inputs_length": 0}, "inputs_length is 0, expected 1 or more"),
         ({"prompt_length": 0}, "prompt_length is 0, expected 1 or more, or 0 with --tune=model"),
+        ({"eval_batch_size": 0}, "eval_batch_size is 0, expected 1 or more"),
+        ({"label_words": -1}, "label_words is -1, expected 0 or more"),
         ({"accumulate": 3}, "accumulate 3 does not divide batch_size 32"),
         ({"dropout_rate": 1.0}, "dropout_rate is 1.0, expected at least 0 and less than 1"),
     ],
@@ -159,6 +184,39 @@ def test_without_libtpu_the_extra_is_named(monkeypatch):
 def test_bad_options_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         PlanConfig(model="t5-small", topology="v5e:1x1", **changes)
+
+
+@pytest.mark.parametrize("words", [("animal", "plant"), None])
+def test_the_planned_decoding_is_the_program_of_evaluation(tmp_path, monkeypatch, words):
+    """The same function, shapes and shardings: the programs have the same text."""
+    name, mesh = str(tiny.write_backbone(tmp_path / "tiny")), MeshConfig(data=2, fsdp=2, model=2)
+    backbone = load_backbone(name, mesh=mesh)
+    length = encode_answers(words or ("plant",), backbone.tokenizer, 8).shape[1]
+    lowered, answer_batch = [], predictor.answer_batch
+
+    def record(*args, **options):
+        lowered.append(answer_batch.lower(*args, **options).as_text())
+        return np.zeros((8, 1, length), np.int32), np.zeros((8, len(words or ())), np.float32)
+
+    monkeypatch.setattr(predictor, "answer_batch", record)
+    examples = [Example(text * 9, label) for text, label in tiny.sentences()[:6]]  # 2 of padding
+    data = DataConfig(inputs_length=20, targets_length=length)
+    split = tokenize_split(examples, backbone.tokenizer, data)
+    params = {"t5": backbone.params, "prompt": jnp.ones((3, 16))}
+    evaluate(backbone, params, split, data, label_words=words, batch_size=8)
+    config = PlanConfig(
+        model=name,
+        topology="v5e:2x4",
+        inputs_length=20,
+        targets_length=length,
+        prompt_length=3,
+        dtype="float32",
+        param_dtype="float32",
+        eval_batch_size=6,  # rounded up to the devices that share the rows
+        label_words=len(words or ()),
+    )
+    planned = lower_decoding(backbone.model, config)[1].as_text()
+    assert lowered == [planned]
 
 
 def test_products_are_counted_through_loops():

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from spt_jax.config.devices import MeshConfig, Remat
-from spt_jax.config.fields import Config, Count, Rate
+from spt_jax.config.fields import Config, Count, CountOrZero, Rate
 from spt_jax.errors import require
 
 
@@ -27,7 +27,10 @@ class PlanConfig(Config):
         tune: Train the `prompt` alone, or the whole `model`.
         dropout_rate: Dropout of the training step.
         accumulate: Micro-batches of a step. Must divide batch_size.
-        program: Programs to compile: the training step, decoding, or both.
+        eval_batch_size: Rows of a batch of evaluation, as eval.batch_size of `train`.
+        label_words: Number of label words whose likelihood evaluation scores; 0 for free text.
+        program: Programs to compile: `train` is the training step, `decode` is what evaluation runs
+            for a batch, `both` is both.
     """
 
     model: str
@@ -43,6 +46,8 @@ class PlanConfig(Config):
     tune: Literal["prompt", "model"] = "prompt"
     dropout_rate: Rate = 0.1
     accumulate: Count = 1
+    eval_batch_size: Count = 64
+    label_words: CountOrZero = 2
     program: Literal["both", "train", "decode"] = "both"
 
     def check(self) -> None:

@@ -13,7 +13,7 @@ import dataclasses
 import math
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -29,10 +29,13 @@ from spt_jax.models.open import open_model
 from spt_jax.planning import hlo
 from spt_jax.planning.programs import abstract_params, lower_decoding, lower_train_step
 from spt_jax.planning.topologies import CHIPS, Chip, load_topology
-from spt_jax.sharding import require_rows, row_devices
+from spt_jax.sharding import require_rows, row_devices, spreadable_rows
 from spt_jax.t5 import PRESETS, T5, T5Config
 
 PROGRAMS = {"train": lower_train_step, "decode": lower_decoding}
+
+FEW_ROWS = 8
+"""Rows of an evaluation batch that are proposed where decoding does not fit."""
 
 
 def plan(config: PlanConfig, *, suggest: bool = True) -> dict[str, Any]:
@@ -75,18 +78,18 @@ def plan(config: PlanConfig, *, suggest: bool = True) -> dict[str, Any]:
         "devices": len(devices),
         "mesh": dict(mesh.shape),
         "mesh_reason": reason,
-        **reports.pop(names[0]),
-        **reports,
+        **reports[names[0]],
+        **{name: reports[name] for name in names[1:]},
         "assumptions": {
             "flops_per_second": chip.flops,
             "memory_bytes_per_second": chip.bandwidth,
             "link_bytes_per_second": chip.links,
         },
     }
-    parts = [result, *(result[name] for name in names[1:])]
-    result["fits"] = all(part["fits"] for part in parts)
-    if not result["fits"] and suggest:
-        result["would_fit"] = _would_fit(config, mesh)
+    too_large = [name for name in names if not reports[name]["fits"]]
+    result["fits"] = not too_large
+    if too_large and suggest:
+        result["would_fit"] = _would_fit(config, mesh, too_large)
     return result
 
 
@@ -211,9 +214,9 @@ def count_products(jaxpr: Any, steps: int) -> tuple[float, float]:
     return once, run
 
 
-def _would_fit(config: PlanConfig, mesh: Mesh) -> str | None:
+def _would_fit(config: PlanConfig, mesh: Mesh, too_large: Sequence[str]) -> str | None:
     """Return the options of the first change that fits, or None if no change does."""
-    for options, changed in _changes(config, mesh):
+    for options, changed in _changes(config, mesh, too_large):
         try:
             found = plan(changed, suggest=False)
         except ValueError:  # the mesh does not divide the model
@@ -223,14 +226,27 @@ def _would_fit(config: PlanConfig, mesh: Mesh) -> str | None:
     return None
 
 
-def _changes(config: PlanConfig, mesh: Mesh) -> Iterator[tuple[str, PlanConfig]]:
-    """Yield changes that need less memory, the fastest first, and then larger slices."""
+def _changes(
+    config: PlanConfig, mesh: Mesh, too_large: Sequence[str]
+) -> Iterator[tuple[str, PlanConfig]]:
+    """Yield changes that need less memory, the fastest first, and then larger slices.
+
+    Args:
+        config: What does not fit.
+        mesh: The mesh that it was compiled for.
+        too_large: The programs that do not fit, names of `PROGRAMS`.
+    """
     rows, words, given = config.batch_size // config.accumulate, [], config
     if mesh.shape["fsdp"] < mesh.size and rows % mesh.size == 0:
         config = dataclasses.replace(config, mesh=MeshConfig(data=1, fsdp=mesh.size))
         words.append(f"--mesh.data=1 --mesh.fsdp={mesh.size}")
         yield " ".join(words), config
-    if config.program != "decode":
+    fewer = spreadable_rows(mesh, FEW_ROWS)
+    if "decode" in too_large and config.eval_batch_size > fewer:
+        config = dataclasses.replace(config, eval_batch_size=fewer)
+        words.append(f"--eval_batch_size={fewer}")
+        yield " ".join(words), config
+    if "train" in too_large:
         if config.remat in ("none", "minimal"):
             light = dataclasses.replace(config, remat="light")
             yield " ".join([*words, "--remat=light"]), light

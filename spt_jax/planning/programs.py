@@ -2,8 +2,8 @@
 
     traced, lowered = lower_train_step(model, PlanConfig(...))
 
-They are the programs of `train.fit` and of evaluation, with the same functions, shardings and
-donation.
+They are the programs of `train.fit` and of evaluation: the same jitted functions, for arguments of
+the same shapes, with the same shardings and donation.
 """
 
 import functools
@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
-from spt_jax.config.decode import DecodeConfig
 from spt_jax.config.plan import PlanConfig
 from spt_jax.config.train import LossConfig, OptimizerConfig
-from spt_jax.decoding.generate import generate
 from spt_jax.optim import make_tx
+from spt_jax.prediction.predictor import answer_batch
+from spt_jax.prompts.bank import PromptBank
 from spt_jax.pytree import label_params, split
-from spt_jax.sharding import param_shardings, replicated, spec, state_shardings
+from spt_jax.sharding import param_shardings, replicated, spec, spreadable_rows, state_shardings
 from spt_jax.state import init_state
 from spt_jax.step import train_step
 from spt_jax.t5 import T5
@@ -58,13 +58,28 @@ def lower_train_step(model: T5, config: PlanConfig) -> tuple[Any, Any]:
 
 
 def lower_decoding(model: T5, config: PlanConfig) -> tuple[Any, Any]:
-    """Trace and lower greedy decoding, as in evaluation; see `lower_train_step`."""
+    """Trace and lower what evaluation runs for a batch of the longest inputs.
 
-    def decode(params: PyTree, inputs: Any) -> Any:
-        return generate(model, params, inputs, DecodeConfig(), length=config.targets_length)
-
-    inputs = _batch(config, _mesh(model))["inputs"]
-    traced = jax.jit(decode).trace(abstract_params(model, config), inputs)
+    Each row gets its prompt from a bank of one, is answered greedily, and scores each label word.
+    A label word is counted with `targets_length` tokens, which is the most that it may have. See
+    `lower_train_step` for what is returned.
+    """
+    mesh, length = _mesh(model), config.targets_length
+    rows = spreadable_rows(mesh, config.eval_batch_size)
+    prompts = int(config.prompt_length > 0)
+    bank = jax.eval_shape(
+        lambda: PromptBank.empty(prompts, config.prompt_length, model.config.d_model).arrays
+    )
+    words = (rows, config.label_words, length if config.label_words else 0)
+    traced = answer_batch.trace(
+        model,
+        {"t5": abstract_params(model, config)["t5"]},
+        bank,
+        inputs=_ids((rows, config.inputs_length), mesh),
+        task_ids=_ids((rows,), mesh),
+        answers=_ids(words, mesh),
+        length=length,
+    )
     return traced, traced.lower()
 
 
@@ -89,11 +104,13 @@ def _mesh(model: T5) -> Mesh:
 
 def _batch(config: PlanConfig, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     widths = {"inputs": config.inputs_length, "targets": config.targets_length}
-    rows = NamedSharding(mesh, spec("BT"))
-    return {
-        name: jax.ShapeDtypeStruct((config.batch_size, width), jnp.int32, sharding=rows)
-        for name, width in widths.items()
-    }
+    return {name: _ids((config.batch_size, width), mesh) for name, width in widths.items()}
+
+
+def _ids(shape: tuple[int, ...], mesh: Mesh) -> jax.ShapeDtypeStruct:
+    """Return an abstract int32 array whose rows are cut as `sharding.place_batch` cuts them."""
+    axes = "B" + "." * (len(shape) - 1)
+    return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=NamedSharding(mesh, spec(axes)))
 
 
 def _place(tree: PyTree, shardings: Any, dtype: Any = None) -> PyTree:
