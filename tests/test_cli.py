@@ -415,7 +415,7 @@ def test_evaluate(run, library):
         evaluate_run=lambda run, split, **other: {"run": run, "split": split} | other,
     )
     found = {"run": "r", "split": "test", "task": None, "origin": None, "model": None}
-    found |= {"mesh": None, "output": None}
+    found |= {"mesh": None, "output": None, "fetch": []}
     assert json.loads(run("evaluate", "r", "--json")[1]) == found
     found |= {"task": "mrqa/drop", "origin": "hub", "model": "m"}
     line = ("evaluate", "r", "--json", "--task=mrqa/drop", "--origin=hub", "--model=m")
@@ -430,7 +430,7 @@ SCORES = {"task": "library", "score": 50.0, "rank_score": None, "rows": 4}
 
 
 def test_evaluate_several_runs(run, library):
-    def evaluate_runs(runs, split, mesh):
+    def evaluate_runs(runs, split, mesh, fetch):
         return {str(run): {"split": split, **SCORES} for run in runs}
 
     library("evaluation.evaluate", evaluate_runs=evaluate_runs)
@@ -444,7 +444,7 @@ def test_evaluate_several_runs(run, library):
 
 
 def test_evaluate_runs_of_all_of_superglue(run, library):
-    def evaluate_runs(runs, split, mesh):
+    def evaluate_runs(runs, split, mesh, fetch):
         return {
             str(run): {"task": f"super_glue/{run.name[:-2]}", "score": 10.0 * int(run.name[-1])}
             for run in runs
@@ -460,7 +460,7 @@ def test_evaluate_runs_of_all_of_superglue(run, library):
 
 
 def test_evaluate_an_ensemble(run, library):
-    def evaluate_ensemble(runs, split, by, mesh):
+    def evaluate_ensemble(runs, split, by, mesh, fetch):
         return {"ensemble": 60.0, "by": by, "runs": {str(run): SCORES for run in runs}}
 
     library("evaluation.ensemble", evaluate_ensemble=evaluate_ensemble)
@@ -472,7 +472,7 @@ def test_evaluate_an_ensemble(run, library):
 
 
 def test_predict_takes_texts_or_lines(run, library, monkeypatch):
-    def predict_run(run, texts, *, inputs_length, raw, mesh):
+    def predict_run(run, texts, *, inputs_length, raw, mesh, fetch):
         return [str(text).upper()[:inputs_length] + "!" * raw for text in texts]
 
     library("evaluation.evaluate", predict_run=predict_run)
@@ -540,7 +540,7 @@ def test_an_error_sends_nothing_to_the_terminal(run):
 
 
 def test_nearest_is_an_aligned_table(run, library):
-    def nearest_words(run, k):
+    def nearest_words(run, k, *, fetch):
         words = [("▁[bold]", 0.91), ("▁film", 0.5)]
         rest = {"norm": 2.5, "cosine": words[:k], "l2": [("x", 1.25)]}
         return [{"position": position, **rest} for position in (0, 10)]

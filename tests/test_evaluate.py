@@ -38,7 +38,7 @@ def test_metrics():
 
 
 def test_scores_do_not_depend_on_batches(run):
-    config, backbone, params = load_run(run)
+    config, backbone, params, _ = load_run(run)
     examples = [Example(text, label) for text, label in tiny.sentences()[:11]]
     rows = tokenize_split(examples, backbone.tokenizer, DATA)
 
@@ -54,7 +54,7 @@ def test_scores_do_not_depend_on_batches(run):
 
 def test_a_model_that_writes_the_label_scores_100(run):
     # A head that always writes 'plant' and ends: right for its rows, valid but wrong for others.
-    _, backbone, _ = load_run(run)
+    backbone = load_run(run).backbone
     tokenizer = backbone.tokenizer
     answer = [*tokenizer.encode("plant"), tokenizer.eos_id]
     t5 = jax.tree.map(jnp.copy, backbone.params)
@@ -79,7 +79,7 @@ def test_a_model_that_writes_the_label_scores_100(run):
 
 
 def test_max_rows_takes_a_fixed_sample(run):
-    _, backbone, params = load_run(run)
+    _, backbone, params, _ = load_run(run)
     examples = [Example(text, label) for text, label in tiny.sentences()[:6]]
     rows = tokenize_split(examples, backbone.tokenizer, DATA)
     kept = [examples[i] for i in sample_rows(examples, 3)]
@@ -153,7 +153,7 @@ def test_predict_run_cuts_no_text(run):
 
 
 def test_what_is_answered_goes_through_the_template_of_the_run(run, tmp_path):
-    config, backbone, _ = load_run(run)
+    config, backbone, _, _ = load_run(run)
     pair = dataclasses.replace(config.task, template="the {b} likes {text}", name="pair")
     other = write_run(
         tmp_path / "pair", dataclasses.replace(config, task=pair), random_prompt(3, 0)

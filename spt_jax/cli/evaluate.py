@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from spt_jax.cli.options import (
     add_distributed_flags,
+    add_fetch_flag,
     add_mesh_flags,
     connected,
     make_parser,
@@ -60,6 +61,7 @@ def evaluate(argv: Sequence[str]) -> None:
         "log-probabilities of the label words.",
         metavar="FILE",
     )
+    add_fetch_flag(parser)
     add_mesh_flags(parser)
     add_distributed_flags(parser)
     flags, _ = parser.read(argv)
@@ -82,11 +84,13 @@ def _evaluate(flags: Any, runs: Sequence[Path], mesh: MeshConfig | None) -> None
         if flags.ensemble is not None:
             from spt_jax.evaluation.ensemble import evaluate_ensemble
 
-            result = evaluate_ensemble(runs, flags.split, flags.ensemble, mesh=mesh)
+            result = evaluate_ensemble(
+                runs, flags.split, flags.ensemble, mesh=mesh, fetch=flags.fetch
+            )
         elif len(runs) > 1:
             from spt_jax.evaluation.evaluate import evaluate_runs
 
-            of_runs = evaluate_runs(runs, flags.split, mesh=mesh)
+            of_runs = evaluate_runs(runs, flags.split, mesh=mesh, fetch=flags.fetch)
             result = {**_superglue(of_runs), "runs": of_runs}
         else:
             from spt_jax.evaluation.evaluate import evaluate_run
@@ -99,6 +103,7 @@ def _evaluate(flags: Any, runs: Sequence[Path], mesh: MeshConfig | None) -> None
                 model=flags.model,
                 mesh=mesh,
                 output=None if flags.output is None else Path(flags.output),
+                fetch=flags.fetch,
             )
     if flags.json or "runs" not in result:
         return print_result(result, flags.json)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spt_jax.cache import keep_programs
-from spt_jax.cli.options import add_run, make_parser, stdout_to_stderr_if
+from spt_jax.cli.options import add_fetch_flag, add_run, make_parser, stdout_to_stderr_if
 from spt_jax.cli.printing import print_json, print_table
 
 
@@ -13,12 +13,13 @@ def nearest(argv: Sequence[str]) -> None:
     parser = make_parser(nearest)
     add_run(parser)
     parser.add_flag("k", int, 5, "Words for each vector.")
+    add_fetch_flag(parser)
     flags, _ = parser.read(argv)
     keep_programs()
     with stdout_to_stderr_if(flags.json):
         from spt_jax.prompts.words import nearest_words
 
-        rows = nearest_words(Path(flags.run), flags.k)
+        rows = nearest_words(Path(flags.run), flags.k, fetch=flags.fetch)
     if flags.json:
         return print_json({"run": flags.run, "k": flags.k, "rows": rows})
     print_words(rows)

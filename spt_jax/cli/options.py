@@ -65,6 +65,19 @@ def add_run(parser: Parser) -> None:
     parser.add_argument("run", help="Folder of a training run, such as runs/quickstart.")
 
 
+def add_fetch_flag(parser: Parser) -> None:
+    """Add the names that a run's config may have fetched from the network."""
+    parser.add_argument(
+        "--fetch",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="What the run's config names and the network has to give: its model, as an address or "
+        "as a Hub id that is not in the Hub's cache, or an address of its rows. Nothing else is "
+        "fetched, because a run may come from a stranger; may be given again.",
+    )
+
+
 def add_run_flags(parser: Parser) -> None:
     """Adds what the commands that make a run have in common."""
     parser.add_flag(

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from spt_jax.cli.options import (
     add_decode_flags,
     add_distributed_flags,
+    add_fetch_flag,
     add_mesh_flags,
     connected,
     make_parser,
@@ -23,7 +24,7 @@ from spt_jax.config.decode import WINDOW, DecodeConfig
 from spt_jax.config.train import DataConfig
 from spt_jax.errors import FailedRows, require
 
-_RUN_FLAGS = "run text input raw inputs_length mesh distributed json debug".split()
+_RUN_FLAGS = "run text input raw inputs_length fetch mesh distributed json debug".split()
 _USAGE = """spt-jax predict RUN [--text TEXT ... | --input ROWS] [--raw]
        spt-jax predict --model M [--prompt NAME=PATH ...] [--input ROWS] [--output OUT] [OPTIONS]"""
 
@@ -53,6 +54,7 @@ def predict(argv: Sequence[str]) -> None:
         default=[],
         help="A text; may be given again. Standard input, a text a line, without it.",
     )
+    add_fetch_flag(parser)
     _add_row_flags(parser)
     flags, _ = parser.read(argv)
     if flags.text and flags.input is not None:
@@ -66,6 +68,8 @@ def predict(argv: Sequence[str]) -> None:
             f"both the run '{flags.run}' and --model={flags.model} are given; for rows give "
             f"--prompt=NAME={flags.run} instead of the run"
         )
+    elif flags.fetch:
+        raise ValueError("--fetch is about the config of a run, but --model names the model itself")
     else:
         _answer_rows(flags, argv)
 
@@ -161,6 +165,7 @@ def _answer_texts(flags: Any) -> None:
             inputs_length=flags.inputs_length,
             raw=flags.raw,
             mesh=read_mesh_flags(flags),
+            fetch=flags.fetch,
         )
     if flags.json:
         print_json({"texts": texts, "predictions": predictions})

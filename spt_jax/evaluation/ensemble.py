@@ -47,6 +47,7 @@ def evaluate_ensemble(
     by: Literal["vote", "log_probs"] = "vote",
     *,
     mesh: MeshConfig | None = None,
+    fetch: Sequence[str] = (),
 ) -> dict:
     """Score runs of one task and their ensemble, as in table 3 of the paper.
 
@@ -57,6 +58,7 @@ def evaluate_ensemble(
         by: `vote` takes what most prompts write and compares by `score`. `log_probs` takes the
             label word with the highest mean log-probability and compares by `rank_score`.
         mesh: How devices share the work; `automesh` decides if None.
+        fetch: Names in the configs that may be fetched from the network; see `evaluate_run`.
 
     Returns:
         `average` and `best` of the runs and the `ensemble`, all by the same score, and `runs`, the
@@ -71,7 +73,7 @@ def evaluate_ensemble(
     require(
         len(runs) > 1, f"an ensemble of {len(runs)} run is given, expected two or more of one task"
     )
-    group = load_group(runs, split, mesh=mesh)
+    group = load_group(runs, split, mesh=mesh, fetch=fetch)
     _require_one_task(group, split)
     task, rows = group.tasks[0], group.rows[0]
     require(

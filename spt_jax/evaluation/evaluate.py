@@ -23,7 +23,7 @@ from spt_jax.models.backbone import Backbone
 from spt_jax.prediction.inputs import InputForm, list_rows
 from spt_jax.prediction.predictor import Predictor
 from spt_jax.prompts.bank import PromptBank
-from spt_jax.prompts.load import load_run, load_runs, load_stored, read_data_facts
+from spt_jax.prompts.load import ROWS, load_run, load_runs, load_stored
 from spt_jax.runs.log import write_atomic
 from spt_jax.runs.progress import say
 from spt_jax.typing import Params
@@ -82,6 +82,7 @@ def evaluate_run(
     model: str | None = None,
     mesh: MeshConfig | None = None,
     output: Path | None = None,
+    fetch: Sequence[str] = (),
 ) -> dict:
     """Score a trained run at its best step, or a prompt that has no run.
 
@@ -94,6 +95,8 @@ def evaluate_run(
         mesh: How devices share the work; `automesh` decides if None.
         output: A file of JSONL to write, with the input, the target, the output and the
             log-probabilities of the label words of each row.
+        fetch: Names in the config of the run that may be fetched from the network: its model (an
+            address, or a Hub id that is not in the Hub's cache) and the addresses of its rows.
 
     Returns:
         Task, split, scores, and `data_changed`: whether the rows or the label words are others than
@@ -101,16 +104,18 @@ def evaluate_run(
 
     Raises:
         FileNotFoundError: The folder holds no run, or a file of the other task is missing.
-        ValueError: The split or the task is unknown, or the prompt is of another model.
+        ValueError: The split or the task is unknown, the prompt is of another model, or the config
+            names what would be fetched and is not in `fetch`.
         RunError: `output` cannot be written.
     """
+    facts: Mapping[str, Any] = {}
     if model is None:
-        config, backbone, params = load_run(run, mesh=mesh)
+        rows = ROWS if task is None else ("origin",) if origin is None else ()
+        config, backbone, params, facts = load_run(run, mesh=mesh, fetch=fetch, rows=rows)
     else:
         config = TrainConfig(model=model, task=TaskConfig(name=task))
         backbone, params = load_stored(run, config, mesh=mesh)
     if task is None:
-        facts = read_data_facts(run)
         return _evaluate_on(config.task, split, config, backbone, params, output, facts)
     if task not in paper_task_names() or split != "test":
         raise ValueError(
@@ -190,7 +195,11 @@ def _result(
 
 
 def evaluate_runs(
-    runs: Sequence[Path], split: str, *, mesh: MeshConfig | None = None
+    runs: Sequence[Path],
+    split: str,
+    *,
+    mesh: MeshConfig | None = None,
+    fetch: Sequence[str] = (),
 ) -> dict[str, dict]:
     """Score trained runs of any tasks that share one frozen model, in the same batches.
 
@@ -198,18 +207,22 @@ def evaluate_runs(
         runs: Folders of the runs.
         split: `train`, `dev` or `test`.
         mesh: How devices share the work; `automesh` decides if None.
+        fetch: Names in the configs that may be fetched from the network; see `evaluate_run`.
 
     Returns:
         The result of `evaluate_run` for each run, by its path.
 
     Raises:
         FileNotFoundError: A folder holds no run, or one that has not been evaluated yet.
-        ValueError: The runs have no model in common, or the split is unknown.
+        ValueError: The runs have no model in common, the split is unknown, or a config names what
+            would be fetched and is not in `fetch`.
     """
-    group = load_group(runs, split, mesh=mesh)
+    group = load_group(runs, split, mesh=mesh, fetch=fetch)
     return {
-        name: _result(task, split, score(rows, outputs), rows.split, read_data_facts(Path(name)))
-        for name, task, rows, outputs in zip(group.names, group.tasks, group.rows, group.answer())
+        name: _result(task, split, score(rows, outputs), rows.split, facts)
+        for name, task, rows, outputs, facts in zip(
+            group.names, group.tasks, group.rows, group.answer(), group.facts
+        )
     }
 
 
@@ -221,6 +234,7 @@ class RunGroup:
         names: Paths of the runs. The lists below are in their order.
         tasks: Task of each run.
         rows: Rows of each run.
+        facts: What the manifest of each run says of its data.
         backbone: The frozen model.
         bank: Prompt of each run, by its path.
         data: Buckets and lengths that hold the rows of any run.
@@ -230,6 +244,7 @@ class RunGroup:
     names: Sequence[str]
     tasks: Sequence[Task]
     rows: Sequence[TaskRows]
+    facts: Sequence[Mapping[str, Any]]
     backbone: Backbone
     bank: PromptBank
     data: DataConfig
@@ -241,13 +256,19 @@ class RunGroup:
         return answer_tasks(self.backbone, params, self.bank, self.rows, self.data, self.batch_size)
 
 
-def load_group(runs: Sequence[Path], split: str, *, mesh: MeshConfig | None = None) -> RunGroup:
+def load_group(
+    runs: Sequence[Path],
+    split: str,
+    *,
+    mesh: MeshConfig | None = None,
+    fetch: Sequence[str] = (),
+) -> RunGroup:
     """Load runs and the rows of their tasks.
 
     Raises:
         FileNotFoundError, ValueError: See `evaluate_runs`.
     """
-    configs, backbone, bank = load_runs(runs, mesh=mesh)
+    configs, backbone, bank, facts = load_runs(runs, mesh=mesh, fetch=fetch, rows=ROWS)
     tasks = _load_tasks(configs)
     return RunGroup(
         names=[str(run) for run in runs],
@@ -262,6 +283,7 @@ def load_group(runs: Sequence[Path], split: str, *, mesh: MeshConfig | None = No
             )
             for run, config, task in zip(runs, configs, tasks)
         ],
+        facts=facts,
         backbone=backbone,
         bank=bank,
         data=DataConfig(
@@ -289,6 +311,7 @@ def predict_run(
     inputs_length: int | None = None,
     raw: bool = False,
     mesh: MeshConfig | None = None,
+    fetch: Sequence[str] = (),
 ) -> list[str]:
     """Return what a trained run answers to each text or row, in order.
 
@@ -303,6 +326,7 @@ def predict_run(
         inputs_length: Most tokens of an input; that of the run by default.
         raw: Whether the texts are finished inputs, which no template is applied to.
         mesh: How devices share the work; `automesh` decides if None.
+        fetch: The model of the run, if it may be fetched from the network; see `evaluate_run`.
 
     Raises:
         FileNotFoundError: The folder holds no run.
@@ -311,7 +335,7 @@ def predict_run(
             character, or is too long.
     """
     rows = list_rows(texts)
-    config, backbone, params = load_run(Path(run), mesh=mesh)
+    config, backbone, params, _ = load_run(Path(run), mesh=mesh, fetch=fetch)
     if not rows:
         return []
     form = InputForm(None if raw else config.task.template)

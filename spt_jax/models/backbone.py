@@ -86,6 +86,7 @@ def load_backbone(
     mesh: MeshConfig | None = None,
     rows: int | None = None,
     tune: str = "prompt",
+    offline: bool = False,
 ) -> Backbone:
     """Load a backbone. Every tensor of it is used once, and every leaf of the model is set once.
 
@@ -98,13 +99,15 @@ def load_backbone(
         mesh: How devices share the model and the rows; None leaves the choice to `automesh`.
         rows: Rows of a batch, for that choice; None if not known.
         tune: `model` where the weights will be trained, which takes float32 and more memory.
+        offline: Whether the network must not be used: an address is then refused, and so is a Hub
+            id whose weights are not in the Hub's cache.
 
     Raises:
         FileNotFoundError: A file of the backbone is missing.
         ValueError: No such backbone, its files do not fit each other, or the mesh fits neither it
             nor the devices.
     """
-    source, devices = open_model(name), jax.devices()
+    source, devices = open_model(name, offline=offline), jax.devices()
     platform = devices[0].platform
     weights = resolve_dtype("float32" if tune == "model" else param_dtype, platform)
     placed, reason = make_suited_mesh(

@@ -38,6 +38,23 @@ def fetch(name: str, *, weights: bool = True) -> Path:
     return folder
 
 
+def find_cached(name: str) -> Path | None:
+    """Return the folder of a model whose weights are in the cache, or None; fetch nothing."""
+    import huggingface_hub
+
+    repository, _, revision = name.partition("@")
+    try:
+        folder = Path(
+            huggingface_hub.snapshot_download(
+                repository, revision=revision or None, local_files_only=True
+            )
+        )
+    except Exception:  # the Hub has several for a model that is not there
+        return None
+    weights = (*_SAFETENSORS[:2], *_TORCH[:2])
+    return folder if any((folder / file).is_file() for file in weights) else None
+
+
 def _snapshot(name: str, patterns: list[str]) -> Path:
     import huggingface_hub  # imported here because a local model does not need it
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from spt_jax.errors import suggest
 from spt_jax.models.base_checkpoint import Base, open_base
 from spt_jax.models.bundled import open_bundled
-from spt_jax.models.hub import fetch, is_hub_id
+from spt_jax.models.hub import fetch, find_cached, is_hub_id
 from spt_jax.models.source import Source
 from spt_jax.models.t5x import CHECKPOINT, is_remote, open_t5x, open_t5x_tokenizer
 from spt_jax.models.transformers_folder import open_hf, read_config
@@ -41,22 +41,34 @@ def backbone_names() -> list[str]:
 
 
 def is_local(name: str) -> bool:
-    """Return whether a name is a bundled one or an existing folder, so that nothing is fetched."""
-    return name in backbone_names() or (not is_remote(name) and Path(name).is_dir())
+    """Return whether a model is on this machine: bundled, a folder, or in the Hub's cache."""
+    if is_remote(name):
+        return False
+    known = name in backbone_names() or Path(name).is_dir()
+    return known or (_is_on_hub(name) and find_cached(name) is not None)
 
 
-def open_model(name: str, tokenizer: Tokenizer | None = None) -> Source | Base:
+def is_fetched(name: str) -> bool:
+    """Return whether opening a model needs the network; a name that means nothing does not."""
+    return (is_remote(name) or _is_on_hub(name)) and not is_local(name)
+
+
+def open_model(
+    name: str, tokenizer: Tokenizer | None = None, *, offline: bool = False
+) -> Source | Base:
     """Open a model without reading its weights.
 
     Args:
         name: A name of one of the four kinds above.
         tokenizer: Tokenizer to use instead of the one beside the weights.
+        offline: Whether the network must not be used. A Hub id then means the model in the Hub's
+            cache.
 
     Raises:
         FileNotFoundError: A file of the model is missing.
         ValueError: There is no such model, or its files do not fit each other.
     """
-    opened = _open(name, tokenizer)
+    opened = _open(name, tokenizer, offline)
     ids, rows = opened.tokenizer.vocab_size, opened.config.vocab_size
     if ids > rows:
         raise ValueError(
@@ -66,10 +78,16 @@ def open_model(name: str, tokenizer: Tokenizer | None = None) -> Source | Base:
     return opened
 
 
-def _open(name: str, tokenizer: Tokenizer | None) -> Source | Base:
+def _open(name: str, tokenizer: Tokenizer | None, offline: bool) -> Source | Base:
+    if offline and is_fetched(name):
+        raise ValueError(
+            f"model '{name}' is not on this machine, and nothing may be fetched; give a folder, or "
+            "load it without offline"
+        )
     if is_remote(name):
         return open_t5x(name, name, tokenizer)
-    folder = find_backbone(name)
+    cached = find_cached(name) if offline and _is_on_hub(name) else None
+    folder = cached or find_backbone(name)
     if (folder / CHECKPOINT).is_file():
         return open_t5x(str(folder), name, tokenizer)
     described = read_json(folder / "config.json")
@@ -90,7 +108,7 @@ def read_shape(name: str) -> tuple[T5Config, str | None]:
         FileNotFoundError: As `open_model`.
         ValueError: As `open_model`.
     """
-    if not Path(name).exists() and is_hub_id(name):
+    if _is_on_hub(name):
         folder = fetch(name, weights=False)
         fields, tied = read_config(read_json(folder / "config.json"), name)
         return T5Config(**fields, tied_head=tied), None
@@ -111,7 +129,7 @@ def find_backbone(name: str, *, weights: bool = True) -> Path:
     for folder in (BUNDLED / name, Path(name)):
         if any((folder / file).is_file() for file in ("config.json", CHECKPOINT)):
             return folder
-    if not Path(name).exists() and is_hub_id(name):
+    if _is_on_hub(name):
         return fetch(name, weights=weights)
     bundled = backbone_names()
     raise ValueError(
@@ -119,3 +137,8 @@ def find_backbone(name: str, *, weights: bool = True) -> Path:
         f"config.json or a T5X {CHECKPOINT}, or a Hub id such as google/t5-small-lm-adapt"
         f"{suggest(name, bundled)}"
     )
+
+
+def _is_on_hub(name: str) -> bool:
+    """Return whether a name means a model of the Hub: it has that form and is no path here."""
+    return not Path(name).exists() and is_hub_id(name)

@@ -5,6 +5,7 @@ ignores length, and by L2 distance often differ. Both are given. Neither says wh
 (Khashabi et al. 2022).
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,24 +65,25 @@ def words_of(prompt: Float[Array, "P D"] | np.ndarray, backbone: Backbone, k: in
     return rows
 
 
-def nearest_words(run: Path, k: int) -> list[dict]:
-    """Return what `words_of` gives for the prompt of a trained run.
+def nearest_words(run: Path, k: int, *, fetch: Sequence[str] = ()) -> list[dict]:
+    """Return what `words_of` gives for the prompt of a trained run; `fetch` is that of `load_run`.
 
     Raises:
         FileNotFoundError: The folder holds no run.
         ValueError: The run has no prompt, or `k` is below 1.
     """
     require(k >= 1, f"k is {k} nearest words, expected 1 or more")
-    _, backbone, params = load_run(run)
-    require("prompt" in params, f"run '{run}' tuned the model and has no prompt to read")
-    return words_of(params["prompt"], backbone, k)
+    loaded = load_run(run, fetch=fetch)
+    require("prompt" in loaded.params, f"run '{run}' tuned the model and has no prompt to read")
+    return words_of(loaded.params["prompt"], loaded.backbone, k)
 
 
 def show_prompt(source: Path, *, model: str | None = None, k: int = 3) -> dict[str, Any]:
     """Describe a prompt of any format; this is what `spt-jax prompt show` prints.
 
     Without `model`, the model that the prompt's metadata names is opened only if it is on this
-    machine, because a prompt file may come from a stranger and must not decide what is downloaded.
+    machine or in the Hub's cache, because a prompt file may come from a stranger and must not
+    decide what is downloaded.
 
     Args:
         source: Path of the prompt; see `read_prompt`.
@@ -110,7 +112,7 @@ def show_prompt(source: Path, *, model: str | None = None, k: int = 3) -> dict[s
             model is not None or is_local(name),
             f"the file's model '{name}' is no bundled one and no folder on this machine",
         )
-        backbone = load_backbone(name)
+        backbone = load_backbone(name, offline=model is None)
     except (ValueError, OSError) as error:
         if model is not None:
             raise
