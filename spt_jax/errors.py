@@ -86,7 +86,7 @@ def one_line(error: BaseException) -> str:
 
 def _resumes(argv: Sequence[str]) -> bool:
     to_file = any(argument.partition("=")[0] == "--output" for argument in argv)
-    return argv[0] in ("train", "pretrain") or (argv[0] == "predict" and to_file)
+    return argv[0] in ("train", "sweep", "pretrain") or (argv[0] == "predict" and to_file)
 
 
 def require(condition: bool, message: str) -> None:

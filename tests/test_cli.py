@@ -190,7 +190,7 @@ def test_help_explains_every_field(run):
 
 TASK = "--task.name=library"
 USAGE_ERRORS = {
-    "": "no command is given; commands: train, evaluate, predict, nearest, inspect",
+    "": "no command is given; commands: train, sweep, evaluate, predict, nearest, inspect",
     "trian": r"unknown command 'trian'; commands: train, .* \(did you mean 'train'\?\)",
     f"train {TASK} --prompt.lenght=3": r"unknown option 'prompt.lenght'; PromptConfig has: file, "
     r"init, length, text \(did you mean 'prompt.length'\?\)",

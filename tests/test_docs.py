@@ -11,7 +11,14 @@ import pytest
 from spt_jax.cli import main as cli
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/running.md", "docs/spt-nano.md", "docs/tpu.md", "docs/gpu.md")
+PAGES = (
+    "README.md",
+    "docs/running.md",
+    "docs/sweeps.md",
+    "docs/spt-nano.md",
+    "docs/tpu.md",
+    "docs/gpu.md",
+)
 TEXTS = ("CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
 
 
@@ -42,7 +49,7 @@ def spt_jax_commands() -> list[list[str]]:
 def test_options_of_spt_jax_exist(arguments, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)  # which `--config configs/quickstart.yaml` starts from
     command, *rest = arguments
-    if command == "train":
+    if command in ("train", "sweep"):
         assert cli.main([command, *rest, "--print-config"]) == 0
         return
     action = [rest[0]] if command in ("prompt", "data") else []

@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from spt_jax.cache import keep_programs
 from spt_jax.cli.parser import Parser, option_helps
@@ -18,10 +18,22 @@ from spt_jax.config.devices import DistributedConfig, MeshConfig
 from spt_jax.config.fields import to_dict
 from spt_jax.errors import suggest
 
+AnyParser = TypeVar("AnyParser", bound=Parser)
 
-def make_parser(command: Callable, config: type | None = None) -> Parser:
-    """The parser of a command, named and described as its function, with --json and --debug."""
-    parser = Parser(command.__name__, command.__doc__ or "", config)
+
+def make_parser(
+    command: Callable, config: type | None = None, kind: type[AnyParser] = Parser
+) -> AnyParser:
+    """Return a parser named and described as the function of its command.
+
+    It has the flags --json and --debug.
+
+    Args:
+        command: The function.
+        config: Dataclass whose fields are options.
+        kind: Class of the parser.
+    """
+    parser = kind(command.__name__, command.__doc__ or "", config)
     parser.add_argument(
         "--json",
         action="store_true",
@@ -90,6 +102,24 @@ def add_run_flags(parser: Parser) -> None:
     parser.add_argument(
         "--overwrite", action="store_true", help="Start over: delete what the folder holds."
     )
+
+
+def read_seeds(text: str) -> list[int]:
+    """Return the seeds of `--seeds`: numbers, and ranges such as 0-4.
+
+    Raises:
+        ValueError: The text is something else, or has a seed twice.
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        found = re.fullmatch("([0-9]+)(?:-([0-9]+))?", part.strip())
+        first, last = (int(n) for n in (found[1], found[2] or found[1])) if found else (0, -1)
+        seeds += range(first, min(last, first + 9_999) + 1)
+        if first > last or len({*seeds}) < len(seeds):
+            raise ValueError(
+                f"--seeds is '{text}', expected different whole numbers such as 0,1,2 or 0-4"
+            )
+    return seeds
 
 
 def add_mesh_flags(parser: Parser) -> None:

@@ -92,23 +92,32 @@ class Parser(jsonargparse.ArgumentParser):
             ValueError: For an unknown option, or a value that does not fit its option.
             FileNotFoundError: For a `--config` that does not exist.
         """
+        flags, values = self.read_values(argv)
+        return flags, None if self.config is None else _build(self.config, values)
+
+    def read_values(self, argv: Sequence[str]) -> tuple[jsonargparse.Namespace, dict[str, Any]]:
+        """Read a command line as `read` does, without making the config.
+
+        Returns:
+            The command's own flags, and the value of each option that is given, by its dotted name.
+        """
         given, others = self._split(argv)
         flags = self.parse_args(others)
         for setting in given:
             if setting.name in self.flags:
-                flags[setting.name] = self._typed(setting)
+                flags[setting.name] = self.typed(setting)
         if self.config is None:
-            return flags, None
+            return flags, {}
         settings = [setting for name in flags.config for setting in self._read_file(name)]
         settings += [setting for setting in given if setting.name not in self.flags]
         values: dict[str, Any] = {}
         for setting in settings:
-            value = self._typed(setting)
+            value = self.typed(setting)
             for name in list(values):  # `prompt: null` and prompt.length replace each other
                 if name.startswith(f"{setting.name}.") or setting.name.startswith(f"{name}."):
                     del values[name]
             values[setting.name] = value
-        return flags, _build(self.config, values)
+        return flags, values
 
     def _add_options(self, config: type, prefix: str, default: Any, title: str) -> None:
         hints, helps = get_type_hints(config), option_helps(config)
@@ -149,42 +158,50 @@ class Parser(jsonargparse.ArgumentParser):
                     text = "true"
                 elif not equals:
                     raise ValueError(f"option '{name}' has no value; write --{name}=VALUE")
-                is_tree = name in self.sections or _is_container(self.hints.get(name))
-                tree = load_text(text, f"option '{name}': ") if is_tree else text
+                tree = load_text(text, f"option '{name}': ") if self.is_tree(name) else text
                 if name in self.flags:
                     settings.append(Setting(name, tree, ""))
                 else:
-                    settings += self._flatten(name, tree, "")
+                    settings += self.flatten(name, tree, "")
             elif f"--{name}" in self._option_string_actions:
                 others.append(argument)
             else:
                 raise ValueError(self._unknown(name, ""))
         return settings, others
 
-    def _read_file(self, name: str) -> list[Setting]:
-        path = find_config(name)
-        try:
-            text = path.read_text("utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not text in UTF-8: {error}") from error
-        return list(self._flatten("", load_text(text, f"{path}: ") or {}, f"{path}: "))
+    def is_tree(self, name: str) -> bool:
+        """Return whether the text of an option is YAML: that of a section, list or mapping."""
+        return name in self.sections or _is_container(self.hints.get(name))
 
-    def _flatten(self, name: str, tree: Any, where: str) -> Iterator[Setting]:
-        """The settings in a tree of text: {"prompt": {"length": "5"}} is prompt.length = 5."""
+    def _read_file(self, name: str) -> list[Setting]:
+        tree, where = read_tree(name)
+        return list(self.flatten("", tree, where))
+
+    def flatten(self, name: str, tree: Any, where: str) -> Iterator[Setting]:
+        """Yield the settings in a tree of text: {"prompt": {"length": "5"}} is prompt.length = 5.
+
+        Raises:
+            ValueError: There is no such option; `where` opens the message.
+        """
         if name in self.hints or (name in self.sections and tree is None):
             yield Setting(name, tree, where)
         elif name not in self.sections:
             raise ValueError(self._unknown(name, where))
         elif isinstance(tree, dict):
             for key, value in tree.items():
-                yield from self._flatten(f"{name}.{key}" if name else key, value, where)
+                yield from self.flatten(f"{name}.{key}" if name else key, value, where)
         else:
             raise ValueError(
                 f"{where}{name or 'the file'} is {show(tree)}, expected a mapping of options; "
                 f"{self._has(name)}"
             )
 
-    def _typed(self, setting: Setting) -> Any:
+    def typed(self, setting: Setting) -> Any:
+        """Return the value of a setting with the type of its option.
+
+        Raises:
+            ValueError: The text does not fit the type.
+        """
         name, text, where = setting
         if name in self.sections:
             parent, _, leaf = name.rpartition(".")
@@ -214,6 +231,27 @@ class Parser(jsonargparse.ArgumentParser):
         has = self._has(owner) if self.config else f"{self.prog} has: {', '.join(flags)}"
         guess = suggest(name, known if where else {*known, *flags})
         return f"{where}unknown option '{name}'; {has}{guess}"
+
+
+def read_tree(name: str) -> tuple[Any, str]:
+    """Read a config file.
+
+    Args:
+        name: Its path, or the name of a bundled one.
+
+    Returns:
+        Its content as a tree of text, and the words that open a message about it.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is not YAML in UTF-8.
+    """
+    path = find_config(name)
+    try:
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8: {error}") from error
+    return load_text(text, f"{path}: ") or {}, f"{path}: "
 
 
 def _build(config: Any, values: dict[str, Any], prefix: str = "", default: Any = None) -> Any:

@@ -13,6 +13,7 @@ from spt_jax.cli.options import (
     connected,
     make_parser,
     print_config,
+    read_seeds,
     stdout_to_stderr_if,
     workdir,
 )
@@ -29,7 +30,8 @@ def train(argv: Sequence[str]) -> None:
         "seeds",
         str | None,
         None,
-        "Train once for each seed, in WORKDIR/seed_S, and print mean and sample deviation.",
+        "Train once for each seed, such as 0,1,2 or 0-4, in WORKDIR/seed_S, and print mean and "
+        "sample deviation.",
         metavar="S,S,...",
     )
     parser.add_argument(
@@ -44,7 +46,7 @@ def train(argv: Sequence[str]) -> None:
     flags, config = parser.read(argv)
     if flags.print_config:
         return print_config(config)
-    seeds = None if flags.seeds is None else _read_seeds(flags.seeds)
+    seeds = None if flags.seeds is None else read_seeds(flags.seeds)
     folder = workdir(flags, config.task.name or Path(config.task.source).stem)
     command = ["spt-jax", "train", *argv]
     profile = 0 if flags.profile is None else _read_profile(flags.profile)
@@ -69,13 +71,6 @@ def _fit(
             for seed in seeds
         ]
     )
-
-
-def _read_seeds(text: str) -> list[int]:
-    seeds = [int(seed) for seed in text.split(",") if re.fullmatch("[0-9]+", seed)]
-    if len({*seeds}) < text.count(",") + 1:
-        raise ValueError(f"--seeds is '{text}', expected different whole numbers such as 0,1,2")
-    return seeds
 
 
 def _read_profile(text: str) -> int:

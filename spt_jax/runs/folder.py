@@ -212,7 +212,7 @@ class RunFolder:
         overwrite: bool,
     ) -> None:
         if overwrite:
-            self._clear()
+            self.clear()
             self.publish()  # so that no step of that run is taken for one of this run
         self._check_identity(identity)
         self.result_file.unlink(missing_ok=True)  # it is the result of fewer steps
@@ -225,6 +225,12 @@ class RunFolder:
         """Return the bytes of a checkpoint on the disk, or 0 if it does not exist."""
         files = (self.checkpoints / str(step)).rglob("*")
         return sum(file.stat().st_size for file in files if file.is_file())
+
+    @main_process
+    def last_step(self) -> int:
+        """Return the step of the newest checkpoint, or 0 if there is none."""
+        places = self.checkpoints.iterdir() if self.checkpoints.is_dir() else ()
+        return max((int(place.name) for place in places if place.name.isdecimal()), default=0)
 
     @main_process
     def read_timing(self) -> list[dict]:
@@ -252,7 +258,7 @@ class RunFolder:
                     "give another --workdir, or --overwrite to delete that run"
                 )
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
         """Delete the files and folders of a run, and nothing else.
 
         Raises:

@@ -1,0 +1,192 @@
+"""Train the runs of a study in one folder: those that are missing, until all have ended.
+
+    sweep.yaml     the study, as a study file
+    results.json   what became of each run
+    NAME/          the folder of each run, as `spt-jax train` writes it
+
+Every run is what it would be by itself, so the folder of a run is the only record of its progress:
+a sweep that is started again skips the finished runs and goes on with the others.
+
+A run that fails, because its loss is not finite for example, does not end the sweep. Each run
+scores its test rows once, at its end; what is chosen between runs is chosen by dev.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from spt_jax.config.fields import show
+from spt_jax.distributed.main_process import main_only, main_process
+from spt_jax.errors import BAD_INPUT, Preempted, RunError, one_line
+from spt_jax.paths import safe_join
+from spt_jax.runs.folder import RunFolder
+from spt_jax.runs.log import lock_folder, write_atomic, write_json_atomic
+from spt_jax.runs.progress import ManyBar, say
+from spt_jax.runs.workdir import find_address
+from spt_jax.studies.grid import PARTS, WITHOUT_EFFECT, Study, StudyRun, expand, to_tree
+from spt_jax.train import fit
+
+STUDY_FILE, RESULTS_FILE = "sweep.yaml", "results.json"
+
+SHOWN = ("task", "dev_score", "score", "rank_score", "best_step", "steps_done")
+"""Values of a run's result that the results of a sweep repeat."""
+
+
+def sweep(
+    study: Study, folder: Path, *, overwrite: bool = False, command: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Train all runs of a study that are not finished.
+
+    Args:
+        study: A base config and what varies.
+        folder: Folder of the sweep. A sweep that was stopped there goes on. It may get more values
+            and seeds, but its base stays the same.
+        overwrite: Delete the runs of the sweep that is there first.
+        command: The command line, for the manifests of the runs.
+
+    Returns:
+        `runs`, a record of each run with its `name`, its `state` (`finished` or `failed`), and its
+        scores or the `reason`; `best`, the name of the run with the highest dev score, by task;
+        `failed`, the number of failed runs.
+
+    Raises:
+        ValueError: The study is wrong, the folder belongs to another one, or a run cannot begin.
+        FileNotFoundError: A file of a run does not exist.
+        RunError: Another process works in the folder, or it cannot be written.
+        Preempted: A signal ended the sweep; the run that was trained is saved.
+    """
+    runs = expand(study)
+    with _claim(study, folder, overwrite):
+        results = {run.name: _read(run, folder) for run in runs}
+        _write_results(folder, results)
+        finished = [run for run in runs if results[run.name]["state"] == "finished"]
+        say(f"{len(runs)} runs, {len(finished)} of them finished before")
+        total = sum(run.config.steps for run in runs)
+        done = sum(run.config.steps for run in finished)
+        with ManyBar("sweep", total, done) as bar:
+            for run in runs:
+                if run in finished:
+                    continue
+                bar.begin_part(done, run.config.steps, total)
+                results[run.name] = _train(run, folder, command)
+                _write_results(folder, results)
+                done += run.config.steps
+    return summarize(results)
+
+
+def summarize(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the records of all runs, the best run of each task by dev, and the number of failures.
+
+    Args:
+        results: Record of each run by its name.
+    """
+    best: dict[str, Mapping[str, Any]] = {}
+    for record in results.values():
+        if record["state"] == "finished":
+            other = best.setdefault(record["task"], record)
+            if record["dev_score"] > other["dev_score"]:
+                best[record["task"]] = record
+    return {
+        "runs": list(results.values()),
+        "best": {task: record["name"] for task, record in best.items()},
+        "failed": sum(record["state"] == "failed" for record in results.values()),
+    }
+
+
+def _train(run: StudyRun, folder: Path, command: Sequence[str]) -> dict[str, Any]:
+    """Train a run, and return its record."""
+    say(f"run {run.name}")
+    try:
+        return _finished(run, fit(run.config, folder / run.name, command=command))
+    except Preempted:
+        raise
+    except RunError as error:
+        say(f"run {run.name} failed: {one_line(error)}")
+        return {"name": run.name, "state": "failed", "reason": one_line(error)}
+    except BAD_INPUT as error:
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        raise kind(f"run '{run.name}': {one_line(error)}") from error
+
+
+def _read(run: StudyRun, folder: Path) -> dict[str, Any]:
+    """Return the record of a run before the sweep."""
+    result = RunFolder(folder / run.name).finished(run.config, overwrite=False)
+    return {"name": run.name, "state": "waiting"} if result is None else _finished(run, result)
+
+
+def _finished(run: StudyRun, result: Mapping[str, Any]) -> dict[str, Any]:
+    shown = {name: result[name] for name in SHOWN if name in result}
+    return {"name": run.name, "state": "finished", **shown}
+
+
+@contextlib.contextmanager
+def _claim(study: Study, folder: Path, overwrite: bool) -> Iterator[None]:
+    """Lock the folder of a sweep, and write its study file."""
+    if (address := find_address(folder)) is not None:
+        raise ValueError(
+            f"workdir '{address}' is in a bucket, and the folder of a sweep has to be on this "
+            "machine; give a local --workdir"
+        )
+    with main_only(lambda: lock_folder(folder)):
+        _start(study, folder, overwrite)
+        yield
+
+
+@main_process
+def _start(study: Study, folder: Path, overwrite: bool) -> None:
+    file = folder / STUDY_FILE
+    if overwrite:
+        _delete_runs(folder)
+    elif file.is_file():
+        _check_base(folder, yaml.safe_load(file.read_text()), to_tree(study))
+    write_atomic(file, yaml.safe_dump(to_tree(study), sort_keys=False).encode())
+
+
+def _check_base(folder: Path, saved: Any, now: Mapping[str, Any]) -> None:
+    """Raise ValueError if the sweep in the folder has another base config than that of now."""
+    old, new = _base_options(saved), _base_options(yaml.safe_load(yaml.safe_dump(dict(now))))
+    changed = [
+        f"{name} ({show(old.get(name))} there, {show(new.get(name))} now)"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name) and not name.startswith(WITHOUT_EFFECT)
+    ]
+    if changed:
+        raise ValueError(
+            f"workdir '{folder}' holds a sweep with another base config: {', '.join(changed)}; "
+            "give another --workdir, or --overwrite to delete the runs of that sweep"
+        )
+
+
+def _base_options(tree: Any) -> dict[str, Any]:
+    """Return the options of the base in a study file, by their dotted names."""
+    options: dict[str, Any] = {}
+
+    def walk(inner: Mapping[str, Any], prefix: str) -> None:
+        for name, value in inner.items():
+            if isinstance(value, Mapping):
+                walk(value, f"{prefix}{name}.")
+            else:
+                options[prefix + name] = value
+
+    walk({name: part for name, part in tree.items() if name not in PARTS}, "")
+    return options
+
+
+def _delete_runs(folder: Path) -> None:
+    """Delete the runs that the results of a sweep name, and nothing else."""
+    file = folder / RESULTS_FILE
+    names = [record["name"] for record in json.loads(file.read_text())] if file.is_file() else []
+    for name in names:
+        run = RunFolder(safe_join(folder, name))
+        if run.path.is_dir():
+            run.clear()
+    file.unlink(missing_ok=True)
+
+
+@main_process
+def _write_results(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
+    write_json_atomic(folder / RESULTS_FILE, list(results.values()))

@@ -1,0 +1,280 @@
+"""A sweep: no run twice and none lost, whatever ends it; what fails and what is best by dev."""
+
+import dataclasses
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from support import tiny
+
+from spt_jax.cli.main import main
+from spt_jax.config.fields import to_dict
+from spt_jax.errors import Preempted, RunError
+from spt_jax.models.open import read_shape
+from spt_jax.runs.folder import RunFolder
+from spt_jax.runs.progress import Bar
+from spt_jax.studies import sweep as module
+from spt_jax.studies.cost import estimate
+from spt_jax.studies.grid import Study, expand
+from spt_jax.studies.sweep import sweep
+from spt_jax.t5.flops import step_flops
+from spt_jax.train import fit as real_fit
+
+BASE = {"task.name": "library", "steps": 10, "eval.every": 5}
+STUDY = Study(BASE, {"prompt.length": [1, 5, 20], "task.name": ["library", "type"]}, seeds=(0, 1))
+NAMES = [run.name for run in expand(STUDY)]
+
+
+class Fit:
+    """Stands for `fit`: writes what a finished run leaves, and counts the calls.
+
+    `errors` is what a call raises instead, by the number of the call.
+    """
+
+    def __init__(self):
+        self.calls, self.errors, self.dev = [], {}, {}
+
+    def __call__(self, config, workdir, *, command):
+        self.calls.append(workdir.name)
+        with Bar("training", config.steps) as bar:
+            bar.update(config.steps // 2)
+            if (error := self.errors.get(len(self.calls))) is not None:
+                raise error
+            bar.update(config.steps)
+        folder = RunFolder(workdir)
+        workdir.mkdir()
+        folder.config_file.write_text(yaml.safe_dump(to_dict(config)))
+        folder.manifest_file.write_text(json.dumps({"identity": {}, "versions": {}}))
+        result = {"task": config.task.name, "score": 1.0 + config.seed, "steps": config.steps}
+        result["dev_score"] = self.dev.get(workdir.name, 50.0)
+        folder.write_result(result)
+        return result
+
+
+@pytest.fixture
+def fit(monkeypatch):
+    fit = Fit()
+    monkeypatch.setattr(module, "fit", fit)
+    return fit
+
+
+def results(folder):
+    return {run["name"]: run for run in json.loads((folder / "results.json").read_text())}
+
+
+def test_every_run_is_trained_once_in_a_folder_of_its_name(fit, tmp_path):
+    result = sweep(STUDY, tmp_path / "s", command=["spt-jax", "sweep"])
+    assert fit.calls == NAMES and len(NAMES) == 12
+    assert [run["name"] for run in result["runs"]] == NAMES
+    assert {run["state"] for run in result["runs"]} == {"finished"} and result["failed"] == 0
+    assert [*results(tmp_path / "s").values()] == result["runs"]
+    saved = yaml.safe_load((tmp_path / "s" / "sweep.yaml").read_text())
+    assert saved["vary"] == {"prompt.length": [1, 5, 20], "task.name": ["library", "type"]}
+    assert saved["seeds"] == [0, 1] and saved["steps"] == 10
+
+
+def test_finished_runs_are_skipped_and_a_study_that_grows_trains_what_is_new(fit, tmp_path, capsys):
+    sweep(STUDY, tmp_path)
+    sweep(STUDY, tmp_path)
+    assert fit.calls == NAMES
+    assert "12 runs, 12 of them finished before" in capsys.readouterr().err
+    sweep(dataclasses.replace(STUDY, seeds=(0, 1, 2)), tmp_path)
+    assert len(fit.calls) == 18 and all(name.endswith("seed=2") for name in fit.calls[12:])
+
+
+def test_the_best_run_of_each_task_is_chosen_by_dev_and_not_by_test(fit, tmp_path):
+    best = "prompt.length=5,task.name=type,seed=0"  # seed 1 has the higher test score
+    fit.dev = {best: 60.0, NAMES[0]: 55.0}
+    assert sweep(STUDY, tmp_path)["best"] == {"library": NAMES[0], "type": best}
+
+
+def test_a_failed_run_is_told_does_not_end_the_sweep_and_is_tried_again(fit, tmp_path, capsys):
+    fit.errors[3] = RunError("the loss of step 7 is nan")
+    result = sweep(STUDY, tmp_path)
+    assert len(fit.calls) == 12 and result["failed"] == 1
+    failed = {"name": NAMES[2], "state": "failed", "reason": "the loss of step 7 is nan"}
+    assert result["runs"][2] == failed == results(tmp_path)[NAMES[2]]
+    assert f"run {NAMES[2]} failed: the loss of step 7 is nan" in capsys.readouterr().err
+    assert sweep(STUDY, tmp_path)["failed"] == 0
+    assert fit.calls[12:] == [NAMES[2]]
+
+
+@pytest.mark.parametrize(
+    "error, seed", [(Preempted("ended by SIGTERM"), 0), (KeyboardInterrupt(), 1), (OSError(5), 2)]
+)
+def test_a_sweep_that_ends_at_a_random_run_goes_on_there(fit, tmp_path, error, seed):
+    draw = random.Random(seed)
+    done = 0
+    while done < 12:
+        fit.errors = {len(fit.calls) + draw.randint(1, 6): error}
+        before = len(fit.calls)
+        try:
+            result = sweep(STUDY, tmp_path)
+            done += len(fit.calls) - before
+        except type(error):
+            done += len(fit.calls) - before - 1
+    assert [*dict.fromkeys(fit.calls)] == NAMES  # the run that was ended is the next one
+    assert [run["state"] for run in result["runs"]] == ["finished"] * 12
+
+
+@pytest.mark.parametrize("error", [ValueError, FileNotFoundError])
+def test_bad_input_of_a_run_ends_the_sweep_and_names_the_run(fit, tmp_path, error):
+    fit.errors[2] = error("file 'rows.jsonl' is wrong")
+    with pytest.raises(error, match=f"^run '{NAMES[1]}': file 'rows.jsonl' is wrong$"):
+        sweep(STUDY, tmp_path)
+    assert len(fit.calls) == 2
+
+
+def test_another_base_config_is_refused_but_other_logging_is_not(fit, tmp_path):
+    sweep(STUDY, tmp_path)
+    changed = {**BASE, "steps": 11, "optimizer.name": "adamw", "log.every": 2, "remat": "full"}
+    with pytest.raises(ValueError) as error:
+        sweep(dataclasses.replace(STUDY, base=changed), tmp_path)
+    assert str(error.value) == (
+        f"workdir '{tmp_path}' holds a sweep with another base config: optimizer.name (null there, "
+        "'adamw' now), steps (10 there, 11 now); give another --workdir, or --overwrite to delete "
+        "the runs of that sweep"
+    )
+    same = {**BASE, "log.every": 2, "eval.batch_size": 4, "mesh.data": 1}
+    sweep(dataclasses.replace(STUDY, base=same), tmp_path)
+    assert len(fit.calls) == 12
+
+
+def test_overwrite_deletes_the_runs_of_the_sweep_and_nothing_else(fit, tmp_path):
+    sweep(STUDY, tmp_path)
+    own = tmp_path / "mine"
+    own.mkdir()
+    (own / "config.yaml").write_text("steps: 1\n")
+    base = {**BASE, "steps": 4}
+    sweep(Study(base, {"prompt.length": [1, 5]}), tmp_path, overwrite=True)
+    left = {path.parent.name for path in tmp_path.glob("*/result.json")}
+    assert left == {"prompt.length=1", "prompt.length=5"} and (own / "config.yaml").exists()
+
+
+def test_names_in_damaged_results_lead_nowhere_else(fit, tmp_path):
+    folder = tmp_path / "s"
+    sweep(STUDY, folder)
+    (folder / "results.json").write_text(json.dumps([{"name": "../other"}]))
+    with pytest.raises(ValueError, match="the name '../other' has the part '..'"):
+        sweep(STUDY, folder, overwrite=True)
+
+
+def test_a_bucket_is_no_folder_of_a_sweep(tmp_path):
+    with pytest.raises(ValueError, match="workdir 'gs://bucket/s' is in a bucket, and the folder"):
+        sweep(STUDY, Path("gs://bucket/s"))
+
+
+def test_two_sweeps_of_one_folder_at_once_are_refused(fit, tmp_path, monkeypatch):
+    def second(*args, **kwargs):
+        with pytest.raises(RunError, match="another process is using"):
+            sweep(STUDY, tmp_path)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "fit", second)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(STUDY, tmp_path)
+
+
+def test_one_bar_counts_the_steps_of_all_runs(fit, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("spt_jax.runs.progress.PLAIN_SECONDS", 0.0)
+    fit.errors[2] = Preempted("ended by SIGTERM")
+    with pytest.raises(Preempted):
+        sweep(STUDY, tmp_path)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("sweep ")]
+    assert [line.split("  ")[0] for line in lines] == [
+        "sweep 5/120",
+        "sweep 10/120",
+        "sweep 15/120",
+    ]
+    assert all(" s left" in line for line in lines)
+    sweep(STUDY, tmp_path)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("sweep ")]
+    assert lines[0].startswith("sweep 15/120") and lines[-1].startswith("sweep 120/120")
+    assert Bar.outer is None
+
+
+def test_an_estimate_counts_what_is_left_and_trains_nothing(fit, tmp_path):
+    base = {**BASE, "data.batch_size": 4, "data.inputs_length": 32, "data.targets_length": 2}
+    study = Study(base, {"prompt.length": [1, 20]}, seeds=(0, 1))
+    fit.errors[2] = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        sweep(study, tmp_path)
+    (tmp_path / "prompt.length=1,seed=1" / "checkpoints" / "4").mkdir(parents=True)
+    result = estimate(study, tmp_path)
+    assert [(run["state"], run["steps_done"], run["steps_left"]) for run in result["runs"]] == [
+        ("finished", 10, 0),
+        ("waiting", 4, 6),
+        ("waiting", 0, 10),
+        ("waiting", 0, 10),
+    ]
+    assert (result["runs_left"], result["steps_left"], result["examples_left"]) == (3, 26, 104)
+    shape = read_shape("spt-nano")[0]
+    batch = {"inputs": np.zeros((4, 32)), "targets": np.zeros((4, 2))}
+    short, long = (step_flops(shape, batch, prompt=n, tune="prompt") for n in (1, 20))
+    assert result["flops_at_most"] == round(6 * short + 20 * long)
+    assert len(fit.calls) == 2
+
+
+def write_study(folder, **parts):
+    """A study file of runs on the tiny backbone."""
+    tree = {**to_dict(tiny.train_config(folder)), **parts}
+    (folder / "study.yaml").write_text(yaml.safe_dump(tree))
+    return folder / "study.yaml"
+
+
+def files_of(folder):
+    """Log, prompt and scores of each run; no times, which differ from run to run."""
+    found = {}
+    for run in sorted(path.parent for path in folder.glob("*/result.json")):
+        result = json.loads((run / "result.json").read_text())
+        scores = [result[name] for name in ("score", "rank_score", "dev_score", "best_step")]
+        prompt = (run / "prompt.safetensors").read_bytes()
+        found[run.name] = (run / "log.jsonl").read_text(), prompt, scores
+    return found
+
+
+def count_lines(folder):
+    """Lines in the logs of all runs: 12 steps and 4 evaluations of each finished run."""
+    return sum(log.read_text().count("\n") for log in folder.glob("*/log.jsonl"))
+
+
+def test_a_run_of_a_sweep_is_what_it_is_alone(tmp_path, capsys):
+    config = tiny.train_config(tmp_path / "files", steps=4)
+    file = write_study(tmp_path / "files", steps=4, seeds=[0, 1])
+    assert main(["sweep", f"--config={file}", f"--workdir={tmp_path / 's'}"]) == 0
+    alone = tmp_path / "alone" / "seed=1"
+    real_fit(dataclasses.replace(config, seed=1), alone)
+    runs = files_of(tmp_path / "s")
+    assert [*runs] == ["seed=0", "seed=1"] and runs["seed=1"] == files_of(tmp_path / "alone")[
+        "seed=1"
+    ]
+    assert runs["seed=0"][1] != runs["seed=1"][1]
+    assert "seed=1  finished" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_ten_times_ends_as_an_undisturbed_one(tmp_path):
+    file = write_study(
+        tmp_path, vary={"prompt.length": [1, 3], "optimizer.learning_rate": [0.1, 0.3]}, seeds="0-2"
+    )
+    command = [sys.executable, "-m", "spt_jax", "sweep", f"--config={file}"]
+    subprocess.run([*command, f"--workdir={tmp_path / 'whole'}"], check=True)
+    folder, draw = tmp_path / "killed", random.Random(0)
+    for _ in range(10):
+        process = subprocess.Popen([*command, f"--workdir={folder}"])
+        enough = count_lines(folder) + draw.randint(1, 14)
+        while count_lines(folder) < enough:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run([*command, f"--workdir={folder}"], check=True)
+    whole, survived = files_of(tmp_path / "whole"), files_of(folder)
+    assert len(whole) == 12 and survived == whole
