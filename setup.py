@@ -44,8 +44,8 @@ setup(
         "safetensors>=0.8",  # which reads files without mapping them
         "tensorstore>=0.1.70",  # T5X checkpoints, local and remote; comes with orbax-checkpoint
         "tokenizers>=0.22",
+        "scipy>=1.14",  # statistics of reports
         # Sources of text: the built-in task reads their docstrings, and nothing imports them.
-        "scipy>=1.14",
         "tensorflow-datasets>=4.9",
         "importlib-resources>=6.0",  # which tensorflow-datasets imports without saying so
         "transformers>=5.0",

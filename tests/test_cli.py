@@ -190,7 +190,7 @@ def test_help_explains_every_field(run):
 
 TASK = "--task.name=library"
 USAGE_ERRORS = {
-    "": "no command is given; commands: train, sweep, evaluate, predict, nearest, inspect",
+    "": "no command is given; commands: train, sweep, report, evaluate, predict, nearest, inspect",
     "trian": r"unknown command 'trian'; commands: train, .* \(did you mean 'train'\?\)",
     f"train {TASK} --prompt.lenght=3": r"unknown option 'prompt.lenght'; PromptConfig has: file, "
     r"init, length, text \(did you mean 'prompt.length'\?\)",
@@ -233,6 +233,9 @@ USAGE_ERRORS = {
     "evaluate r --model=m": "--model is given without --task",
     "evaluate r --split": "option 'split' has no value; write --split=VALUE",
     "nearest r --k=x": "k is 'x', expected a whole number",
+    "report": "the following arguments are required: folder",
+    "report r --metric=acc": "metric is 'acc', expected one of score, rank_score, dev_score",
+    "report r --compare": "option 'compare' has no value; write --compare=VALUE",
     "evaluate r --splt=dev": r"unknown option 'splt'; spt-jax evaluate has: .*did you mean 'split'",
     "inspect m --length=0": "length is 0, expected 1 or more",
     "predict": "neither a run nor --model is given; see spt-jax predict --help",
@@ -597,6 +600,7 @@ def test_help_and_config_errors_never_import_jax():
         "--version": 0,
         "train --help": 0,
         "evaluate --help": 0,
+        "report --help": 0,
         "train --task.name=library --print-config": 0,
         "train --task.name=library --prompt.lenght=3": 2,
         "train --task.name=library --steps=x": 2,

@@ -23,6 +23,7 @@ from spt_jax.cli.predict import predict
 from spt_jax.cli.pretrain import pretrain
 from spt_jax.cli.printing import hide_orbax_log, warnings_on_stderr
 from spt_jax.cli.prompt import prompt
+from spt_jax.cli.report import report
 from spt_jax.cli.sweep import sweep
 from spt_jax.cli.train import train
 from spt_jax.errors import describe, suggest
@@ -32,6 +33,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     for command in (
         train,
         sweep,
+        report,
         evaluate,
         predict,
         nearest,

@@ -221,6 +221,17 @@ def to_dict(config: Any) -> dict[str, Any]:
     return plain(dataclasses.asdict(config))
 
 
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested options by their dotted names: {"prompt": {"length": 5}} as "prompt.length"."""
+    flat = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
 def from_dict(cls: Any, values: Mapping[str, Any], default: Any = None, *, saved: bool = False):
     """Return the config that nested dicts describe. What they lack has its default.
 

@@ -27,6 +27,9 @@ Options = Mapping[str, Any]
 WITHOUT_EFFECT = ("log", "mesh", "remat", "eval.batch_size", "eval.baselines")
 """Options, and sections of them, that change nothing in what a run learns."""
 
+RESULTS_FILE = "results.json"
+"""File in the folder of a sweep that says what became of each run."""
+
 PARTS = ("vary", "runs", "seeds", "sample")
 """Keys of a study file beside the options of its base."""
 

@@ -27,10 +27,18 @@ from spt_jax.runs.folder import RunFolder
 from spt_jax.runs.log import lock_folder, write_atomic, write_json_atomic
 from spt_jax.runs.progress import ManyBar, say
 from spt_jax.runs.workdir import find_address
-from spt_jax.studies.grid import PARTS, WITHOUT_EFFECT, Study, StudyRun, expand, to_tree
+from spt_jax.studies.grid import (
+    PARTS,
+    RESULTS_FILE,
+    WITHOUT_EFFECT,
+    Study,
+    StudyRun,
+    expand,
+    to_tree,
+)
 from spt_jax.train import fit
 
-STUDY_FILE, RESULTS_FILE = "sweep.yaml", "results.json"
+STUDY_FILE = "sweep.yaml"
 
 SHOWN = ("task", "dev_score", "score", "rank_score", "best_step", "steps_done")
 """Values of a run's result that the results of a sweep repeat."""
