@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from spt_jax.decoding.generate import generate
     from spt_jax.errors import RunError
     from spt_jax.evaluation.ensemble import evaluate_ensemble
-    from spt_jax.evaluation.evaluate import evaluate_run, evaluate_runs, predict_run
+    from spt_jax.evaluation.evaluate import evaluate_run, evaluate_runs
     from spt_jax.evaluation.metrics import superglue_score
     from spt_jax.models.backbone import (
         Backbone,
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     )
     from spt_jax.prediction.jsonl import predict_file
     from spt_jax.prediction.predictor import Answers, Predictor
+    from spt_jax.prediction.run import predict_run
     from spt_jax.prompts.bank import PromptBank, load_bank
     from spt_jax.prompts.file import load_prompt, save_prompt
     from spt_jax.prompts.words import nearest_words
@@ -66,12 +67,13 @@ _NAMES = {  # the imports above: {module: names}
     "config.decode": "DecodeConfig",
     "evaluation.ensemble": "evaluate_ensemble",
     "errors": "RunError",
-    "evaluation.evaluate": "evaluate_run evaluate_runs predict_run",
+    "evaluation.evaluate": "evaluate_run evaluate_runs",
     "decoding.generate": "generate",
     "prompts.words": "nearest_words",
     "evaluation.metrics": "superglue_score",
     "prediction.predictor": "Answers Predictor",
     "prediction.jsonl": "predict_file",
+    "prediction.run": "predict_run",
     "config.pretrain": "ArchitectureConfig MixtureConfig PretrainConfig",
     "prompts.file": "load_prompt save_prompt",
     "tokenizers.base": "Tokenizer",

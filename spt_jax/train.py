@@ -400,6 +400,8 @@ def _write_artifacts(run: Run, best: PyTree, result: Mapping, folder: RunFolder)
         }
         if config.task.template is not None:  # so that the file serves inputs of the same form
             metadata["template"] = config.task.template
+        if config.task.missing != "error":
+            metadata["missing"] = config.task.missing
         save_prompt(folder.prompt_file, np.asarray(best["prompt"]), metadata)
 
 

@@ -475,26 +475,62 @@ def test_evaluate_an_ensemble(run, library):
 
 
 def test_predict_takes_texts_or_lines(run, library, monkeypatch):
-    def predict_run(run, texts, *, inputs_length, raw, mesh, fetch):
-        return [str(text).upper()[:inputs_length] + "!" * raw for text in texts]
+    def answer_run(run, rows, *, inputs_length, raw, mesh, fetch):
+        texts = [str(row).upper()[:inputs_length] + "!" * raw for row in rows]
+        problems = {number: "too BAD\x1b[2J" for number, text in enumerate(texts) if "BAD" in text}
+        texts = [None if number in problems else text for number, text in enumerate(texts)]
+        return SimpleNamespace(texts=texts, problems=problems)
 
-    library("evaluation.evaluate", predict_run=predict_run)
+    def give(text):
+        stdin = io.TextIOWrapper(io.BytesIO(text if isinstance(text, bytes) else text.encode()))
+        monkeypatch.setattr(sys, "stdin", stdin)
+
+    library("prediction.run", answer_run=answer_run)
     assert run("predict", "r", "--text", "a b", "--text=c")[1] == "A B\nC\n"
     assert run("predict", "r", "--text", "a b", "--inputs_length=2")[1] == "A \n"
-    monkeypatch.setattr(sys, "stdin", io.StringIO("x\n\ny\r\n", newline=""))
+    assert run("predict", "r", "--text", "--- great", "--text=-1", "--text", "-x y")[1] == (
+        "--- GREAT\n-1\n-X Y\n"
+    )
+    give("x\n\ny\r\n")
     assert run("predict", "r", "--raw")[1] == "X!\n!\nY!\n"
-    monkeypatch.setattr(sys, "stdin", io.StringIO('{"a": 1}\n\n"b"\n'))
+    give("\ufeffx\n\u2028\n")
+    assert run("predict", "r")[1] == "X\n\u2028\n"
+    give('{"a": 1}\n\n"b"\n')
     assert run("predict", "r", "--input=-")[1] == "{'A': 1}\nB\n"
-    monkeypatch.setattr(sys, "stdin", io.StringIO("{}\n{"))
-    assert "line 2 of standard input is not JSON" in run("predict", "r", "--input=-")[2]
     Path("rows.tsv").write_text("a\tb\n1\t2\n")
     assert run("predict", "r", "--input=rows.tsv")[1] == "{'A': '1', 'B': '2'}\n"
     _, _, err = run("predict", "r", "--input=rows.tsv", "--text=a")
     assert "both --text and --input are given, expected one of them" in err
-    monkeypatch.setattr(sys, "stdin", io.StringIO())
+    give("")
     code, _, err = run("predict", "r")
     assert code == 2
     assert "no text is given; use --text='...' or lines of standard input" in err
+    # A bad row does not end the answers to the others.
+    not_utf8, not_json = "the line is not text in UTF-8: 'utf-8' codec can't decode", "is not JSON"
+    for given, options, place, message in (
+        (b"x\nbad\ny", [], "line 2", r"too BAD\u001b[2J"),
+        (b"x\n\xff\ny", [], "line 2", not_utf8),
+        (b'"x"\n\n{\n"y"', ["--input=-"], "line 3", not_json),
+        (b'"x"\n[\xff]\n"y"', ["--input=-"], "line 2", not_utf8),
+        (b'"x"\n{"a": NaN}\n"y"', ["--input=-"], "line 2", "it has NaN, expected a finite"),
+        (b"", ["--text=x", "--text=bad", "--text=y"], "text 2", "too BAD"),
+        (b"", ["--input=rows.jsonl"], "rows.jsonl:3", not_json),
+        (b"", ["--input=rows.csv"], "rows.csv:3", "too BAD"),
+    ):
+        Path("rows.jsonl").write_text('"x"\n\n{"a"\n"y"\n')
+        Path("rows.csv").write_text("a\nx\nBAD\ny\n")
+        give(given)
+        code, out, err = run("predict", "r", *options)
+        x, empty, y = out.splitlines()
+        assert code == 3 and "X" in x and "Y" in y and empty == ""
+        first, last = err.splitlines()
+        assert first.startswith(f"spt-jax: {place}: ") and message in first
+        assert last == "spt-jax: error: 1 of 3 rows failed; see the lines above"
+    give(b"x\nbad")
+    code, out, _ = run("predict", "r", "--json")
+    errors = [{"place": "line 2", "error": "too BAD\x1b[2J"}]
+    found = {"texts": ["x", "bad"], "predictions": ["X", None], "errors": errors}
+    assert code == 3 and json.loads(out) == found
 
 
 def test_predict_reads_rows_and_says_how_many_failed(run, library, monkeypatch):

@@ -10,14 +10,17 @@ from support import tiny
 from support.fakes import FakeTokenizer
 from support.runs import random_prompt, write_run
 
+from spt_jax.cli import main as cli
 from spt_jax.config.train import DataConfig
 from spt_jax.data.example import sample_rows
 from spt_jax.data.pipeline import tokenize_split
 from spt_jax.data.tasks import Example
-from spt_jax.evaluation.evaluate import evaluate, evaluate_run, predict_run
+from spt_jax.evaluation.evaluate import evaluate, evaluate_run
 from spt_jax.evaluation.metrics import exact_match, invalid_share
 from spt_jax.evaluation.scores import encode_answers
 from spt_jax.models.backbone import load_backbone
+from spt_jax.prediction.run import answer_run, predict_run
+from spt_jax.prompts.convert import import_prompt
 from spt_jax.prompts.load import load_run
 from spt_jax.prompts.words import nearest, nearest_words
 from spt_jax.train import fit
@@ -178,6 +181,35 @@ def test_what_is_answered_goes_through_the_template_of_the_run(run, tmp_path):
     assert found == list(scores.predictions)
     with pytest.raises(ValueError, match="row 1: a text is given, but the template 'the {b} likes"):
         predict_run(other, [rows[0], "the oak"])
+
+
+def test_what_is_missing_is_served_as_it_was_trained(run, tmp_path, capsys):
+    config = load_run(run).config
+    rows = [{"text": "the oak", "b": "cat"}, {"text": "", "b": "cat"}, {"text": None, "b": "owl"}]
+
+    def of(missing):
+        task = dataclasses.replace(config.task, template="the {b} {text}", missing=missing)
+        changed = dataclasses.replace(config, task=task)
+        return write_run(tmp_path / missing, changed, random_prompt(3, 0))
+
+    finished = ["the cat the oak", "the cat", "the owl"]
+    assert predict_run(of("empty"), rows) == predict_run(of("empty"), finished, raw=True)
+    import_prompt(of("empty"), tmp_path / "alone.safetensors")
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for missing in ("error", "skip"):
+        with pytest.raises(ValueError, match=f"row 1: .*task.missing of the run is '{missing}'"):
+            predict_run(of(missing), rows)
+        found = answer_run(of(missing), rows)
+        assert found.texts == [*predict_run(of(missing), rows[:1]), None, None]
+        assert found.problems.keys() == {1, 2}
+        assert cli.main(["predict", str(of(missing)), f"--input={tmp_path}/rows.jsonl"]) == 3
+        out, err = capsys.readouterr()
+        assert out == f"{found.texts[0]}\n\n\n"
+        assert f"spt-jax: {tmp_path}/rows.jsonl:2: field 'text' is \"\", expected" in err
+        assert "error: 2 of 3 rows failed; see the lines above" in err
+    line = ["predict", f"--model={config.model}", f"--input={tmp_path}/rows.jsonl"]
+    for prompt, code in ((tmp_path / "alone.safetensors", 0), (of("empty"), 0), (of("skip"), 3)):
+        assert cli.main([*line, f"--prompt=p={prompt}", "--inputs_length=16"]) == code
 
 
 def test_predict_run_takes_a_list_and_names_what_is_no_text(run):

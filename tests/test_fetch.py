@@ -13,8 +13,9 @@ from support.runs import random_prompt, write_run
 
 from spt_jax.cli import main as cli
 from spt_jax.evaluation.ensemble import evaluate_ensemble
-from spt_jax.evaluation.evaluate import evaluate_run, evaluate_runs, predict_run
+from spt_jax.evaluation.evaluate import evaluate_run, evaluate_runs
 from spt_jax.models.backbone import load_backbone
+from spt_jax.prediction.run import predict_run
 from spt_jax.prompts.load import ROWS, load_run, load_runs
 from spt_jax.prompts.words import nearest_words, show_prompt
 

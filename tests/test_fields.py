@@ -88,8 +88,8 @@ WRONG = [
     (lambda: TrainConfig(task={"name": "x"}), 'task is {"name": "x"}, expected TaskConfig'),
     (lambda: TrainConfig(task=TASK, steps=None), "steps is null, expected a whole number"),
     (lambda: TrainConfig(task=TASK, steps=2.0), "steps is 2.0, expected a whole number"),
-    (lambda: TrainConfig(task=TASK, seed=2**63), "seed is 9223372036854775808, expected 0 or more, "
-     "and less than 2**63"),
+    (lambda: TrainConfig(task=TASK, seed=2**32), "seed is 4294967296, expected 0 or more, "
+     "and less than 2**32"),
     (lambda: TrainConfig(task=TASK, seed=-1), "seed is -1, expected 0 or more, and less than"),
     (lambda: PretrainConfig(name="x", seed=-1), "seed is -1, expected 0 or more, and less than"),
     (lambda: PretrainConfig(name="x", packages="numpy"), "packages is 'numpy', expected a list, "

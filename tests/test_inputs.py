@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from spt_jax.prediction.inputs import InputForm, list_rows
+from spt_jax.prediction.inputs import InputForm, form_of, list_rows
 
 PAIR = InputForm("question: {q} context: {c}")
 
@@ -32,6 +32,14 @@ def test_a_template_is_filled_as_in_training():
         (PAIR, {"q": float("nan"), "c": "y"}, "field 'q' is NaN, expected a text or a number"),
         (
             PAIR,
+            {"q": "", "c": "y"},
+            "field 'q' is \"\", .*because task.missing of the run is 'error'",
+        ),
+        (InputForm("a {b}", "skip"), " \t", r"field 'b' is .*task.missing of the run is 'skip'"),
+        (InputForm("a {b}", "empty"), {"c": None}, "no field 'b' of the template 'a {b}', nor 'te"),
+        (InputForm("a {b}", "empty"), {"b": "\ud800"}, "field 'b' has half of a surrogate pair"),
+        (
+            PAIR,
             {"q": ["x"], "c": "y"},
             r"the row: field 'q' of task.template is a list of 1 items, expected one text",
         ),
@@ -46,6 +54,14 @@ def test_a_template_is_filled_as_in_training():
 def test_what_is_no_row_of_a_template(form, row, message):
     with pytest.raises(ValueError, match=message):
         form.fill(row)
+
+
+def test_nothing_is_an_empty_text_where_training_read_it_so():
+    form = InputForm("question: {q} context: {c}", "empty")
+    for nothing in ("", " ", None, float("nan")):
+        assert form.fill({"q": nothing, "c": "y"}) == "question:  context: y"
+    assert form == form_of({"template": form.template or "", "missing": "empty"})
+    assert form_of({"template": "{a}"}) == InputForm("{a}", "error") and form_of({}) == InputForm()
 
 
 def test_rows_come_from_lists_arrays_and_generators():

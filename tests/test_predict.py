@@ -106,6 +106,8 @@ def test_bad_rows_are_named_by_their_number():
         "the text has 49 tokens with its end marker but inputs_length is 48; "
         "set --inputs_length to 49 or more"
     )
+    with pytest.raises(ValueError, match=r"seed is 4294967296, expected 0 or more, and less than"):
+        predictor(seed=2**32)
     with pytest.raises(ValueError, match="^row 12: " + unknown):
         predictor().predict(rows, [11, 12, 13])
     with pytest.raises(ValueError, match="^row 1: " + long):

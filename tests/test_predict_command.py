@@ -15,9 +15,9 @@ from support.runs import random_prompt, write_run
 
 from spt_jax.cli import main as cli
 from spt_jax.config.decode import DecodeConfig
-from spt_jax.evaluation.evaluate import predict_run
 from spt_jax.models.backbone import load_backbone
 from spt_jax.prediction.predictor import Predictor
+from spt_jax.prediction.run import predict_run
 from spt_jax.prompts.bank import load_bank
 from spt_jax.prompts.convert import import_prompt
 from spt_jax.prompts.file import save_prompt
@@ -95,6 +95,8 @@ def test_the_answers_are_those_of_the_predictor_and_bad_rows_have_their_number(
         (["--output=/no/where"], "folder /no of output /no/where does not exist; make it"),
         (["--input=nowhere"], "input file nowhere does not exist; expected a file of JSONL"),
         (["--input={folder}"], "input .* is a folder; expected a file of JSONL"),
+        (["--seed=4294967296"], r"seed is 4294967296, expected 0 or more, and less than 2\*\*32"),
+        (["--seed=-1"], r"seed is -1, expected 0 or more, and less than 2\*\*32"),
         (["--model=nano"], r"unknown model 'nano'; .*did you mean 'spt-nano'"),
     ],
 )

@@ -10,8 +10,9 @@ from support.runs import random_prompt, write_run
 
 from spt_jax.config.train import DataConfig, EvalConfig, TaskConfig
 from spt_jax.evaluation.ensemble import combine, evaluate_ensemble, vote
-from spt_jax.evaluation.evaluate import evaluate_run, evaluate_runs, predict_run
+from spt_jax.evaluation.evaluate import evaluate_run, evaluate_runs
 from spt_jax.evaluation.scores import Outputs
+from spt_jax.prediction.run import predict_run
 from spt_jax.prompts.load import load_runs
 
 TEXTS = [text for text, _ in tiny.sentences()[::5]]

@@ -20,8 +20,9 @@ from spt_jax.cli import main as cli
 from spt_jax.config.fields import to_dict
 from spt_jax.config.train import LogConfig
 from spt_jax.errors import RunError
-from spt_jax.evaluation.evaluate import evaluate_run, predict_run
+from spt_jax.evaluation.evaluate import evaluate_run
 from spt_jax.models.backbone import load_backbone
+from spt_jax.prediction.run import predict_run
 from spt_jax.prompts.bank import load_bank
 from spt_jax.prompts.file import load_prompt
 from spt_jax.prompts.init import from_file

@@ -9,6 +9,7 @@ ValueError or a FileNotFoundError of one line.
 import argparse
 import contextlib
 import dataclasses
+import re
 import types
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple, NoReturn, Union, get_args, get_origin, get_type_hints
@@ -20,6 +21,9 @@ from spt_jax.cli.yaml_text import bundled_configs, find_config, load_text, show
 from spt_jax.errors import suggest
 
 _REQUIRED = dataclasses.MISSING
+
+_OPTION = re.compile(r"--([A-Za-z][\w.-]*(=.*)?)?", re.DOTALL)
+"""What may be an option and not its value; '--' ends the options."""
 
 
 def option_helps(config: type) -> dict[str, str]:
@@ -152,7 +156,7 @@ class Parser(jsonargparse.ArgumentParser):
             if not argument.startswith("--"):
                 others.append(argument)
             elif name in self.flags or name in self.hints or name in self.sections:
-                if not equals and position < len(argv) and not argv[position].startswith("--"):
+                if not equals and position < len(argv) and not _OPTION.fullmatch(argv[position]):
                     text, position = argv[position], position + 1
                 elif not equals and self.hints.get(name) is bool:
                     text = "true"
@@ -163,7 +167,11 @@ class Parser(jsonargparse.ArgumentParser):
                     settings.append(Setting(name, tree, ""))
                 else:
                     settings += self.flatten(name, tree, "")
-            elif f"--{name}" in self._option_string_actions:
+            elif action := self._option_string_actions.get(f"--{name}"):
+                takes_value = not equals and action.nargs is None and position < len(argv)
+                if takes_value and not _OPTION.fullmatch(argv[position]):
+                    # argparse would take a value such as '--- so' or '-1' for an option.
+                    argument, position = f"{argument}={argv[position]}", position + 1
                 others.append(argument)
             else:
                 raise ValueError(self._unknown(name, ""))

@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from spt_jax.cli.options import (
     add_decode_flags,
@@ -22,7 +22,10 @@ from spt_jax.cli.parser import Parser
 from spt_jax.cli.printing import print_json, print_result
 from spt_jax.config.decode import WINDOW, DecodeConfig
 from spt_jax.config.train import DataConfig
-from spt_jax.errors import FailedRows, require
+from spt_jax.errors import FailedRows, require, visible
+
+if TYPE_CHECKING:
+    from spt_jax.prediction.given import Given
 
 _RUN_FLAGS = "run text input raw inputs_length fetch mesh distributed json debug".split()
 _USAGE = """spt-jax predict RUN [--text TEXT ... | --input ROWS] [--raw]
@@ -33,14 +36,15 @@ have the fields of the template by name; a text stands for the field of a templa
 of a built-in task or of a task of the papers has no template: its texts are finished inputs, as
 `spt-jax data show NAME` prints those of the task. With --raw all texts are finished inputs.
 
-With RUN, an answer is a line of text. With --model, a row {"prompt": NAME, "text": TEXT}, or with
-the fields of the template of NAME in place of "text", comes out with "output" at its end. It may
-have other fields. A row without "prompt" has the only prompt if there are not several, and one with
-null has none; blank lines are left out. OUT appears when all its rows are there; until then they
-are in OUT.partial, and the same command, given again after a kill, continues there (not where the
-input is a stream). A row that cannot be answered goes to OUT.errors.jsonl with its line number and
-the reason, the others are answered, and the exit code is 3. OUT.run.json says what the rows depend
-on."""
+With RUN, an answer is a line of text; a row that cannot be answered has an empty line, a line with
+the reason on standard error, and the exit code is 3. With --model, a row {"prompt": NAME, "text":
+TEXT}, or with the fields of the template of NAME in place of "text", comes out with "output" at its
+end. It may have other fields. A row without "prompt" has the only prompt if there are not several,
+and one with null has none; blank lines are left out. OUT appears when all its rows are there; until
+then they are in OUT.partial, and the same command, given again after a kill, continues there (not
+where the input is a stream). A row that cannot be answered goes to OUT.errors.jsonl with its line
+number and the reason, the others are answered, and the exit code is 3. OUT.run.json says what the
+rows depend on."""
 
 
 def predict(argv: Sequence[str]) -> None:
@@ -138,46 +142,54 @@ def _require_text_flags(parser: Parser, flags: Any) -> None:
         raise ValueError("neither a run nor --model is given; see spt-jax predict --help")
 
 
-def _read_texts(flags: Any) -> list[Any]:
-    if flags.input == "-":
-        return [_load(number, line) for number, line in enumerate(sys.stdin, 1) if line.strip()]
-    if flags.input is not None:
-        from spt_jax.data.files import read_records
+def _read_given(flags: Any) -> "list[Given]":
+    from spt_jax.prediction.given import Given, read_json_lines, read_rows, read_texts
 
-        return [record.values for record in read_records(flags.input)]
-    if not flags.text and sys.stdin.isatty():
+    if flags.input == "-":
+        return read_json_lines(sys.stdin.buffer)
+    if flags.input is not None:
+        return read_rows(flags.input)
+    if flags.text:
+        return [Given(f"text {number}", text) for number, text in enumerate(flags.text, 1)]
+    if sys.stdin.isatty():
         print("texts, one a line; end with Ctrl-D:", file=sys.stderr)
-    texts = flags.text or [line.rstrip("\r\n") for line in sys.stdin]
-    if not texts:
+    if not (texts := read_texts(sys.stdin.buffer)):
         raise ValueError("no text is given; use --text='...' or lines of standard input")
     return texts
 
 
 def _answer_texts(flags: Any) -> None:
+    """Print an answer for each row, and an empty line for a row that cannot be answered."""
     with stdout_to_stderr_if(flags.json):
         from spt_jax.distributed.main_process import on_main
-        from spt_jax.evaluation.evaluate import predict_run
+        from spt_jax.prediction.run import answer_run
 
-        texts = on_main(lambda: _read_texts(flags))
-        predictions = predict_run(
+        given = on_main(lambda: _read_given(flags))
+        readable = [number for number, row in enumerate(given) if row.problem is None]
+        answers = answer_run(
             Path(flags.run),
-            texts,
+            [given[number].row for number in readable],
             inputs_length=flags.inputs_length,
             raw=flags.raw,
             mesh=read_mesh_flags(flags),
             fetch=flags.fetch,
         )
+    predictions = dict(zip(readable, answers.texts, strict=True))
+    problems = {number: row.problem for number, row in enumerate(given) if row.problem}
+    problems |= {readable[number]: problem for number, problem in answers.problems.items()}
+    texts = [predictions.get(number) for number in range(len(given))]
+    failed = [
+        {"place": given[number].place, "error": problems[number]} for number in sorted(problems)
+    ]
     if flags.json:
-        print_json({"texts": texts, "predictions": predictions})
+        rows = [row for _, row, _ in given]
+        print_json({"texts": rows, "predictions": texts, "errors": failed})
     else:
-        print(*predictions, sep="\n")
-
-
-def _load(number: int, line: str) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"line {number} of standard input is not JSON ({error})") from None
+        print(*("" if text is None else text for text in texts), sep="\n")
+    for row in failed:
+        print(f"spt-jax: {row['place']}: {visible(row['error'])}", file=sys.stderr)
+    if failed:
+        raise FailedRows(f"{len(failed)} of {len(given)} rows failed; see the lines above")
 
 
 def _answer_rows(flags: Any, argv: Sequence[str]) -> None:

@@ -40,7 +40,9 @@ class Rule:
 
 Count = Annotated[int, Rule(lambda n: n >= 1, "1 or more")]
 CountOrZero = Annotated[int, Rule(lambda n: n >= 0, "0 or more")]
-Seed = Annotated[int, Rule(lambda n: 0 <= n < 2**63, "0 or more, and less than 2**63")]
+Seed = Annotated[int, Rule(lambda n: 0 <= n < 2**32, "0 or more, and less than 2**32")]
+"""jax makes a key of the lowest 32 bits, so larger seeds would repeat the runs of smaller ones."""
+
 Positive = Annotated[float, Rule(lambda x: 0 < x < math.inf, "more than 0")]
 PositiveOrZero = Annotated[float, Rule(lambda x: 0 <= x < math.inf, "0 or more")]
 Finite = Annotated[float, Rule(math.isfinite, "a finite number")]

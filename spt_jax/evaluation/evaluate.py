@@ -5,7 +5,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,6 @@ from spt_jax.distributed.main_process import main_process
 from spt_jax.errors import suggest
 from spt_jax.evaluation.scores import Outputs, Scores, TaskRows, answer_tasks, score
 from spt_jax.models.backbone import Backbone
-from spt_jax.prediction.inputs import InputForm, list_rows
-from spt_jax.prediction.predictor import Predictor
 from spt_jax.prompts.bank import PromptBank
 from spt_jax.prompts.load import ROWS, load_run, load_runs, load_stored
 from spt_jax.runs.log import write_atomic
@@ -60,17 +58,10 @@ def evaluate(
             inputs=[split.inputs[i] for i in kept],
             targets=[split.targets[i] for i in kept],
         )
-    bank, name = _bank_of(backbone, params)
+    bank, name = PromptBank.of_params(params, backbone.model.config.d_model)
     rows = TaskRows(split, label_words, data.targets_length, name, metrics)
     [outputs] = answer_tasks(backbone, {"t5": params["t5"]}, bank, [rows], data, batch_size)
     return score(rows, outputs)
-
-
-def _bank_of(backbone: Backbone, params: Params) -> tuple[PromptBank, str | None]:
-    """Return a bank of the prompt of `params`, and its name there; None if there is no prompt."""
-    prompts = {"prompt": params["prompt"]} if "prompt" in params else {}
-    bank = PromptBank.from_prompts(prompts, backbone.model.config.d_model)
-    return bank, next(iter(prompts), None)
 
 
 def evaluate_run(
@@ -302,55 +293,3 @@ def _load_tasks(configs: Sequence[TrainConfig]) -> list[Task]:
         known = (task for other, task in zip(configs, tasks) if other.task == config.task)
         tasks.append(next(known, None) or load_task(config.task))
     return tasks
-
-
-def predict_run(
-    run: str | Path,
-    texts: Iterable[str | Mapping[str, Any]],
-    *,
-    inputs_length: int | None = None,
-    raw: bool = False,
-    mesh: MeshConfig | None = None,
-    fetch: Sequence[str] = (),
-) -> list[str]:
-    """Return what a trained run answers to each text or row, in order.
-
-    What is given goes through the template of the run, as its training rows did. A run of a
-    built-in task or of a task of the papers has no template: its texts are finished inputs, written
-    as `spt-jax data show NAME` prints those of the task.
-
-    Args:
-        run: Folder of the run, local or in a bucket.
-        texts: A list, an array or a generator of rows: mappings with the fields of the template, or
-            texts if the template has one field or there is none.
-        inputs_length: Most tokens of an input; that of the run by default.
-        raw: Whether the texts are finished inputs, which no template is applied to.
-        mesh: How devices share the work; `automesh` decides if None.
-        fetch: The model of the run, if it may be fetched from the network; see `evaluate_run`.
-
-    Raises:
-        FileNotFoundError: The folder holds no run.
-        TypeError: One text is given in place of a list.
-        ValueError: A row, named by its number from 0, is None, lacks a field, has half of a
-            character, or is too long.
-    """
-    rows = list_rows(texts)
-    config, backbone, params, _ = load_run(Path(run), mesh=mesh, fetch=fetch)
-    if not rows:
-        return []
-    form = InputForm(None if raw else config.task.template)
-    bank, name = _bank_of(backbone, params)
-    predictor = Predictor(
-        backbone,
-        bank,
-        inputs_length=config.data.inputs_length if inputs_length is None else inputs_length,
-        targets_length=config.data.targets_length,
-        batch_size=min(config.eval.batch_size, len(rows)),
-    )
-    inputs = []
-    for number, row in enumerate(rows):
-        try:
-            inputs.append((name, form.fill(row)))
-        except ValueError as error:
-            raise ValueError(f"row {number}: {error}") from None
-    return [answers.texts[0] for answers in predictor.predict(inputs)]

@@ -28,9 +28,13 @@ class InputForm:
 
     Args:
         template: `task.template` of its run; None if rows are finished inputs.
+        missing: `task.missing` of its run. With `empty`, a field with nothing in it (empty, null or
+            NaN) is an empty text. Otherwise the row is refused, as training refused it or left it
+            out.
     """
 
     template: str | None = None
+    missing: str = "error"
 
     @functools.cached_property
     def _parsed(self) -> Template | None:
@@ -74,10 +78,15 @@ class InputForm:
 
     def _fill(self, row: Mapping[str, Any]) -> str | Example:
         for field in self.fields:
-            _require_value(row, field)
+            _require_value(row, field, self.missing)
         assert self._parsed is not None
         text, sentinels, _ = self._parsed.fill(Record(row, "the row"))
         return Example(text, "", sentinels=sentinels) if sentinels else text
+
+
+def form_of(metadata: Mapping[str, str]) -> InputForm:
+    """Return the form of the inputs of a stored prompt, by what is kept with it."""
+    return InputForm(metadata.get("template"), metadata.get("missing", InputForm.missing))
 
 
 def list_rows(texts: Iterable[str | Mapping[str, Any]]) -> list[str | Mapping[str, Any]]:
@@ -107,13 +116,16 @@ def _has(row: Mapping[str, Any], fields: Iterable[str]) -> bool:
     return any(field in row or field.partition("[")[0] in row for field in fields)
 
 
-def _require_value(row: Mapping[str, Any], field: str) -> None:
-    """Raise ValueError if a row has nothing in a field, or half of a character; '' is a text."""
+def _require_value(row: Mapping[str, Any], field: str, missing: str) -> None:
+    """Raise ValueError if a row has half of a character in a field, or nothing that is allowed."""
     value = address(row, field, "the template")
     if isinstance(value, str):
         _require_whole(value, f"field '{field}'")
-    elif is_missing(value):
-        raise ValueError(f"field '{field}' is {_show(value)}, expected a text or a number")
+    if missing != "empty" and is_missing(value):
+        raise ValueError(
+            f"field '{field}' is {_show(value)}, expected a text or a number, because task.missing "
+            f"of the run is '{missing}'"
+        )
 
 
 def _require_whole(text: str, name: str) -> None:

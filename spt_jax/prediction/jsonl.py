@@ -25,9 +25,9 @@ from spt_jax.data.text import as_text
 from spt_jax.distributed.main_process import main_only, on_main
 from spt_jax.errors import require
 from spt_jax.models.backbone import load_backbone
-from spt_jax.prediction.inputs import InputForm
+from spt_jax.prediction.inputs import InputForm, form_of
 from spt_jax.prediction.output import Identity, OutputFile, OutputStream, check_output
-from spt_jax.prediction.predictor import Predictor
+from spt_jax.prediction.predictor import Predictor, require_seed
 from spt_jax.prediction.rows import RowPredictor, Window, answer_lines
 from spt_jax.prompts.bank import PromptBank, load_prompts
 from spt_jax.pytree import fingerprint
@@ -84,17 +84,17 @@ def predict_file(
         FileNotFoundError: There is no such file, or no folder for the output.
         IsADirectoryError: The input or the output is a folder.
         FileExistsError: The output is of another run.
-        ValueError: There is no such model, or a prompt does not fit it.
+        ValueError: There is no such model, a prompt does not fit it, or the seed has over 32 bits.
         RunError: The output cannot be written, or another process is writing it.
     """
     require(window >= 1, f"window is {window}, expected 1 or more")
+    require_seed(seed)
     path = source if isinstance(source, Path) else None
     on_main(lambda: _check(path, output))
     backbone = load_backbone(model, dtype=dtype, param_dtype=dtype, mesh=mesh, rows=data.batch_size)
     stored = load_prompts(backbone, prompts)
     forms = {
-        name: InputForm(None if raw else prompt.metadata.get("template"))
-        for name, prompt in stored.items()
+        name: InputForm() if raw else form_of(prompt.metadata) for name, prompt in stored.items()
     }
     for name, form in forms.items():
         require(
@@ -117,6 +117,11 @@ def predict_file(
         "model": backbone.fingerprint,
         **_prompt_fingerprints(bank),
         **{f"template {name}": form.template for name, form in forms.items() if form.template},
+        **{
+            f"missing {name}": form.missing
+            for name, form in forms.items()
+            if form.missing != "error"
+        },
         "dtype": backbone.model.dtype.name,
         "inputs_length": data.inputs_length,
         "targets_length": data.targets_length,

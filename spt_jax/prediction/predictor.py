@@ -20,6 +20,7 @@ from spt_jax.data.pipeline import TokenizedSplit, encode_inputs, eval_batches
 from spt_jax.decoding.generate import generate
 from spt_jax.decoding.loop import answer_log_probs
 from spt_jax.distributed.preemption import poll
+from spt_jax.errors import require
 from spt_jax.forward import encode
 from spt_jax.models.backbone import Backbone
 from spt_jax.prompts.bank import BankArrays, PromptBank
@@ -126,6 +127,11 @@ def answer_batches(
         yield indices, np.asarray(ids)[: len(indices)], np.asarray(scores)[: len(indices)]
 
 
+def require_seed(seed: int) -> None:
+    """Raise ValueError unless a seed has 32 bits; jax would leave out the others."""
+    require(0 <= seed < 2**32, f"seed is {seed}, expected 0 or more, and less than 2**32")
+
+
 class Predictor:
     """Answers rows of text with the prompts of a bank.
 
@@ -137,6 +143,9 @@ class Predictor:
         batch_size: Rows of a batch, rounded up so that the devices share them evenly.
         decode: How answers are generated.
         seed: Seed for sampling. What a row draws depends on the seed, its number and its text.
+
+    Raises:
+        ValueError: The seed is not from 0 to 2**32 - 1.
     """
 
     def __init__(
@@ -150,6 +159,7 @@ class Predictor:
         decode: DecodeConfig = DecodeConfig(),  # noqa: B008  it is frozen
         seed: int = 0,
     ):
+        require_seed(seed)
         self.backbone = backbone
         self.bank = bank
         self.decode = decode

@@ -119,7 +119,7 @@ def parse_row(line: bytes, prompts: Mapping[str, InputForm]) -> PromptAndText:
     Raises:
         ValueError: The line is no JSON object of that form.
     """
-    row = _load(line)
+    row = load_line(line)
     if not isinstance(row, Mapping):
         raise ValueError(f"the line is {_show(row)}, expected a JSON object such as {EXAMPLE}")
     if taken := [name for name in ADDED if name in row]:
@@ -140,7 +140,12 @@ def parse_row(line: bytes, prompts: Mapping[str, InputForm]) -> PromptAndText:
     return prompt, prompts[prompt].fill(row) if prompt in prompts else ""
 
 
-def _load(line: bytes) -> Any:
+def load_line(line: bytes) -> Any:
+    """Return the value of a line of JSON.
+
+    Raises:
+        ValueError: It is not JSON in UTF-8, or has NaN or Infinity.
+    """
     try:
         return json.loads(_text(line), parse_constant=_refuse_constant)
     except UnicodeDecodeError as error:

@@ -119,6 +119,12 @@ class PromptBank:
             bank = bank.add(name, prompt)
         return bank
 
+    @classmethod
+    def of_params(cls, params: Params, d_model: int) -> "tuple[PromptBank, str | None]":
+        """Return a bank of the prompt of params, and its name; None if there is no prompt."""
+        prompts = {"prompt": params["prompt"]} if "prompt" in params else {}
+        return cls.from_prompts(prompts, d_model), next(iter(prompts), None)
+
     def __contains__(self, name: str) -> bool:
         return name is not None and name in self.names
 

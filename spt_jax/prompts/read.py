@@ -127,8 +127,11 @@ def _read_run(folder: RunFolder) -> tuple[np.ndarray, dict[str, str]]:
             "give a run that tuned a prompt alone"
         )
     prompt, metadata = load_prompt(folder.prompt_file)
-    template = (config.get("task") or {}).get("template")
-    return prompt, ({"template": template} if template else {}) | metadata
+    task = config.get("task") or {}
+    of_rows = {"template": task["template"]} if task.get("template") else {}
+    if task.get("missing", "error") != "error":
+        of_rows["missing"] = task["missing"]
+    return prompt, of_rows | metadata
 
 
 def _begins_as_npy(path: Path) -> bool:
