@@ -1,12 +1,19 @@
-"""Every config builds, opens with its command, and takes a step on the tiny backbone."""
+"""Every config builds, opens with its command, and takes a step on the tiny backbone.
+
+Every study of `configs/studies` makes its runs, and its dry run counts them.
+"""
 
 import dataclasses
+import json
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 from support import tiny
 
+from spt_jax.cli.main import main
+from spt_jax.cli.sweep import make_study_parser
 from spt_jax.config.fields import from_dict, to_dict
 from spt_jax.config.pretrain import PretrainConfig
 from spt_jax.config.train import TaskConfig, TrainConfig
@@ -14,10 +21,12 @@ from spt_jax.data.papers.splits import paper_task_names
 from spt_jax.data.papers.tasks import PAPER_TASKS, TRANSFERS
 from spt_jax.evaluation.metrics import SUPERGLUE
 from spt_jax.models.open import find_tokenizer
+from spt_jax.studies.grid import expand
 from spt_jax.train import fit
 
 FOLDER = Path(__file__).parents[1] / "configs"
-CONFIGS = sorted(FOLDER.rglob("*.yaml"))
+STUDIES = sorted(FOLDER.glob("studies/*.yaml"))
+CONFIGS = [path for path in sorted(FOLDER.rglob("*.yaml")) if path not in STUDIES]
 PAPER = [path for path in CONFIGS if path.parent.name == "paper"]
 
 
@@ -34,10 +43,11 @@ def test_there_are_configs():
     assert {"quickstart", "quickstart_model_tuning", "pretrain_nano"} <= {c.stem for c in CONFIGS}
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=name)
+@pytest.mark.parametrize("path", [*CONFIGS, *STUDIES], ids=name)
 def test_a_config_opens_with_what_it_does_and_its_command(path):
     comment = [line for line in path.read_text().splitlines() if line.startswith("#")]
     command = "pretrain" if path.stem.startswith("pretrain") else "train"
+    command = "sweep" if path in STUDIES else command
     assert len(comment) >= 3
     assert any(f"spt-jax {command} --config configs/{name(path)}.yaml" in line for line in comment)
 
@@ -121,3 +131,69 @@ def test_label_words_fit_the_configured_lengths_in_the_real_vocabulary(data_dir)
 def test_an_unknown_field_of_a_saved_config_is_named():
     with pytest.raises(ValueError, match="PromptConfig has no field 'lenght'; it has length, init"):
         from_dict(TrainConfig, {"task": {"name": "library"}, "prompt": {"lenght": 3}})
+
+
+def runs_of(*argv):
+    """The runs of a study, by name."""
+    study = make_study_parser().read_study(argv)[1]
+    return {run.name: run.config for run in expand(study)}
+
+
+def test_there_are_studies():
+    assert {"length", "init", "size", "transfer_qa", "length_nano"} <= {s.stem for s in STUDIES}
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=name)
+def test_a_study_is_of_the_bundled_model_and_of_another_by_one_flag(path):
+    runs = runs_of(f"--config={path}")
+    assert len(runs) >= 6 and {config.model for config in runs.values()} == {"spt-nano"}
+    tasks = {"library", "type", *paper_task_names()}
+    assert {config.task.name for config in runs.values()} <= tasks
+    other = runs_of(f"--config={path}", "--model=google/t5-base-lm-adapt")
+    for run, config in runs.items():
+        assert other[run] == dataclasses.replace(config, model="google/t5-base-lm-adapt")
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=name)
+def test_the_settings_of_the_paper_behind_a_study_keep_what_varies(path):
+    """Their comments name a second config; it sets all but what varies."""
+    found = re.search(r"--config (configs/paper/\w+\.yaml)", path.read_text())
+    if found is None:
+        assert path.stem in ("length_nano", "size", "ensemble")
+        return
+    paper, runs = FOLDER.parent / found[1], runs_of(f"--config={path}")
+    large = runs_of(f"--config={path}", f"--config={paper}")
+    assert [*large] == [*runs]
+    for run, config in large.items():
+        assert (config.steps, config.data.batch_size) == (30_000, 32)
+        assert config.model == "google/t5-base-lm-adapt"
+        if "prompt.length" in run:
+            assert config.prompt.length == runs[run].prompt.length
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=name)
+def test_the_dry_run_of_a_study_counts_its_runs(path, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert main(["sweep", f"--config={path}", "--dry-run", "--json"]) == 0
+    result, runs = json.loads(capsys.readouterr().out), runs_of(f"--config={path}")
+    assert result["runs_left"] == len(runs)
+    assert result["steps_left"] == sum(config.steps for config in runs.values())
+    told = re.search(r"(\d+) runs", path.read_text())
+    assert told is None or int(told[1]) in (len(runs), len(runs) // 2)
+    for folder in re.findall(r"runs/(\w+)/[\w.,=]+", path.read_text()):
+        assert folder == path.stem
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=name)
+def test_the_commands_of_a_study_name_its_runs(path):
+    """`evaluate` and `nearest` in the comments are given folders that the study makes."""
+    runs = runs_of(f"--config={path}")
+    for folder in re.findall(rf"runs/{path.stem}/([\w.,=*]+)", path.read_text()):
+        assert any(run.startswith(folder.rstrip("*")) for run in runs), folder
+
+
+def test_the_study_of_lengths_has_five_seeds_and_two_tasks():
+    runs = runs_of(f"--config={FOLDER / 'studies' / 'length_nano.yaml'}").values()
+    cells = {(config.task.name, config.prompt.length) for config in runs}
+    assert cells == {(task, n) for task in ("library", "type") for n in (1, 5, 20, 100)}
+    assert {config.seed for config in runs} == {0, 1, 2, 3, 4} and len(runs) == 40

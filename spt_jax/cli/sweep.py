@@ -26,7 +26,34 @@ BASE = "base"
 
 def sweep(argv: Sequence[str]) -> None:
     """Train runs that differ in few options: a grid, a sample of it, or a list."""
-    parser = make_parser(sweep, TrainConfig, _StudyParser)
+    flags, study = make_study_parser().read_study(argv)
+    if flags.print_config:
+        return _print_study(study)
+    folder = workdir(flags, "sweep")
+    command = ["spt-jax", "sweep", *argv]
+    with listening(), connected(flags, "sweep", argv):
+        with stdout_to_stderr_if(flags.json):
+            if flags.dry_run:
+                from spt_jax.studies.cost import estimate
+
+                result = estimate(study, folder)
+            else:
+                from spt_jax.studies.sweep import sweep as run
+
+                result = run(study, folder, overwrite=flags.overwrite, command=command)
+        _print(result, flags.json)
+    failed = [record for record in result["runs"] if record["state"] == "failed"]
+    if failed:
+        reasons = "; ".join(f"{record['name']}: {record['reason']}" for record in failed)
+        raise RunError(
+            f"{len(failed)} of {len(result['runs'])} runs failed: {reasons}; the same command "
+            "tries them again"
+        )
+
+
+def make_study_parser() -> "StudyParser":
+    """Return the parser of `sweep`."""
+    parser = make_parser(sweep, TrainConfig, StudyParser)
     add_run_flags(parser)
     parser.add_argument(
         "--vary",
@@ -57,32 +84,10 @@ def sweep(argv: Sequence[str]) -> None:
         help="Print what would be trained and what it would cost, and train nothing.",
     )
     add_distributed_flags(parser)
-    flags, study = parser.read_study(argv)
-    if flags.print_config:
-        return _print_study(study)
-    folder = workdir(flags, "sweep")
-    command = ["spt-jax", "sweep", *argv]
-    with listening(), connected(flags, "sweep", argv):
-        with stdout_to_stderr_if(flags.json):
-            if flags.dry_run:
-                from spt_jax.studies.cost import estimate
-
-                result = estimate(study, folder)
-            else:
-                from spt_jax.studies.sweep import sweep as run
-
-                result = run(study, folder, overwrite=flags.overwrite, command=command)
-        _print(result, flags.json)
-    failed = [record for record in result["runs"] if record["state"] == "failed"]
-    if failed:
-        reasons = "; ".join(f"{record['name']}: {record['reason']}" for record in failed)
-        raise RunError(
-            f"{len(failed)} of {len(result['runs'])} runs failed: {reasons}; the same command "
-            "tries them again"
-        )
+    return parser
 
 
-class _StudyParser(Parser):
+class StudyParser(Parser):
     """The command line of `sweep`, whose config files may hold what varies beside the options."""
 
     def read_study(self, argv: Sequence[str]) -> tuple[Any, Study]:
