@@ -16,9 +16,12 @@ from support.runs import write_scores
 
 from spt_jax.cli import main as cli
 from spt_jax.config.train import EvalConfig, OptimizerConfig, PromptConfig, TaskConfig, TrainConfig
+from spt_jax.errors import RunError
 from spt_jax.studies import figures, page
+from spt_jax.studies import sweep as sweep_module
 from spt_jax.studies.cells import Cell, choose_by_dev, compare, make_cells, read_values
 from spt_jax.studies.collect import LeftOut, collect
+from spt_jax.studies.grid import Study
 from spt_jax.studies.page import report
 from spt_jax.studies.statistics import equivalence_p_value, summarize
 from spt_jax.studies.tables import difference_table, table
@@ -154,14 +157,23 @@ def test_a_run_that_has_not_begun_is_listed(study):
     assert collect(study).left_out[0].reason == "it is not finished: its log ends at step 0 of 20"
 
 
-def test_a_sweep_says_why_a_run_failed(study):
-    write_scores(study / "more", make_config(seed=9), score=None)
-    records = [
-        {"name": "task=library,length=5,seed=0", "state": "finished", "score": 1.0},
-        {"name": "more", "state": "failed", "reason": "the loss is nan at step 3"},
+def test_a_sweep_is_read_with_the_reasons_of_its_failed_runs(tmp_path, monkeypatch):
+    def fit(config, workdir, **options):
+        write_scores(workdir, config, score=None if config.seed else 50.0)
+        if config.seed:
+            raise RunError("the loss is nan at step 3")
+        return json.loads((workdir / "result.json").read_text())
+
+    monkeypatch.setattr(sweep_module, "fit", fit)
+    base = {"task.name": "library", "steps": 20}
+    sweep_module.sweep(Study(base, {"prompt.length": [5, 20]}, seeds=(0, 1)), tmp_path / "s")
+    table = collect(tmp_path / "s")
+    assert table.fields == {"prompt.length": []}
+    assert [row.run for row in table.rows] == ["prompt.length=20,seed=0", "prompt.length=5,seed=0"]
+    assert table.left_out == [
+        LeftOut(f"prompt.length={length},seed=1", "failed: the loss is nan at step 3")
+        for length in (20, 5)
     ]
-    (study / "results.json").write_text(json.dumps(records))
-    assert collect(study).left_out == [LeftOut("more", "failed: the loss is nan at step 3")]
 
 
 @pytest.mark.parametrize(
@@ -236,6 +248,10 @@ def write_grid(folder, scores, seeds=(0, 1)):
     return make_cells(collect(folder))
 
 
+def fields_of(cells):
+    return dict.fromkeys(cells[0].values, ())
+
+
 def test_cells_are_chosen_by_dev_and_never_by_test(tmp_path):
     scores = {(5, 0.1): (90.0, 10.0), (5, 0.3): (20.0, 30.0), (20, 0.1): (40.0, 20.0)}
     cells = write_grid(tmp_path, scores)
@@ -301,7 +317,7 @@ def test_each_side_of_a_comparison_has_its_own_best_settings_by_dev(tmp_path):
 def test_a_baseline_of_two_options_is_compared_with_every_other_combination(tmp_path):
     scores = {(5, 0.1): (30, 3), (5, 0.3): (20, 2), (20, 0.1): (40, 4)}
     cells = write_grid(tmp_path, scores)
-    baseline = read_values("optimizer.learning_rate=0.1,prompt.length=5", cells)
+    baseline = read_values("optimizer.learning_rate=0.1,prompt.length=5", cells, fields_of(cells))
     means = {
         tuple(d.values.values()): d.summary.mean
         for d in compare(cells, baseline, "score")
@@ -331,8 +347,9 @@ def test_a_task_without_common_seeds_has_a_row_without_numbers(tmp_path):
 def test_values_are_named_as_the_page_shows_them(tmp_path):
     cells = write_grid(tmp_path, {(5, 0.1): (1, 1), (20, 0.3): (2, 2), (20, 0.1): (2, 2)})
     for text in ("prompt.length=20,optimizer.learning_rate=0.3", "prompt.length=20.0"):
-        assert read_values(text, cells)["prompt.length"] == 20
-    assert read_values("optimizer.learning_rate=.3", cells) == {"optimizer.learning_rate": 0.3}
+        assert read_values(text, cells, fields_of(cells))["prompt.length"] == 20
+    found = read_values("optimizer.learning_rate=.3", cells, fields_of(cells))
+    assert found == {"optimizer.learning_rate": 0.3}
 
 
 def test_values_that_are_text_or_null(tmp_path):
@@ -341,9 +358,11 @@ def test_values_that_are_text_or_null(tmp_path):
         write_scores(tmp_path / str(number), config)
     cells = make_cells(collect(tmp_path))
     field = next(iter(cells[0].values))
-    assert read_values(f"{field}=null", cells) == {field: None}
+    assert read_values(f"{field}=null", cells, fields_of(cells)) == {field: None}
     named = Cell("t", {"prompt.text": "a, b=c"}, ())
-    assert read_values("prompt.text=a, b=c", [named]) == {"prompt.text": "a, b=c"}
+    assert read_values("prompt.text=a, b=c", [named], fields_of([named])) == {
+        "prompt.text": "a, b=c"
+    }
 
 
 # The page.
@@ -604,6 +623,16 @@ def test_a_comparison_needs_something_that_varies(tmp_path, run):
     write_scores(tmp_path / "run", make_config())
     code, _, err = run(tmp_path, "--compare=prompt.length=20")
     assert code == 2 and "does not vary within a task; nothing but seed and task does" in err
+
+
+def test_an_option_that_follows_another_is_named_with_it(tmp_path, run):
+    write_grid(tmp_path, {(5, 0.3): (1, 1), (20, 0.1): (2, 2)})
+    code, _, err = run(tmp_path, "--compare=optimizer.learning_rate=0.3")
+    assert code == 2
+    assert (
+        "--compare names 'optimizer.learning_rate', which varies only together with "
+        "'prompt.length'; name that one"
+    ) in err
 
 
 def test_a_combination_that_no_run_has_is_named(tmp_path, run):

@@ -3,6 +3,9 @@
 The simulations draw thousands of samples at once from distributions whose mean is known.
 """
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -16,6 +19,7 @@ from spt_jax.studies.statistics import (
     summarize,
 )
 
+ROOT = Path(__file__).parents[1]
 SCORES = np.array([39.1, 40.4, 41.0, 38.2, 44.9])
 
 
@@ -149,3 +153,21 @@ def test_equal_cells_are_found_equivalent_where_the_margin_is_wide_enough():
     assert np.mean(p < LEVEL) > 0.95
     narrow = equivalence_p_value(normal_samples(5000, 5), 0.5)
     assert np.mean(narrow < LEVEL) < 0.2
+
+
+def test_the_tables_of_the_documentation_are_those_of_the_benchmark():
+    spec = importlib.util.spec_from_file_location("seeds", ROOT / "benchmarks" / "seeds.py")
+    assert spec is not None and spec.loader is not None
+    seeds = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(seeds)
+    lines = (ROOT / "docs" / "studies.md").read_text().splitlines()
+    rows = {}
+    for line in lines:
+        name, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+        rows[name] = cells
+    assert rows["seeds"] == [str(n) for n in seeds.SEEDS]
+    for margin in seeds.MARGINS:
+        found = [f"{seeds.power(margin, n):.0%}" for n in seeds.SEEDS]
+        assert rows[f"{margin:g}"] == found
+    for name, distribution in seeds.DISTRIBUTIONS.items():
+        assert rows[name][0] == f"{seeds.coverage(*distribution, seeds.SEEDS[0]):.0%}"

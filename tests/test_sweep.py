@@ -21,6 +21,7 @@ from spt_jax.models.open import read_shape
 from spt_jax.runs.folder import RunFolder
 from spt_jax.runs.progress import Bar
 from spt_jax.studies import sweep as module
+from spt_jax.studies.collect import collect
 from spt_jax.studies.cost import estimate
 from spt_jax.studies.grid import Study, expand
 from spt_jax.studies.sweep import sweep
@@ -257,6 +258,12 @@ def test_a_run_of_a_sweep_is_what_it_is_alone(tmp_path, capsys):
     ]
     assert runs["seed=0"][1] != runs["seed=1"][1]
     assert "seed=1  finished" in capsys.readouterr().out
+    # The report reads what real runs leave.
+    row = collect(tmp_path / "s").rows[1]
+    result = RunFolder(alone).read_result(to_dict(config))
+    assert result is not None
+    assert (row.run, row.seed, row.score) == ("seed=1", 1, result["score"])
+    assert row.curve and row.test_rows and row.device and row.trained_params == 48
 
 
 @pytest.mark.slow

@@ -191,18 +191,30 @@ def _differences(
     return differences
 
 
-def read_values(text: str, cells: Sequence[Cell]) -> dict[str, Any]:
+def read_values(
+    text: str, cells: Sequence[Cell], fields: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
     """Return the values that a text such as `prompt.length=100,optimizer.name=adamw` names.
+
+    Args:
+        text: The text.
+        cells: All cells.
+        fields: The options that vary, each with those that follow it; see `RunTable`.
 
     Raises:
         ValueError: The text has another form, or names an option or a value that the runs lack.
     """
-    fields = list(cells[0].values)
+    leaders = {name: field for field, names in fields.items() for name in names}
     values: dict[str, Any] = {}
     for part in re.split(r",(?=[\w.]+=)", text):
         name, equals, given = part.partition("=")
         if not equals:
             raise ValueError(f"--compare is '{text}', expected OPTION=VALUE or several with commas")
+        if name in leaders:
+            raise ValueError(
+                f"--compare names '{name}', which varies only together with '{leaders[name]}'; "
+                "name that one"
+            )
         if name not in fields:
             known = (
                 f"what does: {', '.join(fields)}" if fields else "nothing but seed and task does"

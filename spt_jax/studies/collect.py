@@ -193,19 +193,19 @@ def _varied(runs: Sequence[_Run]) -> dict[str, list[str]]:
     free = tuple(f"{name}." for name in WITHOUT_EFFECT)
 
     def groups(name: str, task: str | None = None) -> tuple[int, ...]:
-        """Return, for each run, the first run with the same value."""
-        values = [
-            key_of(run.options.get(name))
-            for run in runs
+        """Return, for each run, the number of the first run with the same value."""
+        first: dict[str, int] = {}
+        return tuple(
+            first.setdefault(key_of(run.options.get(name)), number)
+            for number, run in enumerate(runs)
             if task is None or run.result["task"] == task
-        ]
-        return tuple(map(values.index, values))
+        )
 
     first: dict[tuple[int, ...], str] = {}
     fields: dict[str, list[str]] = {}
     for name in sorted(names, key=lambda name: name.startswith("eval.")):
         matters = name != "seed" and not f"{name}.".startswith(free)
-        if matters and any(any(groups(name, task)) for task in tasks):
+        if matters and any(len({*groups(name, task)}) > 1 for task in tasks):
             leader = first.setdefault(groups(name), name)
             fields.setdefault(leader, []).extend([name] if name != leader else [])
     return fields

@@ -84,7 +84,7 @@ def report(
     table = collect(folder)
     require_metric(table, metric)
     cells = make_cells(table)
-    values = None if baseline is None else read_values(baseline, cells)
+    values = None if baseline is None else read_values(baseline, cells, table.fields)
     differences = [] if values is None else compare(cells, values, metric, margin)
     output = folder / "report.md" if output is None else output
     output.parent.mkdir(parents=True, exist_ok=True)
