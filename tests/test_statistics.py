@@ -107,6 +107,18 @@ def test_the_interval_covers_other_distributions_nearly_as_often(draw, mean, n, 
     assert np.median(usual) < np.median(high - low) / 2 < 1.02 * np.median(student)
 
 
+@pytest.mark.parametrize("method", ["percentile", "BCa"])
+def test_scipys_intervals_of_five_values_cover_less(method):
+    samples = normal_samples(400, 5)
+    options = dict(axis=-1, n_resamples=1000, vectorized=True, method=method)
+    rng = np.random.default_rng(0)
+    theirs = stats.bootstrap((samples,), np.mean, random_state=rng, **options)
+    low, high = theirs.confidence_interval
+    ours_low, ours_high = bootstrap_interval(samples)
+    covered = np.mean((low <= 0) & (high >= 0))
+    assert covered < 0.87 < np.mean((ours_low <= 0) & (ours_high >= 0))
+
+
 def test_few_seeds_are_those_whose_coverage_is_clearly_too_low():
     assert {n for n, covered in COVERAGE.items() if covered < 0.9} == {2, 3, 4}
     assert FEW == 5
