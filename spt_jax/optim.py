@@ -27,16 +27,20 @@ PRETRAINED_STEPS = 1_100_000
 """Steps of the LM-adapted T5 1.1 checkpoints: 1M of span corruption, 100k of LM adaptation."""
 
 
-def make_schedule(config: OptimizerConfig, steps: int) -> optax.ScalarOrSchedule:
-    """Return the learning rate: a float if it is constant, else a function of the step.
+def make_schedule(
+    config: OptimizerConfig, steps: int, peak: Any = None
+) -> optax.ScalarOrSchedule:
+    """Return the learning rate: a scalar if it is constant, else a function of the step.
 
-    A float has no step counter in the optimizer's state.
+    A scalar has no step counter in the optimizer's state.
 
     Args:
         config: Schedule, peak, warm-up and cool-down.
         steps: Steps of the whole run; `linear` and `cosine` are 0 at its end.
+        peak: Peak learning rate, a scalar that may be traced; that of `config` by default.
     """
-    peak, warmup = config.learning_rate, config.warmup_steps
+    peak = config.learning_rate if peak is None else peak
+    warmup = config.warmup_steps
     if config.schedule == "constant" and warmup == 0 and config.cooldown_steps == 0:
         return peak
 
@@ -61,9 +65,11 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.ScalarOrSchedule
     return lambda count: schedule(count) * cool(count)
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """Return the optimizer of the trained leaves."""
-    rate = make_schedule(config, steps)
+def make_optimizer(
+    config: OptimizerConfig, steps: int, peak: Any = None
+) -> optax.GradientTransformation:
+    """Return the optimizer of the trained leaves; the arguments are those of `make_schedule`."""
+    rate = make_schedule(config, steps, peak)
     decay = config.weight_decay
     b1 = 0.9 if config.momentum is None else config.momentum
     makers: dict[str, Callable[[], optax.GradientTransformation]] = {
@@ -131,7 +137,11 @@ def make_tx(config: OptimizerConfig, steps: int, tune: str) -> optax.GradientTra
         steps: Steps of the whole run.
         tune: `prompt` or `model`, as in `label_params`.
     """
+    return partition(make_optimizer(config, steps), tune)
+
+
+def partition(tx: optax.GradientTransformation, tune: str) -> optax.GradientTransformation:
+    """Return a transformation that gives the trained leaves to `tx` and updates no frozen one."""
     return optax.partition(
-        {TRAINED: make_optimizer(config, steps), FROZEN: optax.set_to_zero()},
-        lambda tree: label_params(tree, tune),
+        {TRAINED: tx, FROZEN: optax.set_to_zero()}, lambda tree: label_params(tree, tune)
     )

@@ -5,23 +5,27 @@
 Gradients are taken with respect to `trained` alone. `frozen` is an argument, so that it is neither
 a constant of the compiled step nor donated with the state. The dropout key of step n is a function
 of (seed, n), so that a resumed run draws the same masks as an undisturbed one.
+
+`train_steps` is the same step for the prompts of several runs in one program.
 """
 
 import dataclasses
 import functools
 import platform as machine
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from spt_jax.config.train import LossConfig
+from spt_jax.config.train import LossConfig, OptimizerConfig
 from spt_jax.errors import choose
 from spt_jax.forward import forward
 from spt_jax.losses import Loss, cross_entropy
+from spt_jax.optim import make_optimizer, partition
 from spt_jax.pytree import merge
 from spt_jax.sharding import constrain, platform
 from spt_jax.state import TrainState
@@ -45,7 +49,8 @@ def loss_and_grads(
     Args:
         trained: Leaves to differentiate.
         frozen: All other leaves.
-        batch: Rows of `inputs` and `targets`, and their segments if rows hold several examples.
+        batch: Rows of `inputs` and `targets`; their segments if rows hold several examples; the
+            `prompt_mask` [B, P] of `forward.prepend` if it is not all True.
         key: Key of the dropout; unused without dropout.
         model: The T5.
         loss: Loss to minimize.
@@ -60,6 +65,7 @@ def loss_and_grads(
                 merge(trained, frozen),
                 batch["inputs"],
                 batch["targets"],
+                prompt_mask=batch.get("prompt_mask"),
                 segments=_segments(batch),
                 dropout_key=key if model.dropout_rate else None,
             ),
@@ -125,11 +131,77 @@ def train_step(
     sums, grads = loss_and_grads(
         state.trained, frozen, batch, key, model=model, loss=loss, accumulate=accumulate
     )
+    return _apply(state, sums, grads, tx)
+
+
+def _apply(
+    state: TrainState, sums: Loss, grads: PyTree, tx: optax.GradientTransformation
+) -> tuple[TrainState, dict[str, Array]]:
+    """Return the next state, given the gradients of this one, and the metrics of the step."""
     updates, opt_state = tx.update(grads, state.opt_state, state.trained)
     trained: Any = optax.apply_updates(state.trained, updates)
     metrics = step_metrics(sums, grads, updates, trained)
     state = dataclasses.replace(state, step=state.step + 1, trained=trained, opt_state=opt_state)
     return state, metrics
+
+
+def train_steps(
+    states: Sequence[TrainState],
+    frozen: PyTree,
+    batch: Batch,
+    keys: Sequence[Key],
+    rates: Sequence[float | Array],
+    *,
+    model: T5,
+    optimizers: Sequence[tuple[OptimizerConfig, int]],
+    loss: LossConfig,
+    accumulate: int = 1,
+) -> tuple[tuple[TrainState, ...], tuple[dict[str, Array], ...]]:
+    """Update the prompts of K runs once, each as `train_step` updates that of a run alone.
+
+    The forward and the backward pass are `loss_and_grads` mapped over the runs, so that rows of all
+    prompts pass through the frozen model together. Prompts of different lengths are padded on the
+    left and masked. Everything behind the gradients is computed for each run by itself, with its
+    own optimizer and without padding.
+
+    Args:
+        states: State of each run, which trains a prompt and nothing else.
+        frozen: Leaves that do not change, the same for all runs.
+        batch: Rows of this step of each run, arrays [K, B, ...].
+        keys: Key of each run, the same at every step.
+        rates: Peak learning rate of each run, which replaces that in `optimizers`.
+        model: The T5.
+        optimizers: Optimizer and number of all steps of each run.
+        loss: Loss to minimize.
+        accumulate: Micro-batches of this step.
+
+    Returns:
+        The next state and the `step_metrics` of each run.
+    """
+    lengths = [len(state.trained["prompt"]) for state in states]
+    longest, rows = max(lengths), batch["inputs"].shape[1]
+    padded = [
+        jax.tree.map(lambda p, n=n: jnp.pad(p, ((longest - n, 0), (0, 0))), state.trained)
+        for state, n in zip(states, lengths)
+    ]
+    prompts = jax.tree.map(lambda *prompts: jnp.stack(prompts), *padded)
+    mask = np.arange(longest) >= longest - np.array(lengths)[:, None]
+    masks = jnp.broadcast_to(mask[:, None], (len(states), rows, longest))
+    step_keys = [jax.random.fold_in(key, state.step) for key, state in zip(keys, states)]
+    sums, grads = jax.vmap(
+        functools.partial(loss_and_grads, model=model, loss=loss, accumulate=accumulate),
+        in_axes=(0, None, 0, 0),
+    )(prompts, frozen, {**batch, "prompt_mask": masks}, jnp.stack(step_keys))
+    nexts, metrics = [], []
+    for k, (state, n, rate) in enumerate(zip(states, lengths, rates)):
+        config, steps = optimizers[k]
+        tx = partition(make_optimizer(config, steps, rate), "prompt")
+        of_run = jax.tree.map(lambda x, k=k: x[k], sums)
+        gradient = jax.tree.map(lambda g, k=k, n=n: g[k, longest - n :], grads)
+        state, of_step = _apply(state, of_run, gradient, tx)
+        nexts.append(state)
+        metrics.append(of_step)
+    return tuple(nexts), tuple(metrics)
 
 
 def jit_step(
@@ -152,24 +224,52 @@ def jit_step(
         accumulate: Micro-batches of a step.
         shardings: Of the next state and of the metrics; None leaves them to XLA.
     """
-    leaves, tree = jax.tree.flatten(shardings)
-    # All of these can be hashed; for type checkers, a Flax module cannot.
-    settings: tuple[Any, ...] = (model, tx, loss, accumulate, tuple(leaves), tree)
-    return _jit_step(*settings)
+    options = ("tx", tx), ("loss", loss), ("accumulate", accumulate)
+    return _jit(train_step, model, options, *_flat(shardings))
 
 
-@functools.lru_cache(maxsize=8)
-def _jit_step(
+def jit_steps(
     model: T5,
-    tx: optax.GradientTransformation,
+    optimizers: Sequence[tuple[OptimizerConfig, int]],
     loss: LossConfig,
-    accumulate: int,
+    *,
+    accumulate: int = 1,
+    shardings: PyTree = None,
+) -> Callable[..., tuple[tuple[TrainState, ...], tuple[dict[str, Array], ...]]]:
+    """Return `train_steps` as a jitted function of (states, frozen, batch, keys, rates).
+
+    It donates `states`. Equal arguments give the same function, as with `jit_step`; the learning
+    rates are arguments of it, so that runs which differ in their rates share a program.
+
+    Args:
+        model: The T5, whose mesh runs the step.
+        optimizers: Optimizer and number of all steps of each run.
+        loss: The training loss.
+        accumulate: Micro-batches of a step.
+        shardings: Of the next states and of their metrics; None leaves them to XLA.
+    """
+    # The rate of the config is not used, so all configs get the same one.
+    free = tuple((dataclasses.replace(c, learning_rate=1.0), steps) for c, steps in optimizers)
+    options = ("optimizers", free), ("loss", loss), ("accumulate", accumulate)
+    return _jit(train_steps, model, options, *_flat(shardings))
+
+
+def _flat(shardings: PyTree) -> tuple[tuple[NamedSharding, ...], Any]:
+    """Return a tree as its leaves and its structure, which can be hashed."""
+    leaves, tree = jax.tree.flatten(shardings)
+    return tuple(leaves), tree
+
+
+@functools.lru_cache(maxsize=16)
+def _jit(
+    step: Callable[..., Any],
+    model: Any,  # for type checkers, a Flax module cannot be hashed
+    options: tuple[tuple[str, Any], ...],
     leaves: tuple[NamedSharding, ...],
     tree: Any,
-) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
-    """The function of `jit_step`; its shardings come as leaves and their tree, which are hashed."""
+) -> Callable[..., Any]:
     return jax.jit(
-        functools.partial(train_step, model=model, tx=tx, loss=loss, accumulate=accumulate),
+        functools.partial(step, model=model, **dict(options)),
         donate_argnums=0,
         out_shardings=jax.tree.unflatten(tree, leaves),
         compiler_options=step_options(model.mesh),

@@ -21,7 +21,7 @@ from jax.tree_util import Partial
 from spt_jax.sharding import constrain, platform
 from spt_jax.t5.attention_vjp import attention_vjp
 from spt_jax.t5.config import T5Config
-from spt_jax.t5.layers import Dense, DType, RMSNorm, dropout
+from spt_jax.t5.layers import Dense, DType, RMSNorm
 from spt_jax.t5.plain_attention import plain_attention
 from spt_jax.typing import Array, Bool, Float, Int
 
@@ -257,8 +257,22 @@ class Attention(nn.Module):
         return self.out(x.reshape(*x.shape[:-2], -1))
 
     def _keep(self, x: Array, mask: Array, train: bool) -> Float[Array, "B N 1 S"] | None:
-        """Draw the dropout of the weights: 0 or 1 / (1 - rate), the same for all queries."""
+        """Draw the dropout of the weights: 0 or 1 / (1 - rate), the same for all queries.
+
+        What is drawn for a key depends on its row and on its distance from the first key that the
+        last query sees. So padding, on the left or on the right, changes nothing for the others,
+        and a prompt trains as well beside longer ones as alone (`step.train_steps`).
+        """
         if not train or self.dropout_rate == 0:
             return None
-        ones = jnp.ones((len(x), self.config.num_heads, 1, mask.shape[-1]), self.dtype)
-        return dropout(self.dropout_rate, ones, broadcast=-2, module=self, train=train)
+        rows, keys = len(x), mask.shape[-1]
+        first = jnp.broadcast_to(jnp.argmax(mask[:, 0, -1], axis=-1), rows)
+        place = jnp.arange(keys) - first[:, None]
+        fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+        of_row = fold(self.make_rng("dropout"), jnp.arange(rows))
+        of_key = jax.vmap(fold)(of_row, place)
+        rate, heads = self.dropout_rate, self.config.num_heads
+        kept = jax.vmap(jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, (heads,))))(of_key)
+        scale = jnp.asarray(1 / (1 - rate), self.dtype)
+        keep = jnp.where(kept, scale, jnp.zeros((), self.dtype))
+        return keep.transpose(0, 2, 1)[:, :, None]
