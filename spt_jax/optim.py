@@ -27,9 +27,7 @@ PRETRAINED_STEPS = 1_100_000
 """Steps of the LM-adapted T5 1.1 checkpoints: 1M of span corruption, 100k of LM adaptation."""
 
 
-def make_schedule(
-    config: OptimizerConfig, steps: int, peak: Any = None
-) -> optax.ScalarOrSchedule:
+def make_schedule(config: OptimizerConfig, steps: int, peak: Any = None) -> optax.ScalarOrSchedule:
     """Return the learning rate: a scalar if it is constant, else a function of the step.
 
     A scalar has no step counter in the optimizer's state.

@@ -225,17 +225,24 @@ def require_rows(mesh: Mesh, rows: int, what: str) -> None:
         )
 
 
-def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh | None) -> dict[str, Any]:
+def place_batch(
+    batch: Mapping[str, np.ndarray], mesh: Mesh | None, axes: str = "B"
+) -> dict[str, Any]:
     """Put a batch on the devices, its rows cut over `data` and `fsdp`.
 
     Each process transfers only its own rows. The call returns before the transfer is done, so
     that it overlaps with computation. Without a mesh the arrays stay as they are.
+
+    Args:
+        batch: The arrays.
+        mesh: The devices.
+        axes: The first axes of each array: `B`, or `.B` for the batches of several runs.
     """
     if mesh is None:
         return dict(batch)
     placed = {}
     for name, array in batch.items():
-        sharding = NamedSharding(mesh, spec("B" + "." * (array.ndim - 1)))
+        sharding = NamedSharding(mesh, spec(axes + "." * (array.ndim - len(axes))))
         placed[name] = jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
     return placed
 

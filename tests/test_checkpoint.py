@@ -19,7 +19,7 @@ import pytest
 
 from spt_jax.cli.printing import hide_orbax_log
 from spt_jax.errors import RunError
-from spt_jax.runs.checkpoints import Checkpoints
+from spt_jax.runs.checkpoints import Checkpoints, _orbax_thread
 
 SLOTS = optax.chain(
     optax.adafactor(0.3), optax.MultiSteps(optax.adamw(1e-3), 2).gradient_transformation()
@@ -139,9 +139,8 @@ def test_a_donated_state_is_saved_as_it_was(tmp_path):
 
     held = threading.Event()
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints._thread.submit(
-            held.wait, 20
-        )  # nothing is written before the state is overwritten
+        # Nothing is written before the state is overwritten.
+        _orbax_thread().submit(held.wait, 20)
         state = {"prompt": jnp.arange(1000.0), "count": jnp.int32(3)}
         checkpoints.save(1, state, {})
         given = state["prompt"]

@@ -284,6 +284,18 @@ def prefetch(ds: "grain.MapDataset[NumpyBatch]", start: int, stop: int) -> Itera
     return iter(ds[start:stop].to_iter_dataset(options))
 
 
+def stack_batches(batches: Sequence[NumpyBatch]) -> NumpyBatch:
+    """Return batches of as many rows each as one of arrays [K, B, width], padded to the widest."""
+    stacked = {}
+    for name in batches[0]:
+        arrays = [batch[name] for batch in batches]
+        width = max(array.shape[1] for array in arrays)
+        stacked[name] = np.stack(
+            [np.pad(array, ((0, 0), (0, width - array.shape[1]))) for array in arrays]
+        )
+    return stacked
+
+
 def eval_batches(
     split: TokenizedSplit, data: DataConfig, batch_size: int
 ) -> Iterator[tuple[np.ndarray, NumpyBatch]]:

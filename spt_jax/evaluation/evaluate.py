@@ -50,18 +50,33 @@ def evaluate(
         metrics: Names of the task's metrics; their mean is the score.
         max_rows: Number of rows of a fixed random sample; all rows by default.
     """
-    if max_rows is not None:
-        kept = sample_rows(split.examples, max_rows)
-        split = dataclasses.replace(
-            split,
-            examples=[split.examples[i] for i in kept],
-            inputs=[split.inputs[i] for i in kept],
-            targets=[split.targets[i] for i in kept],
-        )
-    bank, name = PromptBank.of_params(params, backbone.model.config.d_model)
+    split = sample_split(split, max_rows)
+    bank, name = PromptBank.of_params((params, backbone.model.config.d_model)
     rows = TaskRows(split, label_words, data.targets_length, name, metrics)
     [outputs] = answer_tasks(backbone, {"t5": params["t5"]}, bank, [rows], data, batch_size)
     return score(rows, outputs)
+
+
+def sample_split(split: TokenizedSplit, max_rows: int | None) -> TokenizedSplit:
+    """Return a fixed random sample of so many rows of a split; all rows for None."""
+    if max_rows is None:
+        return split
+    kept = sample_rows(split.examples, max_rows)
+    return dataclasses.replace(
+        split,
+        examples=[split.examples[i] for i in kept],
+        inputs=[split.inputs[i] for i in kept],
+        targets=[split.targets[i] for i in kept],
+    )
+
+
+def merge_data(configs: Sequence[DataConfig]) -> DataConfig:
+    """Return buckets and lengths that hold the rows of every run."""
+    return DataConfig(
+        inputs_length=max(config.inputs_length for config in configs),
+        targets_length=max(config.targets_length for config in configs),
+        buckets=tuple(sorted({size for config in configs for size in config.buckets})),
+    )
 
 
 def evaluate_run(
@@ -277,11 +292,7 @@ def load_group(
         facts=facts,
         backbone=backbone,
         bank=bank,
-        data=DataConfig(
-            inputs_length=max(config.data.inputs_length for config in configs),
-            targets_length=max(config.data.targets_length for config in configs),
-            buckets=tuple(sorted({size for config in configs for size in config.data.buckets})),
-        ),
+        data=merge_data([config.data for config in configs]),
         batch_size=min(config.eval.batch_size for config in configs),
     )
 

@@ -19,7 +19,7 @@ import optax
 from spt_jax.config.devices import MeshConfig
 from spt_jax.config.fields import to_dict
 from spt_jax.config.pretrain import PretrainConfig
-from spt_jax.loop import Batch, Job, Labels, run_job
+from spt_jax.loop import Batch, Job, Labels, Metrics, Program, States, run_job
 from spt_jax.models.backbone import Backbone, load_backbone, save_backbone
 from spt_jax.optim import make_tx
 from spt_jax.pretraining.corpus import Corpus, read_corpus
@@ -72,7 +72,7 @@ def pretrain(
         state = init_state(params, run.tx, patience=None, keep_best=False)
         say(f"{config.name}: {count_params(params):,} parameters")
         with folder.claim(to_dict(config), run.identity, run.facts, command, overwrite=overwrite):
-            state = run_job(_make_job(run, state), folder, state)
+            state = run_job(_make_program(run, state), _make_job(run), folder, state)
             result = _make_result(run, state)
             model = run.init.model.config
             save_backbone(
@@ -138,28 +138,38 @@ def _prepare(config: PretrainConfig) -> Run:
     return Run(config, init, batches, probes, identity, facts, tx, key)
 
 
-def _make_job(run: Run, state: TrainState) -> Job:
-    """Hand the run to the loop: its batches, its compiled update, and its probes."""
+def _make_program(run: Run, state: TrainState) -> Program:
+    """Hand the run to the loop: its compiled update, and its probes."""
     config, model = run.config, run.init.model
     nothing_frozen = jax.tree.map(lambda _: None, state.trained)
-    update = jit_step(model, run.tx, config.loss)
+    step = jit_step(model, run.tx, config.loss)
 
-    def measure(state: TrainState) -> tuple[TrainState, dict[str, Any]]:
+    def update(
+        _: Sequence[int], states: States, batches: Sequence[Batch]
+    ) -> tuple[States, Sequence[Metrics]]:
+        state, metrics = step(states[0], nothing_frozen, batches[0], run.key)
+        return [state], [metrics]
+
+    def measure(_: Sequence[int], states: States) -> tuple[States, Sequence[dict[str, Any]]]:
+        [state] = states
         gaps = run.probes.gaps(state.trained)
         say(f"step {int(state.step)}  " + "  ".join(f"{k} {gap:.3f}" for k, gap in gaps.items()))
-        return state, {"split": "held_out", **gaps}
+        return states, [{"split": "held_out", **gaps}]
 
+    return Program(f"pretraining {config.name}", update, measure)
+
+
+def _make_job(run: Run) -> Job:
+    """Hand the run to the loop: its batches and its intervals."""
+    config = run.config
     return Job(
-        title=f"pretraining {config.name}",
         steps=config.steps,
         batches=functools.partial(_prefetch, run.batches),
-        update=lambda state, batch: update(state, nothing_frozen, batch, run.key),
-        evaluate=measure,
         resume=lambda restored: restored.state,
         evaluate_every=config.gap_every,
         log=config.log,
         metadata=run.identity,
-        flops=functools.partial(step_flops, model.config, prompt=0, tune="model"),
+        flops=functools.partial(step_flops, run.init.model.config, prompt=0, tune="model"),
     )
 
 

@@ -10,6 +10,7 @@ alone reads it:
     prompt = state["best"]["trained"]["prompt"]  # float32 [P, D]
 """
 
+import functools
 import hashlib
 import json
 import logging
@@ -45,6 +46,16 @@ class Restored(NamedTuple):
     step: int
     state: PyTree
     metadata: dict
+
+
+@functools.cache
+def _orbax_thread() -> ThreadPoolExecutor:
+    """Return the one thread that calls Orbax for all runs of the process.
+
+    Orbax cannot be called where an event loop runs (notebooks), and two saves at a time take each
+    other's signals and wait for ten minutes in vain.
+    """
+    return ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
 
 
 class Checkpoints:
@@ -84,8 +95,6 @@ class Checkpoints:
         for pattern in ("*.orbax-checkpoint-tmp*", "*.deleted"):
             for left in self._directory.glob(pattern):  # by a process that was killed
                 shutil.rmtree(left, ignore_errors=True)
-        # One thread for all of Orbax, which cannot be called where an event loop runs (notebooks).
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         # No leaf is a jax.Array, but without a handler for it Orbax warns at each start.
         unused = ocp.type_handlers.ArrayHandler(array_metadata_store=None)
         registry = ocp.type_handlers.create_type_handler_registry(
@@ -140,7 +149,7 @@ class Checkpoints:
                 leaf.copy_to_host_async()
         leaves = {name: _host_copy(name, leaf) for name, leaf in named_leaves(state)}
         tree, plain = unflatten_dict(leaves, sep="/"), json.loads(json.dumps(metadata))
-        self._pending = self._thread.submit(self._write, step, tree, plain)
+        self._pending = _orbax_thread().submit(self._write, step, tree, plain)
 
     def restore_newest(self, template: PyTree, *, added: Sequence[str] = ()) -> Restored | None:
         """The newest whole step; for each newer one that is not, one warning in the log.
@@ -173,7 +182,7 @@ class Checkpoints:
         steps = self.steps()
         for step in reversed(steps):
             try:
-                tree, metadata = self._thread.submit(self._read, step).result()
+                tree, metadata = _orbax_thread().submit(self._read, step).result()
             except Exception as error:  # whatever a damaged file makes Orbax raise
                 self._unusable.add(step)
                 logging.getLogger("spt_jax").warning(
@@ -217,7 +226,6 @@ class Checkpoints:
         try:
             self._wait()
         finally:
-            self._thread.shutdown()
             self._orbax.close()
             self._lock.close()
 

@@ -7,11 +7,10 @@ Invariant: when a step is saved, the logs hold everything up to it, on the disk.
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from spt_jax.config.train import LogConfig
 from spt_jax.distributed.main_process import broadcast
-from spt_jax.errors import Preempted
 from spt_jax.runs.checkpoints import Checkpoints, Restored
 from spt_jax.runs.log import RunLog
 from spt_jax.typing import PyTree
@@ -67,16 +66,14 @@ class Saver:
         self._checkpoints.save(step, state, metadata)
         self._since = time.monotonic()
 
-    def leave(self, step: int, state: PyTree, notice: Preempted, *, evaluated: bool) -> NoReturn:
-        """Saves a step, waits until it is saved, and ends the run.
+    def save_and_wait(self, step: int, state: PyTree, *, evaluated: bool) -> None:
+        """Save a step, and return when it is saved. The arguments are those of `save`.
 
         Raises:
-            Preempted: Always, once it is saved.
             RunError: It could not be saved.
         """
         self.save(step, state, evaluated=evaluated)
         self._checkpoints.wait()
-        raise Preempted(f"{notice} at step {step}, which is saved") from None
 
 
 def was_evaluated(restored: Restored | None) -> bool:
