@@ -1,0 +1,272 @@
+"""A prepared training run: its model, its rows, and its params tree cut in two.
+
+Runs that train together hold the same model, and runs of one task hold the same rows.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from spt_jax.config.sharing import require_shared
+from spt_jax.config.train import TrainConfig
+from spt_jax.data.pipeline import (
+    TokenizedSplit,
+    data_fingerprint,
+    describe_lengths,
+    split_fingerprint,
+    tokenize_task,
+)
+from spt_jax.data.tasks import Task, load_task
+from spt_jax.distributed.main_process import require_same
+from spt_jax.evaluation.evaluate import evaluate, merge_data, sample_split
+from spt_jax.evaluation.metrics import check_metrics
+from spt_jax.evaluation.scores import (
+    Scores,
+    TaskRows,
+    answer_tasks,
+    encode_answers,
+    majority_score,
+    score,
+)
+from spt_jax.models.backbone import Backbone, load_backbone
+from spt_jax.optim import make_schedule, make_tx
+from spt_jax.prompts.bank import PromptBank
+from spt_jax.prompts.init import init_prompt
+from spt_jax.pytree import label_params, merge, split
+from spt_jax.runs.checkpoints import Restored
+from spt_jax.runs.progress import print_split, say
+from spt_jax.sharding import require_rows
+from spt_jax.state import TrainState, patience_left
+from spt_jax.typing import Key, Params, PyTree
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """A task and its rows.
+
+    Args:
+        task: The task.
+        rows: Each split as token ids.
+        fingerprint: Fingerprint of all rows, which must be the same when a run is resumed.
+        facts: Facts for the manifest.
+    """
+
+    task: Task
+    rows: Mapping[str, TokenizedSplit]
+    fingerprint: str
+    facts: Mapping[str, Any]
+
+    @functools.cached_property
+    def dev_majority_score(self) -> float:
+        """The score on dev of always giving the majority class."""
+        return majority_score(self.task, "dev")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What stays the same from the first step to the last.
+
+    Args:
+        config: The resolved config.
+        backbone: The frozen model, which is also what model tuning starts from.
+        data: The task that is learned, and its rows.
+        trained: The trained leaves of the params tree before the first step.
+        frozen: The other leaves.
+        tx: The optimizer.
+        key: The key that the dropout keys of all steps are derived from.
+    """
+
+    config: TrainConfig
+    backbone: Backbone
+    data: TaskData
+    trained: PyTree
+    frozen: PyTree
+    tx: optax.GradientTransformation
+    key: Key
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Names and fingerprints that must be the same when the run is resumed."""
+        return {
+            "model": self.backbone.name,
+            "model_fingerprint": self.backbone.fingerprint,
+            "data_fingerprint": self.data.fingerprint,
+        }
+
+    def evaluate(self, params: Params, split: str) -> Scores:
+        """Score params on a split; on dev, `eval.max_rows` may limit the rows."""
+        config = self.config
+        return evaluate(
+            self.backbone,
+            params,
+            self.data.rows[split],
+            config.data,
+            label_words=self.data.task.label_words,
+            batch_size=config.eval.batch_size,
+            metrics=self.data.task.metrics,
+            max_rows=config.eval.max_rows if split == "dev" else None,
+        )
+
+
+def score_runs(runs: Sequence[Run], trained: Sequence[PyTree], split: str) -> list[Scores]:
+    """Score trained leaves of each run on a split of its task.
+
+    The rows of several runs share their batches, each with the prompt of its run.
+    """
+    if len(runs) == 1:
+        [run], [leaves] = runs, trained
+        return [run.evaluate(merge(leaves, run.frozen), split)]
+    backbone = runs[0].backbone
+    names = [str(number) for number in range(len(runs))]
+    prompts = {name: leaves["prompt"] for name, leaves in zip(names, trained, strict=True)}
+    rows = [
+        TaskRows(
+            split=sample_split(
+                run.data.rows[split], run.config.eval.max_rows if split == "dev" else None
+            ),
+            label_words=run.data.task.label_words,
+            targets_length=run.config.data.targets_length,
+            prompt=name,
+            metrics=run.data.task.metrics,
+        )
+        for name, run in zip(names, runs)
+    ]
+    outputs = answer_tasks(
+        backbone,
+        {"t5": backbone.params},
+        PromptBank.from_prompts(prompts, backbone.model.config.d_model),
+        rows,
+        merge_data([run.config.data for run in runs]),
+        min(run.config.eval.batch_size for run in runs),
+    )
+    return [score(*pair) for pair in zip(rows, outputs)]
+
+
+def prepare_runs(configs: Sequence[TrainConfig]) -> list[Run]:
+    """Load the model and the tasks, and cut the params tree of each run.
+
+    Raises:
+        FileNotFoundError, ValueError: A file is missing, the configs do not fit the model or the
+            data, or they cannot train together.
+    """
+    require_shared(configs)
+    first = configs[0]
+    backbone = load_backbone(
+        first.model,
+        dtype=first.dtype,
+        param_dtype=first.param_dtype,
+        dropout_rate=first.dropout_rate,
+        remat=first.remat,
+        mesh=first.mesh,
+        rows=len(configs) * first.data.batch_size // first.optimizer.accumulate,
+        tune=first.tune,
+    )
+    require_rows(backbone.mesh, first.data.batch_size, "data.batch_size")
+    loaded: dict[tuple, TaskData] = {}
+    runs = []
+    for config in configs:
+        lengths = config.data.inputs_length, config.data.targets_length, config.eval.inputs_length
+        key = (repr(config.task), *lengths)
+        if key not in loaded:
+            loaded[key] = _load_data(config, backbone)
+        runs.append(_prepare(config, backbone, loaded[key]))
+        require_same(config=repr(config), **runs[-1].identity)
+    print_split(runs[0].trained, runs[0].frozen)
+    return runs
+
+
+def _load_data(config: TrainConfig, backbone: Backbone) -> TaskData:
+    """Load the task of a config, and tokenize its splits.
+
+    Raises:
+        FileNotFoundError, ValueError: A file is missing, or the rows do not fit task or model.
+    """
+    task = load_task(config.task)
+    for note in task.notes:
+        say(note)
+    check_metrics(task)
+    if task.label_words is not None:  # Refuses words that the model cannot write.
+        encode_answers(task.label_words, backbone.tokenizer, config.data.targets_length)
+    rows = {
+        split: tokenize_task(task, split, config.task, config, backbone.tokenizer)
+        for split in task.splits
+    }
+    for note in describe_lengths(rows):
+        say(note)
+    facts = {
+        "task": task.name,
+        "rows": {name: len(part.inputs) for name, part in rows.items()},
+        "label_words": task.label_words,
+        "truncated": {name: part.truncated for name, part in rows.items()},
+        "fingerprints": {name: split_fingerprint(part) for name, part in rows.items()},
+        "notes": task.notes,
+    }
+    return TaskData(task, rows, data_fingerprint(rows, config.data.inputs_length), facts)
+
+
+def _prepare(config: TrainConfig, backbone: Backbone, data: TaskData) -> Run:
+    """Make the initial prompt and the optimizer, and cut the params tree."""
+    prompt_key, run_key = jax.random.split(jax.random.key(config.seed))
+    params: Params = {"t5": backbone.params}
+    if config.prompt is not None:
+        words = data.task.label_words or data.task.prompt_words
+        prompt = init_prompt(config.prompt, prompt_key, backbone, words)
+        params = {**params, "prompt": prompt}
+    trained, frozen = split(params, label_params(params, config.tune))
+    tx = make_tx(config.optimizer, config.steps, config.tune)
+    return Run(config, backbone, data, trained, frozen, tx, run_key)
+
+
+def resume(run: Run, restored: Restored) -> TrainState:
+    """Fit a restored state to the config of now, whose `eval`, `log` and `steps` may be others.
+
+    The current `eval.patience` applies, and evaluations without gain before the stop count against
+    it. If dev has other rows now, the best prompt is scored again, so that scores of different rows
+    are never compared.
+    """
+    config, state, then = run.config, restored.state, restored.metadata["config"]
+    left = patience_left(
+        int(state.patience_left), then["eval"].get("patience"), config.eval.patience
+    )
+    best = state.best
+    if run.data.task.label_words and int(best.step) and jnp.isneginf(best.rank_score):
+        # Checkpoints of earlier versions have no rank score. Infinity keeps a later evaluation with
+        # an equal score from replacing the best.
+        best = dataclasses.replace(best, rank_score=jnp.float32(jnp.inf))
+    # Checkpoints without `dev_sample` are of versions that scored the first `max_rows` rows of dev,
+    # which are other rows than any sample of now.
+    first_rows = "first" if then["eval"].get("max_rows") else None
+    if restored.metadata.get("dev_sample", first_rows) != config.eval.max_rows and int(best.step):
+        scores = run.evaluate(merge(best.trained, run.frozen), "dev")
+        rank = -np.inf if scores.rank_score is None else scores.rank_score
+        say(
+            f"dev has other rows now (eval.max_rows is {config.eval.max_rows}): the best prompt, "
+            f"of step {int(best.step)}, had {float(best.score):.1f} on those of then and has "
+            f"{scores.score:.1f} on those of now"
+        )
+        best = dataclasses.replace(
+            best, score=jnp.float32(scores.score), rank_score=jnp.float32(rank)
+        )
+    _say_new_rate(run.config, int(state.step), then["steps"])
+    return dataclasses.replace(state, best=best, patience_left=jnp.int32(left))
+
+
+def _say_new_rate(config: TrainConfig, step: int, steps_then: int) -> None:
+    """Say so where more steps change the learning rate of the steps to come."""
+    old, new = (make_schedule(config.optimizer, steps) for steps in (steps_then, config.steps))
+    if not (callable(old) and callable(new)):
+        return
+    before, now = (np.asarray(rate(step)).item() for rate in (old, new))
+    if not np.isclose(before, now):
+        say(
+            f"steps was {steps_then} and is {config.steps}: the learning rate of step {step + 1} "
+            f"is {now:.3g}, where it was to be {before:.3g}, because the "
+            f"{config.optimizer.schedule} schedule spans all steps"
+        )
