@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from spt_jax.prompts.words import nearest_words
     from spt_jax.tokenizers.base import Tokenizer
     from spt_jax.tokenizers.bpe import train_tokenizer
-    from spt_jax.train import fit
+    from spt_jax.train import fit, fit_together
 
 __version__ = "0.1.0"
 
@@ -51,9 +51,9 @@ __all__ = [  # spelled out, because type checkers read it
     "Example", "LogConfig", "LossConfig", "MixtureConfig", "OptimizerConfig", "Predictor",
     "PretrainConfig", "PromptBank", "PromptConfig", "RunError", "Task", "TaskConfig", "Tokenizer",
     "TrainConfig", "convert_backbone", "describe", "evaluate_ensemble", "evaluate_run",
-    "evaluate_runs", "fit", "generate", "load_backbone", "load_bank", "load_prompt", "load_task",
-    "nearest_words", "predict_file", "predict_run", "save_backbone", "save_prompt",
-    "superglue_score", "task_names", "train_tokenizer",
+    "evaluate_runs", "fit", "fit_together", "generate", "load_backbone", "load_bank",
+    "load_prompt", "load_task", "nearest_words", "predict_file", "predict_run", "save_backbone",
+    "save_prompt", "superglue_score", "task_names", "train_tokenizer",
 ]
 # fmt: on
 
@@ -78,7 +78,7 @@ _NAMES = {  # the imports above: {module: names}
     "prompts.file": "load_prompt save_prompt",
     "tokenizers.base": "Tokenizer",
     "tokenizers.bpe": "train_tokenizer",
-    "train": "fit",
+    "train": "fit fit_together",
 }
 _MODULES = {name: f"spt_jax.{module}" for module in _NAMES for name in _NAMES[module].split()}
 

@@ -323,7 +323,7 @@ def test_no_permission_is_one_line_before_anything_is_computed(
     bucket, finished, refused, what, reason, monkeypatch
 ):
     config, _ = finished
-    monkeypatch.setattr("spt_jax.train.load_backbone", None)
+    monkeypatch.setattr("spt_jax.run.load_backbone", None)
     bucket.refuse = lambda request: 403 if request == refused else None
     with pytest.raises(PermissionError, match=REFUSED.format(re.escape(what), reason)):
         fit(config, Path(ADDRESS))

@@ -90,7 +90,7 @@ def test_manifest_and_config_describe_the_run(finished):
 
 def test_a_finished_run_is_read_back_and_not_trained(finished, monkeypatch):
     folder, run, result = finished
-    monkeypatch.setattr("spt_jax.train.load_backbone", None)  # calling it would raise TypeError
+    monkeypatch.setattr("spt_jax.run.load_backbone", None)  # calling it would raise TypeError
     assert fit(tiny.train_config(folder), run) == result
 
 

@@ -267,7 +267,7 @@ class Attention(nn.Module):
             return None
         rows, keys = len(x), mask.shape[-1]
         first = jnp.broadcast_to(jnp.argmax(mask[:, 0, -1], axis=-1), rows)
-        place = jnp.arange(keys) - first[:, None]
+        place = jnp.arange(keys)[None] - first[:, None]
         fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
         of_row = fold(self.make_rng("dropout"), jnp.arange(rows))
         of_key = jax.vmap(fold)(of_row, place)
