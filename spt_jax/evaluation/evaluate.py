@@ -51,7 +51,7 @@ def evaluate(
         max_rows: Number of rows of a fixed random sample; all rows by default.
     """
     split = sample_split(split, max_rows)
-    bank, name = PromptBank.of_params((params, backbone.model.config.d_model)
+    bank, name = PromptBank.of_params(params, backbone.model.config.d_model)
     rows = TaskRows(split, label_words, data.targets_length, name, metrics)
     [outputs] = answer_tasks(backbone, {"t5": params["t5"]}, bank, [rows], data, batch_size)
     return score(rows, outputs)
