@@ -58,6 +58,21 @@ def test_loops_count_as_often_as_they_run(tiny_preset, monkeypatch):
 
 
 @needs_libtpu
+@pytest.mark.slow
+def test_prompts_that_train_together_are_planned_as_one_program(tiny_preset):
+    alone = report(program="train", topology="v5e:2x2")
+    together = report(program="train", topology="v5e:2x2", together=3)
+    assert together["flops"] == pytest.approx(3 * alone["flops"], rel=0.02)
+    assert together["activations_bytes_per_device"] > 2 * alone["activations_bytes_per_device"]
+    assert together["bytes_accessed"] < 3 * alone["bytes_accessed"]  # the weights are read once
+
+
+def test_whole_models_are_not_planned_together():
+    with pytest.raises(ValueError, match="together is 2 with --tune=model, but only prompts train"):
+        PlanConfig(model="tiny", topology="v5e:1x1", tune="model", prompt_length=0, together=2)
+
+
+@needs_libtpu
 def test_the_report_of_a_sharded_model(tiny_preset, capsys):
     line = ["--model=tiny", "--topology=v5e:2x4", "--mesh.data=2", "--mesh.fsdp=2"]
     line += ["--mesh.model=2", *(f"--{name}={value}" for name, value in SMALL.items())]
@@ -91,6 +106,15 @@ def needs_gib(sizes, decode=lambda config: 1):
         return {"fits": needed <= chip.memory, **found}
 
     return compiled
+
+
+@needs_libtpu
+def test_fewer_prompts_at_once_are_proposed_first(tiny_preset, monkeypatch):
+    def compiled(name, config, shape, mesh, chip):
+        return {"fits": config.together <= 4}
+
+    monkeypatch.setattr(plan, "_compile", compiled)
+    assert report(program="train", together=9)["would_fit"] == "--together=4"
 
 
 @needs_libtpu

@@ -27,6 +27,7 @@ class PlanConfig(Config):
         tune: Train the `prompt` alone, or the whole `model`.
         dropout_rate: Dropout of the training step.
         accumulate: Micro-batches of a step. Must divide batch_size.
+        together: Prompts that train in one program, each with batch_size rows of its own.
         eval_batch_size: Rows of a batch of evaluation, as eval.batch_size of `train`.
         label_words: Number of label words whose likelihood evaluation scores; 0 for free text.
         program: Programs to compile: `train` is the training step, `decode` is what evaluation runs
@@ -46,6 +47,7 @@ class PlanConfig(Config):
     tune: Literal["prompt", "model"] = "prompt"
     dropout_rate: Rate = 0.1
     accumulate: Count = 1
+    together: Count = 1
     eval_batch_size: Count = 64
     label_words: CountOrZero = 2
     program: Literal["both", "train", "decode"] = "both"
@@ -58,4 +60,8 @@ class PlanConfig(Config):
         require(
             self.batch_size % self.accumulate == 0,
             f"accumulate {self.accumulate} does not divide batch_size {self.batch_size}",
+        )
+        require(
+            self.together == 1 or self.tune == "prompt",
+            f"together is {self.together} with --tune=model, but only prompts train together",
         )

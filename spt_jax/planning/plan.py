@@ -66,7 +66,7 @@ def plan(config: PlanConfig, *, suggest: bool = True) -> dict[str, Any]:
         memory=chip.memory,
         weights=jnp.dtype(config.param_dtype),
         tune=config.tune,
-        rows=config.batch_size // config.accumulate,
+        rows=config.together * config.batch_size // config.accumulate,
     )
     require_rows(mesh, config.batch_size // config.accumulate, "batch_size")
     names = list(PROGRAMS) if config.program == "both" else [config.program]
@@ -247,6 +247,10 @@ def _changes(
         words.append(f"--eval_batch_size={fewer}")
         yield " ".join(words), config
     if "train" in too_large:
+        if config.together > 1:
+            config = dataclasses.replace(config, together=config.together // 2)
+            words.append(f"--together={config.together}")
+            yield " ".join(words), config
         if config.remat in ("none", "minimal"):
             light = dataclasses.replace(config, remat="light")
             yield " ".join([*words, "--remat=light"]), light

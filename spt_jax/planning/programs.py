@@ -21,13 +21,13 @@ from spt_jax.prompts.bank import PromptBank
 from spt_jax.pytree import label_params, split
 from spt_jax.sharding import param_shardings, replicated, spec, spreadable_rows, state_shardings
 from spt_jax.state import init_state
-from spt_jax.step import train_step
+from spt_jax.step import train_step, train_steps
 from spt_jax.t5 import T5
 from spt_jax.typing import PyTree
 
 
 def lower_train_step(model: T5, config: PlanConfig) -> tuple[Any, Any]:
-    """Trace and lower the training step of a model with a mesh.
+    """Trace and lower the training step of a model with a mesh, for one prompt or for several.
 
     Returns:
         The traced and the lowered step.
@@ -43,30 +43,32 @@ def lower_train_step(model: T5, config: PlanConfig) -> tuple[Any, Any]:
     optimizer = OptimizerConfig(multiply_by_parameter_scale=tuned, accumulate=config.accumulate)
     tx = make_tx(optimizer, 1, config.tune)
     state = jax.eval_shape(lambda x: init_state(x, tx, patience=None, keep_best=True), trained)
-    state = _place(state, state_shardings(state, mesh))
-    key = jax.eval_shape(jax.random.key, 0)
-    step = functools.partial(
-        train_step, model=model, tx=tx, loss=LossConfig(), accumulate=config.accumulate
-    )
-    jitted = jax.jit(
-        step,
-        donate_argnums=0,
-        out_shardings=(state_shardings(state, mesh), replicated(mesh)),
-    )
-    traced = jitted.trace(state, frozen, _batch(config, mesh), _place(key, replicated(mesh)))
+    stored, whole = state_shardings(state, mesh), replicated(mesh)
+    state, key = _place(state, stored), _place(jax.eval_shape(jax.random.key, 0), whole)
+    options = {"model": model, "loss": LossConfig(), "accumulate": config.accumulate}
+    count = config.together
+    if count == 1:
+        step = functools.partial(train_step, tx=tx, **options)
+        jitted = jax.jit(step, donate_argnums=0, out_shardings=(stored, whole))
+        traced = jitted.trace(state, frozen, _batch(config, mesh), key)
+    else:
+        step = functools.partial(train_steps, optimizers=[(optimizer, 1)] * count, **options)
+        jitted = jax.jit(step, donate_argnums=0, out_shardings=((stored,) * count, whole))
+        rates = (optimizer.learning_rate,) * count
+        traced = jitted.trace((state,) * count, frozen, _batch(config, mesh), (key,) * count, rates)
     return traced, traced.lower()
 
 
 def lower_decoding(model: T5, config: PlanConfig) -> tuple[Any, Any]:
     """Trace and lower what evaluation runs for a batch of the longest inputs.
 
-    Each row gets its prompt from a bank of one, is answered greedily, and scores each label word.
-    A label word is counted with `targets_length` tokens, which is the most that it may have. See
-    `lower_train_step` for what is returned.
+    Each row gets its prompt from a bank of as many as train together, is answered greedily, and
+    scores each label word. A label word is counted with `targets_length` tokens, which is the most
+    that it may have. See `lower_train_step` for what is returned.
     """
     mesh, length = _mesh(model), config.targets_length
     rows = spreadable_rows(mesh, config.eval_batch_size)
-    prompts = int(config.prompt_length > 0)
+    prompts = config.together if config.prompt_length else 0
     bank = jax.eval_shape(
         lambda: PromptBank.empty(prompts, config.prompt_length, model.config.d_model).arrays
     )
@@ -104,12 +106,16 @@ def _mesh(model: T5) -> Mesh:
 
 def _batch(config: PlanConfig, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     widths = {"inputs": config.inputs_length, "targets": config.targets_length}
-    return {name: _ids((config.batch_size, width), mesh) for name, width in widths.items()}
+    runs = (config.together,) if config.together > 1 else ()
+    return {
+        name: _ids((*runs, config.batch_size, width), mesh, "." * len(runs) + "B")
+        for name, width in widths.items()
+    }
 
 
-def _ids(shape: tuple[int, ...], mesh: Mesh) -> jax.ShapeDtypeStruct:
+def _ids(shape: tuple[int, ...], mesh: Mesh, axes: str = "B") -> jax.ShapeDtypeStruct:
     """Return an abstract int32 array whose rows are cut as `sharding.place_batch` cuts them."""
-    axes = "B" + "." * (len(shape) - 1)
+    axes += "." * (len(shape) - len(axes))
     return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=NamedSharding(mesh, spec(axes)))
 
 
