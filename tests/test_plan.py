@@ -63,8 +63,8 @@ def test_prompts_that_train_together_are_planned_as_one_program(tiny_preset):
     alone = report(program="train", topology="v5e:2x2")
     together = report(program="train", topology="v5e:2x2", together=3)
     assert together["flops"] == pytest.approx(3 * alone["flops"], rel=0.02)
-    assert together["activations_bytes_per_device"] > 2 * alone["activations_bytes_per_device"]
-    assert together["bytes_accessed"] < 3 * alone["bytes_accessed"]  # the weights are read once
+    assert together["activations_bytes_per_device"] > alone["activations_bytes_per_device"]
+    assert together["bytes_accessed"] < 2.5 * alone["bytes_accessed"]  # the weights are read once
 
 
 def test_whole_models_are_not_planned_together():
