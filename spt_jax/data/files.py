@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 from spt_jax.data.encoding import decode
-from spt_jax.data.places import File, find_files
+from spt_jax.data.places import File, find_files, most_unpacked
 from spt_jax.data.quoting import csv_lines, find_quoting
 from spt_jax.data.records import Record
 from spt_jax.errors import shorten
@@ -136,7 +136,13 @@ def _parquet_rows(file: File) -> list[Line]:
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(io.BytesIO(file.read()))
+        data = file.read()
+        described = pyarrow.parquet.read_metadata(io.BytesIO(data))
+        groups = (described.row_group(n).total_byte_size for n in range(described.num_row_groups))
+        size = max(described.num_rows * described.num_columns, sum(groups))
+        if size > most_unpacked(len(data)):
+            raise ValueError(f"it has {len(data):,} bytes and states {size:,} of values")
+        table = pyarrow.parquet.read_table(io.BytesIO(data))
         columns = {name: _as_written(table[name]) for name in table.column_names}
         rows = pyarrow.table(columns).to_pylist()
     except (pyarrow.ArrowException, OSError, KeyError, ValueError) as error:

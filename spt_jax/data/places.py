@@ -8,12 +8,13 @@ import bz2
 import fnmatch
 import glob
 import gzip
+import io
 import lzma
 import re
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from spt_jax.errors import suggest
 from spt_jax.paths import require_safe_name
@@ -21,11 +22,12 @@ from spt_jax.paths import require_safe_name
 if TYPE_CHECKING:
     from spt_jax.runs.bucket import Bucket
 
-_UNPACK: dict[str, Callable[[bytes], bytes]] = {
-    ".gz": gzip.decompress,
-    ".bz2": bz2.decompress,
-    ".xz": lzma.decompress,
+_UNPACK: dict[str, Callable[..., Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
 }
+_BLOCK = 1 << 20
 _SPLIT_WORDS = re.compile(r"(?:^|[^a-z])(train|valid|validation|val|dev|test)(?:[^a-z]|$)")
 
 
@@ -60,12 +62,27 @@ class File(NamedTuple):
         if unpack is None:
             return data
         try:
-            return unpack(data)
+            # Counted before anything is kept, so that a file which is refused takes no memory.
+            size, most = 0, most_unpacked(len(data))
+            with unpack(io.BytesIO(data)) as stream:
+                while block := stream.read(_BLOCK):
+                    if (size := size + len(block)) > most:
+                        raise ValueError(f"it has more than {most:,} bytes; unpack it first")
+            with unpack(io.BytesIO(data)) as stream:
+                return stream.read()
         except (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
             raise ValueError(
                 f"file '{self.place}' cannot be unpacked ({error}); expected the file as it was "
                 "written, not cut short"
             ) from None
+
+
+def most_unpacked(size: int) -> int:
+    """Return the most bytes that a compressed file of so many bytes is read as.
+
+    Text shrinks to a tenth or so. A few kB that become GB were made to fill the memory.
+    """
+    return max(1 << 24, 100 * size)
 
 
 class Folder(NamedTuple):
@@ -150,7 +167,8 @@ def find_files(source: str, suffixes: tuple[str, ...]) -> list[File]:
 def _match(pattern: str) -> list[File]:
     address = _address(pattern)
     if address is None:
-        return [_local(Path(p)) for p in sorted(glob.glob(pattern, recursive=True))]
+        found = map(Path, sorted(glob.glob(pattern, recursive=True)))
+        return [_local(path) for path in found if path.is_file()]  # a named pipe would wait
     parent, _, _ = re.split(r"[*?[]", address)[0].rpartition("/")
     bucket = _open_bucket(parent)
     wanted = address.removeprefix(f"{parent}/")

@@ -94,12 +94,27 @@ class RunFolder:
 
         Raises:
             FileNotFoundError: The folder contains no run.
+            ValueError: Its config.yaml is damaged, or has aliases, of which no run writes any: a
+                few lines of them can stand for more text than any memory holds.
         """
         if not self.config_file.is_file():
             raise FileNotFoundError(
                 f"'{self.path}' is not the folder of a run: it has no config.yaml"
             )
-        return yaml.load(self.config_file.read_text(), _LOADER)
+        problem = "it is no mapping"
+        try:
+            text = self.config_file.read_text("utf-8")
+            config = yaml.load(text, _LOADER)
+            if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, _LOADER)):
+                config, problem = None, "it has aliases"
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            config, problem = None, " ".join(str(error).split())
+        if not isinstance(config, dict):
+            raise ValueError(
+                f"{self.config_file} is damaged ({problem}); expected the options of a run, copy "
+                "the folder again"
+            )
+        return config
 
     @main_process
     def finished(self, config: Config, *, overwrite: bool) -> dict | None:
@@ -288,7 +303,7 @@ class RunFolder:
         """Return the manifest, or an empty dict if there is none of a run."""
         try:
             manifest = json.loads(self.manifest_file.read_text())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         is_ours = isinstance(manifest, dict) and {"identity", "versions"} <= manifest.keys()
         return manifest if is_ours else {}

@@ -78,6 +78,12 @@ class Mirror:
             wanted = [n for n in names if _is_kept(n) and _is_in(n, folders)]
         # All names before the first download, since whoever wrote them may be a stranger.
         paths = {name: self._path_of(name) for name in wanted}
+        for name in wanted:
+            if name.rpartition("/")[0] in paths:
+                raise ValueError(
+                    f"{self._bucket.address} is not the address of a run: it has an object "
+                    f"{name.rpartition('/')[0]!r} and others below it, which no folder can hold"
+                )
 
         def fetch(name: str) -> None:
             data = self._bucket.read(name)

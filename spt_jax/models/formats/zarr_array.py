@@ -25,6 +25,7 @@ from spt_jax.models.source import Tensor, float_dtype
 _DTYPES = {"<f2": "float16", "<f4": "float32", "<f8": "float64"}  # and bfloat16, by its name
 _THREADS = 8
 _BLOCK = 1 << 20
+_MAX_CHUNKS = 1 << 16  # they are listed; an array of T5X has some hundreds
 _MAX_OVERHEAD = 1 << 16  # bytes of a file beyond its numbers: the head of gzip, or a .zarray
 
 
@@ -62,6 +63,10 @@ def open_zarr(
         )
     shape, chunks, kind = tuple(found["shape"]), tuple(found["chunks"]), str(found["dtype"])
     dtype = float_dtype(aliases.get(kind) or _DTYPES.get(kind, kind), name)
+    if max(shape, default=0) >= 1 << 31:
+        raise ValueError(f"{folder}/.zarray has shape {shape}, larger than any model's")
+    if (count := math.prod(_counts(shape, chunks))) > _MAX_CHUNKS:
+        raise ValueError(f"{folder}/.zarray states {count:,} chunks, more than {_MAX_CHUNKS:,}")
     if math.prod(chunks) > 2 * math.prod(shape):
         raise ValueError(f"{folder}/.zarray has shape {shape} in chunks of {chunks}")
     for file in _local_files(store, folder):  # a file is read whole, so it must not be too large
@@ -103,10 +108,15 @@ def _local_files(store: ts.KvStore, folder: str) -> list[Path]:
     return list(Path(spec["path"], folder).rglob("*")) if spec["driver"] == "file" else []
 
 
+def _counts(shape: tuple[int, ...], chunks: tuple[int, ...]) -> list[int]:
+    """Return the number of chunks along each axis."""
+    return [-(-size // n) for size, n in zip(shape, chunks)]
+
+
 def _read(shape, chunks, dtype, chunk) -> np.ndarray:
     if chunks == shape:
         return chunk((0,) * len(shape))
-    counts = [range(-(-size // n)) for size, n in zip(shape, chunks)]
+    counts = [range(count) for count in _counts(shape, chunks)]
     array = np.empty(shape, dtype)
 
     def place(index: tuple[int, ...]) -> None:
