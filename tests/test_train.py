@@ -20,6 +20,7 @@ import pytest
 import yaml
 from support import tiny
 
+from spt_jax.config.devices import MeshConfig
 from spt_jax.config.fields import to_dict
 from spt_jax.config.train import DataConfig, EvalConfig, LogConfig, OptimizerConfig, PromptConfig
 from spt_jax.errors import RunError
@@ -216,6 +217,20 @@ def test_the_patience_of_now_decides_for_a_run_that_patience_stopped(finished, t
     assert "None evaluations" not in capsys.readouterr().err
 
 
+def test_a_smaller_patience_stops_where_so_many_evaluations_are_over(finished, tmp_path):
+    folder, run = finished[0], tmp_path / "run"
+    assert stopped_by_patience(folder, run, patience=3)["steps_done"] == 8
+    for patience, steps in ((1, 6), (2, 6), (3, 8)):  # at step 6 two have had no gain
+        resumed = copy_run(run, tmp_path / f"resumed{patience}", 6)
+        assert stopped_by_patience(folder, resumed, patience=patience)["steps_done"] == steps
+
+
+def test_a_patience_that_a_run_gets_later_counts_from_there(finished, tmp_path):
+    folder, run = finished[0], tmp_path / "run"
+    assert stopped_by_patience(folder, run, steps=6, patience=None)["steps_done"] == 6
+    assert stopped_by_patience(folder, run, steps=14, patience=2)["steps_done"] == 10
+
+
 def test_more_steps_that_change_the_learning_rate_are_told(finished, tmp_path, capsys):
     folder, run = finished[0], tmp_path / "run"
     optimizer = OptimizerConfig(learning_rate=0.4, schedule="linear")
@@ -251,10 +266,18 @@ def test_dev_scores_stand_beside_the_majority_and_one_answer_to_all_is_told(
     )
 
 
-def test_how_the_work_is_shared_and_remembered_may_change_on_resuming(finished):
+def test_how_the_work_is_shared_and_remembered_may_change_on_resuming(finished, tmp_path):
     folder, run, _ = finished
     config = to_dict(tiny.train_config(folder))
     RunFolder(run).check_config({**config, "mesh": {"data": 1}, "remat": "full"})
+    resumed = copy_run(run, tmp_path / "resumed", 9)
+    changed = tiny.train_config(folder, mesh=MeshConfig(data=2), remat="full")
+    assert fit(changed, resumed)["steps_done"] == 12
+    losses = [
+        [record["loss"] for record in read_log(place / "log.jsonl") if "loss" in record]
+        for place in (run, resumed)
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
