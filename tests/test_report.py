@@ -180,8 +180,12 @@ def test_a_sweep_is_read_with_the_reasons_of_its_failed_runs(tmp_path, monkeypat
     ("name", "text", "reason"),
     [
         ("config.yaml", "name: nano\nsteps: 3\n", "it is no training run: its config has no task"),
-        ("config.yaml", "[1, 2]", "it is no training run: its config has no task"),
-        ("config.yaml", "task: [", "ParserError: while parsing a flow node"),
+        (
+            "config.yaml",
+            "[1, 2]",
+            "config.yaml is damaged (it is no mapping); expected the options",
+        ),
+        ("config.yaml", "task: [", "config.yaml is damaged (while parsing a flow node"),
         ("config.yaml", "task: {name: library}\nstep: 3\n", "TrainConfig has no field 'step'"),
         ("result.json", "{", "Expecting property name"),
         ("result.json", '{"score": "nan", "dev_score": 1.0}', "its result has no score"),

@@ -163,7 +163,7 @@ def _read(name: str, folder: RunFolder) -> _Run:
             errors of a damaged file.
     """
     saved = folder.read_config()
-    if not isinstance(saved, dict) or "task" not in saved:
+    if "task" not in saved:
         raise ValueError("it is no training run: its config has no task")
     # Options without effect are left out, because older versions had other values of them.
     kept = {name: value for name, value in saved.items() if name not in WITHOUT_EFFECT}
