@@ -18,6 +18,7 @@ from spt_jax.prediction.predictor import answer_batch
 from spt_jax.prompts.bank import PromptBank
 
 LENGTHS = np.linspace(1, 100, 16).astype(int).tolist()
+FEW_LENGTHS = [1, 2, 41, 100]  # alone, each length of a prompt is a program of its own
 ROWS, TEXT, TARGET = 24, 9, 4
 PARAMS = make_params(eos=1.5)
 logits = jax.jit(functools.partial(forward, MODEL))
@@ -48,18 +49,25 @@ def alone(prompt):
     return PARAMS if prompt is None else {**PARAMS, "prompt": prompt}
 
 
-# The first seed has 16 prompts and rows of every task, the others what they draw.
-@pytest.mark.parametrize("seed", range(4))
-def test_rows_of_a_mixed_batch_are_those_of_each_task_alone(seed):
+# The first two have 16 prompts and rows of every task, the others what they draw.
+@pytest.mark.parametrize(
+    ("seed", "lengths"),
+    [
+        pytest.param(0, LENGTHS, marks=pytest.mark.slow, id="16 lengths"),
+        pytest.param(0, FEW_LENGTHS * 4, id="4 lengths"),
+        *((seed, None) for seed in (1, 2, 3)),
+    ],
+)
+def test_rows_of_a_mixed_batch_are_those_of_each_task_alone(seed, lengths):
     rng = np.random.default_rng(seed)
-    lengths = LENGTHS if seed == 0 else rng.integers(1, 101, rng.integers(1, 5)).tolist()
-    prompts, bank = draw_bank(rng, lengths)
-    inputs, targets, task_ids = draw_rows(rng, len(lengths))
-    if seed == 0:
+    drawn = rng.choice(FEW_LENGTHS, rng.integers(1, 5)).tolist()
+    prompts, bank = draw_bank(rng, lengths or drawn)
+    inputs, targets, task_ids = draw_rows(rng, len(prompts) - 1)
+    if lengths:
         task_ids = rng.permutation(np.arange(ROWS) % 17).astype(np.int32)
-    mixed = mixed_logits(bank.arrays, task_ids, inputs, targets)
+    mixed = np.asarray(mixed_logits(bank.arrays, task_ids, inputs, targets))
     for task in np.unique(task_ids):
-        expected = logits(alone(prompts[task]), inputs, targets)
+        expected = np.asarray(logits(alone(prompts[task]), inputs, targets))
         rows = task_ids == task
         tolerance = 1e-5 * np.abs(expected).max()
         np.testing.assert_allclose(mixed[rows], expected[rows], rtol=0, atol=tolerance)
@@ -70,17 +78,20 @@ def test_rows_of_a_mixed_batch_are_those_of_each_task_alone(seed):
 )
 def test_answers_of_a_mixed_batch_are_those_of_each_task_alone(config):
     rng = np.random.default_rng(7)
-    prompts, bank = draw_bank(rng, (1, 40, 100))
+    prompts, bank = draw_bank(rng, (1, 41, 100))
     inputs, _, task_ids = draw_rows(rng, 3)
-    ids, scores = answer_batch(MODEL, PARAMS, bank.arrays, task_ids, inputs, config, length=TARGET)
+    ids, scores = map(
+        np.asarray,
+        answer_batch(MODEL, PARAMS, bank.arrays, task_ids, inputs, config, length=TARGET),
+    )
     by_task = jax.jit(functools.partial(generate, MODEL, config=config, length=TARGET))
     seen = set()
     for task, prompt in enumerate(prompts):
-        expected, their_scores = by_task(alone(prompt), inputs)
+        expected, their_scores = map(np.asarray, by_task(alone(prompt), inputs))
         rows = task_ids == task
         np.testing.assert_array_equal(ids[rows], expected[rows])
         np.testing.assert_allclose(scores[rows], their_scores[rows], rtol=1e-4)
-        seen.add(np.asarray(expected).tobytes())
+        seen.add(expected.tobytes())
     assert len(seen) == 4  # the prompts matter
 
 
