@@ -24,10 +24,10 @@ MASKS = np.stack([np.broadcast_to(mask, (B, 1, T, S)) for mask in (PADDING, CAUS
 
 
 def inputs(layout, with_bias, dtype):
-    keys = jax.random.split(jax.random.key(0), 4)
+    rng = np.random.default_rng(0)  # numpy's, which is not compiled
     shape = [dict(B=B, S=S, N=N, H=H)[axis] for axis in layout]
     shapes = [(B, T, N, H), shape, shape] + [(1, N, T, S)] * with_bias
-    return tuple(jax.random.normal(key, shape, dtype) for key, shape in zip(keys, shapes))
+    return tuple(jnp.asarray(rng.standard_normal(shape), dtype) for shape in shapes)
 
 
 def result_and_gradients(attend, arrays):
@@ -40,8 +40,8 @@ def assert_close(found, expected, atol):
 
 
 def test_the_plain_body_is_jax_s_attention_without_its_scale():
-    def compare(masks):
-        for arrays in (inputs("BSNH", with_bias, jnp.float32) for with_bias in (True, False)):
+    def compare(masks, drawn):
+        for arrays in drawn:
             for attend in (
                 plain_attention.plain_attention,
                 functools.partial(jax.nn.dot_product_attention, scale=1.0),
@@ -52,7 +52,8 @@ def test_the_plain_body_is_jax_s_attention_without_its_scale():
 
                 yield masked(None), masked(PADDING), jax.vmap(masked)(masks)
 
-    found = jax.jit(lambda masks: list(compare(masks)))(MASKS)
+    drawn = [inputs("BSNH", with_bias, jnp.float32) for with_bias in (True, False)]
+    found = jax.jit(lambda *arrays: list(compare(*arrays)))(MASKS, drawn)
     for ours, theirs in zip(found[::2], found[1::2], strict=True):
         assert_close(ours, theirs, 1e-6)
 
@@ -66,9 +67,8 @@ def test_the_plain_body_is_short_enough_to_be_read():
 def test_every_version_equals_the_plain_body(monkeypatch, platform, targets, layout):
     monkeypatch.setattr(attention, "platform", lambda mesh: platform)
 
-    def compare(masks, drop):
-        for with_bias, keep in ((True, drop), (True, None), (False, None)):
-            queries, keys, values, *bias = inputs(layout, with_bias, jnp.float64)
+    def compare(masks, drop, drawn):
+        for (queries, keys, values, *bias), keep in zip(drawn, (drop, None, None), strict=True):
             arrays = queries[:, :targets], keys, values, *(b[:, :, :targets] for b in bias)
             for attend in (dot_product_attention, plain_attention.plain_attention):
 
@@ -80,7 +80,9 @@ def test_every_version_equals_the_plain_body(monkeypatch, platform, targets, lay
 
     with jax.enable_x64(True):
         drop = jax.random.bernoulli(jax.random.key(1), 0.5, (B, N, 1, S)) / 0.5
-        found = jax.jit(lambda *arrays: list(compare(*arrays)))(MASKS[..., :targets, :], drop)
+        drawn = [inputs(layout, with_bias, jnp.float64) for with_bias in (True, True, False)]
+        run = jax.jit(lambda *arrays: list(compare(*arrays)))
+        found = run(MASKS[..., :targets, :], drop, drawn)
         for ours, plain in zip(found[::2], found[1::2], strict=True):
             assert all(x.dtype == jnp.float64 for x in ours)
             assert_close(ours, plain, 1e-12)

@@ -75,7 +75,7 @@ def read_config(run: str, kind: type):
     return from_dict(kind, yaml.safe_load(Path(run, "config.yaml").read_text()))
 
 
-@pytest.mark.parametrize("run", ["adafactor", "adamw"])
+@pytest.mark.parametrize("run", ["adafactor", pytest.param("adamw", marks=pytest.mark.slow)])
 def test_a_killed_run_goes_on_to_the_same_end(old, golden, run):
     config = read_config(run, TrainConfig)
     kill(Path(run), kept=9)

@@ -23,7 +23,8 @@ from spt_jax.train import fit
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
-    config = tiny.train_config(folder, log=LogConfig(every=2, checkpoint_every=5))
+    evaluation = EvalConfig(every=4, batch_size=8)  # with the baselines, for a second test
+    config = tiny.train_config(folder, log=LogConfig(every=2, checkpoint_every=5), eval=evaluation)
     fit(config, folder / "run")
     return config, folder / "run"
 
@@ -100,7 +101,8 @@ def test_the_clock_saves_too(undisturbed, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Checkpoints, "save", noted)
     log = LogConfig(every=2, checkpoint_every=100, checkpoint_minutes=1e-9)
-    changed = tiny.train_config(tmp_path, log=log, eval=EvalConfig(every=12, batch_size=8), steps=5)
+    evaluation = EvalConfig(every=12, batch_size=8, baselines=False)
+    changed = tiny.train_config(tmp_path, log=log, eval=evaluation, steps=5)
     fit(changed, tmp_path / "run")
     assert saved == [2, 4, 5]
     with pytest.raises(ValueError, match="log.checkpoint_minutes is 0, expected more than 0"):

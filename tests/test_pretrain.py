@@ -7,7 +7,7 @@ import pytest
 from support import tiny
 
 from spt_jax.config.pretrain import ArchitectureConfig, MixtureConfig, PretrainConfig
-from spt_jax.config.train import LogConfig
+from spt_jax.config.train import LogConfig, OptimizerConfig
 from spt_jax.models.backbone import load_backbone
 from spt_jax.pretraining.corpus import read_corpus
 from spt_jax.pretraining.mixture import make_batches
@@ -52,6 +52,7 @@ def config(tmp_path_factory):
             pack=2,
             weights={"span_corruption": 1.0, "lm": 1.0, "copy": 1.0, "gap": 1.0},
         ),
+        optimizer=OptimizerConfig(name="sgd", learning_rate=0.1),  # a small program of every leaf
         packages=(),
         text_files=(str(file),),
         held_out_share=0.3,

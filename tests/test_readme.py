@@ -15,7 +15,20 @@ README = (ROOT / "README.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
-def test_the_python_examples_train_and_serve_and_orbax_alone_loads_the_prompt(tmp_path):
+def test_the_python_examples_train_serve_and_load_the_prompt(tmp_path, monkeypatch):
+    tiny.write_rows(tmp_path / "rows.jsonl")
+    tiny.write_backbone(tmp_path / "backbones" / "spt-nano")  # which takes seconds, not a minute
+    monkeypatch.setattr("spt_jax.models.open.BUNDLED", tmp_path / "backbones")
+    monkeypatch.chdir(tmp_path)
+    train, load, serve = PYTHON
+    exec(train + serve, {})
+    exec(load.replace("/absolute/path", str(tmp_path)), namespace := {})
+    assert namespace["prompt"].shape == (20, 16)
+    assert str(namespace["prompt"].dtype) == "float32"
+
+
+@pytest.mark.slow
+def test_the_python_examples_as_they_stand_and_orbax_alone_loads_the_prompt(tmp_path):
     tiny.write_rows(tmp_path / "rows.jsonl")
     train, load, serve = PYTHON
     subprocess.run([sys.executable, "-c", train + serve], check=True, cwd=tmp_path)

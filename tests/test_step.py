@@ -25,7 +25,7 @@ SHAPE = T5Config(
     d_kv=8,
     d_ff=24,
     num_heads=2,
-    num_layers=2,
+    num_layers=1,
     num_decoder_layers=1,
 )
 BATCH = {

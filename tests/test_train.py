@@ -22,7 +22,7 @@ from support import tiny
 
 from spt_jax.config.devices import MeshConfig
 from spt_jax.config.fields import to_dict
-from spt_jax.config.train import DataConfig, EvalConfig, LogConfig, OptimizerConfig, PromptConfig
+from spt_jax.config.train import EvalConfig, LogConfig, OptimizerConfig, PromptConfig
 from spt_jax.errors import RunError
 from spt_jax.evaluation import scores
 from spt_jax.prompts.file import load_prompt
@@ -31,13 +31,15 @@ from spt_jax.runs.folder import RunFolder
 from spt_jax.runs.log import read_log
 from spt_jax.train import fit
 
+WITH_BASELINES = EvalConfig(every=4, batch_size=8)
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """(folder of the tiny files, its undisturbed run, that run's result)."""
     folder = tmp_path_factory.mktemp("tiny")
-    result = fit(tiny.train_config(folder), folder / "run", command=["spt-jax", "train"])
-    return folder, folder / "run", result
+    config = tiny.train_config(folder, eval=WITH_BASELINES)
+    return folder, folder / "run", fit(config, folder / "run", command=["spt-jax", "train"])
 
 
 def outcome(run: Path):
@@ -86,13 +88,14 @@ def test_manifest_and_config_describe_the_run(finished):
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["command"] == ["spt-jax", "train"] and "jax" in manifest["versions"]
     assert manifest["data"]["rows"]["train"] > manifest["data"]["rows"]["test"]
-    assert yaml.safe_load((run / "config.yaml").read_text()) == to_dict(tiny.train_config(folder))
+    config = tiny.train_config(folder, eval=WITH_BASELINES)
+    assert yaml.safe_load((run / "config.yaml").read_text()) == to_dict(config)
 
 
 def test_a_finished_run_is_read_back_and_not_trained(finished, monkeypatch):
     folder, run, result = finished
     monkeypatch.setattr("spt_jax.run.load_backbone", None)  # calling it would raise TypeError
-    assert fit(tiny.train_config(folder), run) == result
+    assert fit(tiny.train_config(folder, eval=WITH_BASELINES), run) == result
 
 
 def test_orbax_alone_loads_the_prompt(finished):
@@ -174,7 +177,9 @@ def test_a_run_may_grow(finished, tmp_path):
 def test_evaluation_and_logging_may_change_on_resuming(finished, tmp_path):
     folder, run, _ = finished
     resumed = copy_run(run, tmp_path / "resumed", 9)
-    evaluation = EvalConfig(every=6, batch_size=8, max_rows=3)  # a shape that is compiled already
+    evaluation = EvalConfig(
+        every=6, batch_size=8, max_rows=3, baselines=False
+    )  # a shape that is compiled already
     changed = tiny.train_config(folder, eval=evaluation, log=LogConfig())
     assert fit(changed, resumed)["steps"] == 12
 
@@ -184,7 +189,8 @@ def test_other_rows_of_dev_score_the_best_prompt_again(finished, tmp_path, capsy
     resumed = copy_run(run, tmp_path / "resumed", 9)
     dev = [record for record in read_log(run / "log.jsonl") if record.get("split") == "dev"]
     best = max(dev[:2], key=lambda record: (record["score"], record["rank_score"]))
-    changed = tiny.train_config(folder, eval=EvalConfig(every=4, batch_size=8, max_rows=3))
+    evaluation = EvalConfig(every=4, batch_size=8, max_rows=3, baselines=False)
+    changed = tiny.train_config(folder, eval=evaluation)
     fit(changed, resumed)
     lines = capsys.readouterr().err
     assert f"best prompt, of step {best['step']}, had {best['score']:.1f} on those of then" in lines
@@ -201,7 +207,8 @@ def _template(run: Path) -> dict:
 
 def stopped_by_patience(folder: Path, run: Path, **changes) -> dict:
     """The result of a run that may take one evaluation without gain, and gains nothing."""
-    evaluation = EvalConfig(every=2, batch_size=8, patience=changes.pop("patience", 1))
+    patience = changes.pop("patience", 1)
+    evaluation = EvalConfig(every=2, batch_size=8, patience=patience, baselines=False)
     nothing = OptimizerConfig(name="sgd", learning_rate=1e-30)
     return fit(tiny.train_config(folder, eval=evaluation, optimizer=nothing, **changes), run)
 
@@ -359,13 +366,9 @@ def test_a_workdir_below_a_file_is_refused(finished, tmp_path):
 
 def test_model_tuning_trains_every_leaf_and_writes_the_model(finished, tmp_path):
     folder, _, _ = finished
-    optimizer = OptimizerConfig(
-        learning_rate=1e-2, preset="fresh", multiply_by_parameter_scale=True
-    )
-    one_shape = DataConfig(inputs_length=16, targets_length=4, batch_size=8)
-    config = tiny.train_config(
-        folder, tune="model", prompt=None, optimizer=optimizer, data=one_shape
-    )
+    # SGD, because Adafactor of every leaf is a large program; test_configs takes a step of it.
+    optimizer = OptimizerConfig(name="sgd", learning_rate=1e-2)
+    config = tiny.train_config(folder, tune="model", prompt=None, optimizer=optimizer)
     result = fit(config, tmp_path / "run")
     assert result["frozen_params"] == 0 and result["frozen_unchanged"] is None
     assert result["trained_params"] == 16_624
@@ -407,15 +410,7 @@ def test_a_device_without_room_is_one_line_that_says_what_to_try(finished, tmp_p
 
 
 def test_patience_stops_a_run(finished, tmp_path):
-    folder, _, _ = finished
-    # A learning rate so small that no evaluation is better than the first.
-    config = tiny.train_config(
-        folder,
-        optimizer=OptimizerConfig(learning_rate=1e-9),
-        data=DataConfig(inputs_length=16, targets_length=4, batch_size=8),
-        eval=EvalConfig(every=2, batch_size=8, patience=2),
-    )
-    result = fit(config, tmp_path / "run")
+    result = stopped_by_patience(finished[0], tmp_path / "run", patience=2)
     assert (result["best_step"], result["steps_done"]) == (2, 6)
 
 

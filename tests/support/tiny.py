@@ -99,7 +99,7 @@ def train_config(folder: Path, **changes) -> TrainConfig:
         "task": TaskConfig(name="tiny", source=str(rows), template="{text}", label="label"),
         "prompt": PromptConfig(length=3),
         "data": DataConfig(inputs_length=16, targets_length=4, batch_size=8, buckets=(12,)),
-        "eval": EvalConfig(every=4, batch_size=8),
+        "eval": EvalConfig(every=4, batch_size=8, baselines=False),
         "log": LogConfig(every=3, checkpoint_every=3),
         "steps": 12,
     }
