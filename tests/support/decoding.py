@@ -15,7 +15,7 @@ SHAPE = T5Config(
     d_ff=24,
     num_heads=2,
     num_layers=1,
-    num_decoder_layers=1,
+    num_decoder_layers=2,
 )
 MODEL = T5(SHAPE)
 # The last row is padding alone.
