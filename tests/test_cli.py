@@ -158,10 +158,11 @@ def test_print_config_reads_back_as_the_same_config(run, train_config, tmp_path)
 
 @pytest.mark.parametrize("name", bundled_configs())
 def test_every_bundled_config_is_found_by_name_and_valid(run, name):
-    command = "pretrain" if name.startswith("pretrain") else "train"
+    kind = name.partition("/")[0].partition("_")[0]
+    command = {"pretrain": "pretrain", "studies": "sweep"}.get(kind, "train")
     code, out, err = run(command, "--config", name, "--print-config")
     assert (code, err) == (0, "")
-    assert out.startswith(("name:", "task:"))
+    assert out.startswith(("name:", "task:", "model:") if command == "sweep" else ("name:", "task:"))
 
 
 def test_a_file_wins_over_a_bundled_config_of_the_same_name(tmp_path, monkeypatch):
