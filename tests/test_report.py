@@ -96,14 +96,24 @@ def test_a_run_is_read_with_its_scores_costs_and_curve(tmp_path):
         "rank_score": 42.5,
         "dev_score": 45.0,
         "best_step": 20,
+        "near_best_step": 20,
         "steps": 20,
         "trained_params": 320,
         "seconds": 3.0,
         "examples_per_second": 80.0,
         "device": "1 x cpu (cpu)",
         "test_rows": 1327,
+        "majority_score": 12.0,
         "curve": [(10, 40.0), (20, 45.0)],
     }
+
+
+def test_a_step_is_near_the_best_from_99_percent_of_its_dev_score_on(tmp_path):
+    for seed, dev in enumerate(({10: 39.7, 20: 39.5, 30: 40.0}, {10: 39.5, 20: 39.6, 30: 40.0})):
+        write_scores(tmp_path / str(seed), make_config(seed=seed), dev=dev)
+    assert [row.near_best_step for row in collect(tmp_path).rows] == [10, 20]
+    (tmp_path / "1" / "log.jsonl").unlink()
+    assert collect(tmp_path).rows[1].near_best_step is None
 
 
 def test_the_folder_may_be_a_run_itself(tmp_path):
@@ -385,7 +395,8 @@ def test_a_table_escapes_what_would_end_a_cell():
 def test_the_page_has_every_cell_with_its_statistics(study):
     text = read_report(study)
     assert "- Finished runs: 30, with the seeds 0, 1, 2, 3, 4.\n" in text
-    assert "- Task: library, 1,327 test rows.\n" in text
+    task = "- Task: library, 1,327 test rows; the most frequent answer alone scores 12.0.\n"
+    assert task in text
     assert "- `prompt.length` varies: 5, 20, 100.\n" in text
     assert "| task | prompt.length | n | score | deviation | 95% interval | dev_score |\n" in text
     expected = summarize(SCORES[20])
@@ -462,16 +473,17 @@ def test_runs_of_one_config_make_a_page_too(tmp_path):
 
 def test_costs_are_means_over_the_seeds_and_hours_in_all(study):
     text = read_report(study)
-    assert "| library | 20 | 320 | 20 | 20 | 2 | 80 | 1 x cpu (cpu) |\n" in text
+    assert "| library | 20 | 320 | 20 | 20 | 20 | 2 | 80 | 1 x cpu (cpu) |\n" in text
     assert "All finished runs together: 0.02 hours." in text  # 30 runs of 2 seconds
 
 
 def test_runs_without_timing_have_dashes(tmp_path):
-    folder = write_scores(tmp_path / "run", make_config(), examples_per_second=None)
+    lacking = {"examples_per_second": None, "majority_score": None}
+    folder = write_scores(tmp_path / "run", make_config(), **lacking)
     (folder / "timing.jsonl").unlink()
     (folder / "manifest.json").unlink()
     text = read_report(tmp_path)
-    assert "| library | 320 | 20 | 20 | – | – | – |\n" in text
+    assert "| library | 320 | 20 | 20 | 20 | – | – | – |\n" in text
     assert "hours" not in text and "- Task: library.\n" in text
 
 

@@ -36,6 +36,8 @@ class RunRow:
         rank_score: Rank score on test at that step, or None for free text.
         dev_score: Score on dev at that step.
         best_step: That step.
+        near_best_step: First step whose score on dev is at least 99% of `dev_score`, or None if the
+            log is missing.
         steps: Steps that were trained.
         trained_params: Number of trained parameters.
         seconds: Seconds of the training steps that were timed, without compilation and
@@ -43,6 +45,8 @@ class RunRow:
         examples_per_second: Training examples in each of these seconds.
         device: The devices in words.
         test_rows: Number of test rows, or None if the manifest is missing.
+        majority_score: Score on test of always giving the most frequent answer of train, or None
+            in runs of older versions.
         curve: (step, dev score) of each evaluation.
     """
 
@@ -54,12 +58,14 @@ class RunRow:
     rank_score: float | None
     dev_score: float
     best_step: int
+    near_best_step: int | None
     steps: int
     trained_params: int
     seconds: float | None
     examples_per_second: float | None
     device: str | None
     test_rows: int | None
+    majority_score: float | None
     curve: Sequence[tuple[int, float]]
 
 
@@ -214,6 +220,8 @@ def _varied(runs: Sequence[_Run]) -> dict[str, list[str]]:
 def _row(run: _Run, fields: Iterable[str]) -> RunRow:
     result = run.result
     seconds = sum(lap["seconds"] for lap in run.timing)
+    curve = [(record["step"], record["score"]) for record in run.dev]
+    near = (step for step, score in curve if score >= 0.99 * result["dev_score"])
     return RunRow(
         run=run.name,
         task=result["task"],
@@ -223,13 +231,15 @@ def _row(run: _Run, fields: Iterable[str]) -> RunRow:
         rank_score=result.get("rank_score"),
         dev_score=result["dev_score"],
         best_step=result["best_step"],
+        near_best_step=next(near, None),
         steps=result.get("steps_done", result["steps"]),
         trained_params=result["trained_params"],
         seconds=seconds or None,
         examples_per_second=result.get("examples_per_second"),
         device=run.manifest.get("device"),
         test_rows=run.manifest.get("data", {}).get("rows", {}).get("test"),
-        curve=[(record["step"], record["score"]) for record in run.dev],
+        majority_score=result.get("majority_score"),
+        curve=curve,
     )
 
 

@@ -78,7 +78,9 @@ def draw_figures(cells: Sequence[Cell], metric: Metric, start: Path) -> list[Fig
         lines = _lines(cells, field)
         _draw_over(cells, field, lines, metric, file)
         rest = _chosen_by_dev(cells, [field, *lines[0]])
-        figures.append(Figure(file, f"{metric} over {field}", f"The {metric} on test.{rest}"))
+        figures.append(
+            Figure(file, f"{metric} over {field}", f"The mean {metric} over the seeds.{rest}")
+        )
     for x, y in itertools.combinations(numeric, 2):
         if not _is_grid(cells, x, y):
             continue

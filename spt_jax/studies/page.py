@@ -127,9 +127,15 @@ def _opening(table: RunTable, cells: Sequence[Cell]) -> list[str]:
         + (f" Left out: {len(table.left_out)} (see the end)." if table.left_out else ""),
     ]
     for task in tasks_of(cells):
-        rows = {row.test_rows for cell in cells if cell.task == task for row in cell.rows}
-        known = [f"{n:,}" for n in sorted(filter(None, rows))]
-        lines.append(f"- Task: {task}" + (f", {' or '.join(known)} test rows." if known else "."))
+        rows = [row for cell in cells if cell.task == task for row in cell.rows]
+        counts = sorted({n for row in rows if (n := row.test_rows) is not None})
+        majority = [score for row in rows if (score := row.majority_score) is not None]
+        lines.append(
+            f"- Task: {task}"
+            + (f", {' or '.join(f'{n:,}' for n in counts)} test rows" if counts else "")
+            + (f"; the most frequent answer alone scores {majority[0]:.1f}" if majority else "")
+            + "."
+        )
     for field, followers in table.fields.items():
         texts = map(value_text, values_of(cells, field))
         also = ", ".join(f"`{name}`" for name in followers)
@@ -230,7 +236,8 @@ def _cost(table: RunTable, cells: Sequence[Cell]) -> list[str]:
         "## Cost\n",
         cost_table(cells),
         "Means over the seeds. *trained*: number of trained parameters. *steps*: those that were "
-        "trained. *best step*: the one that is best on dev. *seconds* and *examples/s*: of the "
+        "trained. *best step*: the one that is best on dev. *99% at*: the first step whose score "
+        "on dev is at least 99% of the best one of its run. *seconds* and *examples/s*: of the "
         f"training steps alone; compiling and evaluations come on top.{total}\n",
     ]
 

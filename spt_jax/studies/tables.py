@@ -95,16 +95,20 @@ def verdict(p: float) -> str:
 
 def cost_table(cells: Sequence[Cell]) -> str:
     """Format what the runs of every cell took, as means over the seeds."""
-    header = ("task", *_fields(cells), "trained", "steps", "best step", "seconds", "examples/s")
+    columns = {
+        "trained": "trained_params",
+        "steps": "steps",
+        "best step": "best_step",
+        "99% at": "near_best_step",
+        "seconds": "seconds",
+        "examples/s": "examples_per_second",
+    }
     rows = []
     for cell in cells:
         devices = sorted({row.device for row in cell.rows if row.device is not None})
-        numbers = [
-            _mean(cell, name)
-            for name in ("trained_params", "steps", "best_step", "seconds", "examples_per_second")
-        ]
+        numbers = [_mean(cell, name) for name in columns.values()]
         rows.append([cell.task, *_values(cell), *numbers, "; ".join(devices) or DASH])
-    return table((*header, "device"), rows)
+    return table(("task", *_fields(cells), *columns, "device"), rows)
 
 
 def _fields(cells: Sequence[Cell]) -> list[str]:

@@ -77,6 +77,7 @@ def write_scores(
             "score": score,
             "rank_score": score + 1,
             "dev_score": dev[best],
+            "majority_score": 12.0,
             "best_step": best,
             "steps": config.steps,
             "steps_done": config.steps,
