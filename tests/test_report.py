@@ -120,6 +120,18 @@ def test_the_folder_may_be_a_run_itself(tmp_path):
     assert collect(write_scores(tmp_path / "run", make_config())).rows[0].run == "."
 
 
+def test_what_is_inside_of_a_run_is_no_run(tmp_path):
+    write_scores(tmp_path / "run", make_config())
+    write_scores(tmp_path / "run" / "model" / "copy", make_config(seed=1))
+    assert [row.run for row in collect(tmp_path).rows] == ["run"]
+
+
+def test_options_without_effect_may_have_values_of_older_versions(tmp_path):
+    file = write_scores(tmp_path / "run", make_config()) / "config.yaml"
+    file.write_text(file.read_text().replace("remat: none", "remat: false"))
+    assert "remat: false" in file.read_text() and len(collect(tmp_path).rows) == 1
+
+
 def test_what_varies_is_found_by_comparing_the_configs(study):
     table = collect(study)
     assert table.fields == {"prompt.length": []}
@@ -137,6 +149,13 @@ def test_an_option_that_follows_from_the_task_or_from_another_is_no_field_of_its
         config = make_config(task, length, rate, steps=steps)
         write_scores(tmp_path / f"{task}{length}", config)
     assert collect(tmp_path).fields == {"prompt.length": ["optimizer.learning_rate"]}
+
+
+def test_how_often_dev_is_scored_follows_the_steps_and_not_they_it(tmp_path):
+    for steps in (20, 40):
+        config = make_config(steps=steps, eval=EvalConfig(every=steps // 2))
+        write_scores(tmp_path / str(steps), config)
+    assert collect(tmp_path).fields == {"steps": ["eval.every"]}
 
 
 def test_options_without_effect_do_not_vary(tmp_path):
@@ -525,6 +544,18 @@ def test_learning_curves_have_the_steps_that_all_seeds_have(tmp_path, drawn):
     assert figure.endswith("report_curves.svg")
     drawn = Path(figure).read_text()
     assert "all runs" in drawn and ">library<" in drawn and "dev score" in drawn
+
+
+def test_lengths_are_on_a_log_scale_and_the_cell_that_is_worst_on_dev_has_no_curve(tmp_path, drawn):
+    for length in (1, 2, 3, 4, 5, 10, 20, 50, 100):
+        dev = {10: 1.0, 20: 60.0 - length % 50}  # 20 is the worst
+        write_scores(tmp_path / str(length), make_config(length=length), dev=dev)
+    curves, over = (Path(figure).read_text() for figure in report(tmp_path)["figures"])
+    shown = set(re.findall(r"prompt\.length=(\d+)<", curves))
+    assert shown == {"1", "2", "3", "4", "5", "10", "50", "100"}
+    ticks = re.findall(r'<g id="xtick_\d+">.*?<use [^>]*? x="([\d.]+)"', over, re.DOTALL)
+    one, ten, hundred = (float(ticks[number]) for number in (0, 5, 8))
+    assert ten - one == pytest.approx(hundred - ten, rel=1e-3)
 
 
 def test_a_heat_map_needs_two_options_that_vary_independently(tmp_path, drawn):
