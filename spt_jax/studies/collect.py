@@ -6,13 +6,12 @@ does not count.
 """
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import yaml
 
 from spt_jax.config.fields import flatten, from_dict, to_dict
 from spt_jax.config.train import TrainConfig
@@ -21,6 +20,16 @@ from spt_jax.runs.folder import RunFolder
 from spt_jax.runs.log import read_log
 from spt_jax.runs.workdir import find_address
 from spt_jax.studies.grid import RESULTS_FILE, WITHOUT_EFFECT
+
+NEEDED = {
+    "task": str,
+    "score": int | float,
+    "dev_score": int | float,
+    "best_step": int,
+    "steps": int,
+    "trained_params": int,
+}
+"""Values of a result without which a run does not count, and their types."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +114,8 @@ class _Run:
     options: Mapping[str, Any]
     result: Mapping[str, Any]
     manifest: Mapping[str, Any]
-    dev: Sequence[Mapping[str, Any]]
-    timing: Sequence[Mapping[str, Any]]
+    curve: Sequence[tuple[int, float]]
+    seconds: float
 
 
 def collect(folder: Path) -> RunTable:
@@ -130,7 +139,7 @@ def collect(folder: Path) -> RunTable:
         name = place.relative_to(folder).as_posix()
         try:
             runs.append(_read(name, RunFolder(place)))
-        except (ValueError, TypeError, KeyError, OSError, yaml.YAMLError) as error:
+        except (ValueError, TypeError, OSError) as error:
             left_out.append(LeftOut(name, reasons.get(name) or one_line(error)))
     if not runs and not left_out:
         raise FileNotFoundError(
@@ -165,8 +174,9 @@ def _read(name: str, folder: RunFolder) -> _Run:
     """Read a finished run.
 
     Raises:
-        ValueError: It is not finished, or not a training run of this version. So do the other
-            errors of a damaged file.
+        ValueError, TypeError: It is not finished, or not a training run of this version, or a
+            file of it is damaged.
+        OSError: A file cannot be read.
     """
     saved = folder.read_config()
     if "task" not in saved:
@@ -179,12 +189,18 @@ def _read(name: str, folder: RunFolder) -> _Run:
         last = log[-1]["step"] if log else 0
         raise ValueError(f"it is not finished: its log ends at step {last} of {config.steps}")
     result = json.loads(folder.result_file.read_text())
-    for needed in ("score", "dev_score"):
-        if not isinstance(result.get(needed), int | float):
+    for needed, kind in NEEDED.items():
+        value: Any = result.get(needed) if isinstance(result, dict) else None
+        if not isinstance(value, kind) or (kind is not str and not math.isfinite(value)):
             raise ValueError(f"its result has no {needed}")
     timing = read_log(folder.timing_file) if folder.timing_file.is_file() else []
-    dev = [record for record in log if record.get("split") == "dev"]
-    return _Run(name, flatten(to_dict(config)), result, folder.read_manifest(), dev, timing)
+    try:
+        curve = [(line["step"], line["score"]) for line in log if line.get("split") == "dev"]
+        seconds = sum(lap["seconds"] for lap in timing)
+    except KeyError as error:
+        raise ValueError(f"a line of its logs has no {error}") from error
+    options = flatten(to_dict(config))
+    return _Run(name, options, result, folder.read_manifest(), curve, seconds)
 
 
 def _varied(runs: Sequence[_Run]) -> dict[str, list[str]]:
@@ -219,9 +235,7 @@ def _varied(runs: Sequence[_Run]) -> dict[str, list[str]]:
 
 def _row(run: _Run, fields: Iterable[str]) -> RunRow:
     result = run.result
-    seconds = sum(lap["seconds"] for lap in run.timing)
-    curve = [(record["step"], record["score"]) for record in run.dev]
-    near = (step for step, score in curve if score >= 0.99 * result["dev_score"])
+    near = (step for step, score in run.curve if score >= 0.99 * result["dev_score"])
     return RunRow(
         run=run.name,
         task=result["task"],
@@ -234,12 +248,12 @@ def _row(run: _Run, fields: Iterable[str]) -> RunRow:
         near_best_step=next(near, None),
         steps=result.get("steps_done", result["steps"]),
         trained_params=result["trained_params"],
-        seconds=seconds or None,
+        seconds=run.seconds or None,
         examples_per_second=result.get("examples_per_second"),
         device=run.manifest.get("device"),
         test_rows=run.manifest.get("data", {}).get("rows", {}).get("test"),
         majority_score=result.get("majority_score"),
-        curve=curve,
+        curve=run.curve,
     )
 
 
