@@ -61,10 +61,11 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # The files that take longest. The workers begin with them, so that none waits for another one at
 # the end. Without this, xdist begins with the files that have most tests.
 LONGEST = (
-    "hosts", "train", "t5", "sharding", "golden", "step", "pretrain", "evaluate", "predict_command",
-    "preemption", "storage", "attention", "mixed", "generation", "results", "configs",
-    "runs_together", "paper_runs", "report", "convert_errors", "pipeline", "forward", "library",
-    "checkpoint", "convert", "beam", "decode", "predict", "argument_tasks", "statistics",
+    "train", "t5", "together", "sharding", "hosts", "storage", "configs", "convert_errors",
+    "compile_cache", "evaluate", "step", "golden", "predict_command", "statistics", "cli",
+    "convert", "runs_together", "pipeline", "predict", "paper_runs", "pretrain", "checkpoint",
+    "profiling", "mixed", "decode", "forward", "beam", "attention", "sampling",
+    "prompt_exchange", "generation", "tfds_source", "optim", "argument_tasks", "readme", "report",
 )  # fmt: skip
 
 
