@@ -273,6 +273,10 @@ def test_cells_have_their_seeds_in_order_and_are_sorted_by_number(study):
     assert found == [(task, length) for task in ("library", "type") for length in (5, 20, 100)]
     assert all([row.seed for row in cell.rows] == [0, 1, 2, 3, 4] for cell in cells)
     assert cells[0].summary("score") == summarize(SCORES[5])
+    for seed in (9, 10):  # by name, "seed=10" comes first
+        write_scores(study / f"more,seed={seed}", make_config(length=7, seed=seed))
+    found = [[row.seed for row in cell.rows] for cell in make_cells(collect(study))]
+    assert [9, 10] in found
 
 
 def write_grid(folder, scores, seeds=(0, 1)):
