@@ -74,6 +74,7 @@ def test_flags_make_a_grid(run, calls):
     assert study.vary == {"prompt.length": [1, 20], "optimizer.learning_rate": [0.1, 0.3]}
     assert (study.seeds, study.sample, study.runs) == ([0, 2], None, ())
     [(folder, options)] = calls.options
+    assert options["together"] is None
     assert (folder, options["overwrite"]) == ("w", True)
     assert options["command"][:2] == ["spt-jax", "sweep"] and "--seeds=0,2" in options["command"]
 
@@ -92,8 +93,10 @@ def test_a_study_file_is_a_base_with_what_varies(run, calls):
 
 
 def test_flags_replace_parts_of_the_file(run, calls):
-    run("--config=study.yaml", "--vary=prompt.length=5", "--seeds=7", "--data.batch_size=4")
+    flags = "--together=3", "--vary=prompt.length=5", "--seeds=7", "--data.batch_size=4"
+    run("--config=study.yaml", *flags)
     [study] = calls.studies
+    assert calls.options[0][1]["together"] == 3
     assert study.vary["prompt.length"] == [5] and study.seeds == [7]
     assert study.base["data.batch_size"] == 4 and "task" in study.vary
 
@@ -159,7 +162,7 @@ def test_a_dry_run_prints_the_runs_and_their_cost(run, calls, tmp_path):
     code, out, _ = run("--config=study.yaml", "--dry-run")
     lines = out.splitlines()
     assert code == 0 and not calls.studies and not (tmp_path / "runs").exists()
-    assert lines[0].split() == ["name", "state", "steps_done", "steps_left"]
+    assert lines[0].split() == ["name", "program", "state", "steps_done", "steps_left"]
     assert lines[1].startswith("slow,prompt.length=1,task=name-library~")
     assert "runs_left      16" in lines and "steps_left     14,400" in lines
     code, out, _ = run("--config=study.yaml", "--dry-run", "--json")
@@ -182,6 +185,8 @@ def test_a_dry_run_prints_the_runs_and_their_cost(run, calls, tmp_path):
             "--seeds is '3,3', expected different whole numbers such as 0,1,2 or 0-4",
         ),
         (["--seeds=3-1"], "--seeds is '3-1', expected different whole numbers"),
+        (["--together=0"], "--together is 0, expected 1 or more, or auto"),
+        (["--together=x"], "together is 'x', expected a whole number or one of auto"),
         (["--sample=x"], "sample is 'x', expected a whole number or null"),
         (
             ["--config=study.yaml", "--prompt.length=5"],

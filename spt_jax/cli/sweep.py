@@ -1,7 +1,7 @@
 """`spt-jax sweep`: many runs that differ in few options."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from spt_jax.cli.options import (
     add_distributed_flags,
@@ -31,16 +31,25 @@ def sweep(argv: Sequence[str]) -> None:
         return _print_study(study)
     folder = workdir(flags, "sweep")
     command = ["spt-jax", "sweep", *argv]
+    together = None if flags.together == "auto" else flags.together
+    if together is not None and together < 1:
+        raise ValueError(f"--together is {together}, expected 1 or more, or auto")
     with listening(), connected(flags, "sweep", argv):
         with stdout_to_stderr_if(flags.json):
             if flags.dry_run:
                 from spt_jax.studies.cost import estimate
 
-                result = estimate(study, folder)
+                result = estimate(study, folder, together)
             else:
                 from spt_jax.studies.sweep import sweep as run
 
-                result = run(study, folder, overwrite=flags.overwrite, command=command)
+                result = run(
+                    study,
+                    folder,
+                    together=together,
+                    overwrite=flags.overwrite,
+                    command=command,
+                )
         _print(result, flags.json)
     failed = [record for record in result["runs"] if record["state"] == "failed"]
     if failed:
@@ -76,6 +85,14 @@ def make_study_parser() -> "StudyParser":
         int | None,
         None,
         "Train only so many of the combinations, drawn at random by --seed.",
+        metavar="N",
+    )
+    parser.add_flag(
+        "together",
+        int | Literal["auto"],
+        "auto",
+        "Train so many runs in one program; auto chooses the number by memory. What can share a "
+        "program: prompts of any length, task, rate, init and seed for one model.",
         metavar="N",
     )
     parser.add_argument(

@@ -14,19 +14,22 @@ from spt_jax.config.train import TrainConfig
 from spt_jax.models.open import read_shape
 from spt_jax.runs.folder import RunFolder
 from spt_jax.studies.grid import Study, expand
+from spt_jax.studies.packs import describe_packs, make_packs
 from spt_jax.t5.flops import step_flops
 
 
-def estimate(study: Study, folder: Path) -> dict[str, Any]:
+def estimate(study: Study, folder: Path, together: int | None = None) -> dict[str, Any]:
     """Return what a sweep would train in a folder, and what that would cost.
 
     Args:
         study: A base config and what varies.
         folder: Folder of the sweep, which need not exist.
+        together: Most runs that share a program; None chooses it by memory.
 
     Returns:
-        `runs`, a record of each run with its `name`, its `state` (`finished` or `waiting`), and the
-        steps that are done and left; the sums `runs_left`, `steps_left`, `examples_left`; and
+        `runs`, a record of each run with its `name`, the number of its `program`, its `state`
+        (`finished` or `waiting`), and the steps that are done and left; `packs`, how the runs share
+        programs, in words; the sums `runs_left`, `steps_left` and `examples_left`; and
         `flops_at_most`, the operations of these steps.
 
     Raises:
@@ -35,7 +38,10 @@ def estimate(study: Study, folder: Path) -> dict[str, Any]:
     """
     records: list[dict[str, Any]] = []
     examples, flops = 0, 0.0
-    for run in expand(study):
+    runs = expand(study)
+    packs = make_packs([run.config for run in runs], together)
+    program_of = {run: number for number, pack in enumerate(packs, start=1) for run in pack}
+    for index, run in enumerate(runs):
         place = RunFolder(folder / run.name)
         finished = place.finished(run.config, overwrite=False) is not None
         done = run.config.steps if finished else min(place.last_step(), run.config.steps)
@@ -43,6 +49,7 @@ def estimate(study: Study, folder: Path) -> dict[str, Any]:
         records.append(
             {
                 "name": run.name,
+                "program": program_of[index],
                 "state": "finished" if finished else "waiting",
                 "steps_done": done,
                 "steps_left": left,
@@ -52,6 +59,7 @@ def estimate(study: Study, folder: Path) -> dict[str, Any]:
         flops += left * _step_flops(run.config) if left else 0.0
     return {
         "runs": records,
+        "packs": describe_packs(packs),
         "runs_left": sum(record["state"] == "waiting" for record in records),
         "steps_left": sum(record["steps_left"] for record in records),
         "examples_left": examples,

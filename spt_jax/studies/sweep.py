@@ -4,8 +4,9 @@
     results.json   what became of each run
     NAME/          the folder of each run, as `spt-jax train` writes it
 
-Every run is what it would be by itself, so the folder of a run is the only record of its progress:
-a sweep that is started again skips the finished runs and goes on with the others.
+Runs that can share a program are trained together, in packs (`packs.py`). Every run is what it
+would be by itself, so the folder of a run is the only record of its progress: a sweep that is
+started again skips the finished runs and goes on with the others.
 
 A run that fails, because its loss is not finite for example, does not end the sweep. Each run
 scores its test rows once, at its end; what is chosen between runs is chosen by dev.
@@ -13,7 +14,7 @@ scores its test rows once, at its end; what is chosen between runs is chosen by 
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ from spt_jax.studies.grid import (
     expand,
     to_tree,
 )
-from spt_jax.train import fit
+from spt_jax.studies.packs import describe_packs, make_packs
+from spt_jax.train import fit_together
 
 STUDY_FILE = "sweep.yaml"
 
@@ -45,7 +47,12 @@ SHOWN = ("task", "dev_score", "score", "rank_score", "best_step", "steps_done")
 
 
 def sweep(
-    study: Study, folder: Path, *, overwrite: bool = False, command: Sequence[str] = ()
+    study: Study,
+    folder: Path,
+    *,
+    together: int | None = None,
+    overwrite: bool = False,
+    command: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Train all runs of a study that are not finished.
 
@@ -53,6 +60,7 @@ def sweep(
         study: A base config and what varies.
         folder: Folder of the sweep. A sweep that was stopped there goes on. It may get more values
             and seeds, but its base stays the same.
+        together: Most runs that share a program; None chooses it by memory.
         overwrite: Delete the runs of the sweep that is there first.
         command: The command line, for the manifests of the runs.
 
@@ -65,24 +73,24 @@ def sweep(
         ValueError: The study is wrong, the folder belongs to another one, or a run cannot begin.
         FileNotFoundError: A file of a run does not exist.
         RunError: Another process works in the folder, or it cannot be written.
-        Preempted: A signal ended the sweep; the run that was trained is saved.
+        Preempted: A signal ended the sweep; the runs that were trained are saved.
     """
     runs = expand(study)
+    packs = [[runs[n] for n in pack] for pack in make_packs([r.config for r in runs], together)]
     with _claim(study, folder, overwrite):
         results = {run.name: _read(run, folder) for run in runs}
         _write_results(folder, results)
-        finished = [run for run in runs if results[run.name]["state"] == "finished"]
-        say(f"{len(runs)} runs, {len(finished)} of them finished before")
-        total = sum(run.config.steps for run in runs)
-        done = sum(run.config.steps for run in finished)
-        with ManyBar("sweep", total, done) as bar:
-            for run in runs:
-                if run in finished:
-                    continue
-                bar.begin_part(done, run.config.steps, total)
-                results[run.name] = _train(run, folder, command)
-                _write_results(folder, results)
-                done += run.config.steps
+        before = sum(record["state"] == "finished" for record in results.values())
+        say(f"{describe_packs(packs)}; {before} of the runs finished before")
+        total = _steps(runs)
+        with ManyBar("sweep", total, _steps_over(runs, results)) as bar:
+            for pack in packs:
+                left = [run for run in pack if results[run.name]["state"] == "waiting"]
+                if left:
+                    bar.begin_part(_steps_over(runs, results), _steps(left), total)
+                    for run, record in zip(left, _train(left, folder, command), strict=True):
+                        results[run.name] = record
+                    _write_results(folder, results)
     return summarize(results)
 
 
@@ -105,30 +113,61 @@ def summarize(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _train(run: StudyRun, folder: Path, command: Sequence[str]) -> dict[str, Any]:
-    """Train a run, and return its record."""
-    say(f"run {run.name}")
+def _train(pack: Sequence[StudyRun], folder: Path, command: Sequence[str]) -> list[dict[str, Any]]:
+    """Train runs in one program, and return the record of each.
+
+    A pack that fails as a whole, because it does not fit into memory for example, is trained in two
+    halves, and so on down to a run that fails by itself.
+    """
+    names = [run.name for run in pack]
+    say(f"training {', '.join(names)}")
+    places = [folder / name for name in names]
     try:
-        return _finished(run, fit(run.config, folder / run.name, command=command))
+        outcomes = fit_together([run.config for run in pack], places, command=command)
+        return [_record(run, outcome) for run, outcome in zip(pack, outcomes, strict=True)]
     except Preempted:
         raise
     except RunError as error:
-        say(f"run {run.name} failed: {one_line(error)}")
-        return {"name": run.name, "state": "failed", "reason": one_line(error)}
+        reason = one_line(error)
     except BAD_INPUT as error:
         kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
-        raise kind(f"run '{run.name}': {one_line(error)}") from error
+        where = f"run '{names[0]}'" if len(pack) == 1 else f"a run of {', '.join(names)}"
+        raise kind(f"{where}: {one_line(error)}") from error
+    if len(pack) == 1:
+        return [_record(pack[0], RunError(reason))]
+    # Not in the handler, whose exception keeps the arrays of the failed pack in memory.
+    half = len(pack) // 2
+    say(
+        f"{len(pack)} runs failed in one program: {reason}; they are trained as {half} and "
+        f"{len(pack) - half} instead"
+    )
+    return [
+        record for part in (pack[:half], pack[half:]) for record in _train(part, folder, command)
+    ]
+
+
+def _record(run: StudyRun, outcome: Mapping[str, Any] | RunError) -> dict[str, Any]:
+    """Return the record of a run that has ended."""
+    if isinstance(outcome, RunError):
+        say(f"run {run.name} failed: {one_line(outcome)}")
+        return {"name": run.name, "state": "failed", "reason": one_line(outcome)}
+    shown = {name: outcome[name] for name in SHOWN if name in outcome}
+    return {"name": run.name, "state": "finished", **shown}
+
+
+def _steps(runs: Iterable[StudyRun]) -> int:
+    return sum(run.config.steps for run in runs)
+
+
+def _steps_over(runs: Sequence[StudyRun], results: Mapping[str, Mapping[str, Any]]) -> int:
+    """Return the steps of the runs that have ended."""
+    return _steps(run for run in runs if results[run.name]["state"] != "waiting")
 
 
 def _read(run: StudyRun, folder: Path) -> dict[str, Any]:
     """Return the record of a run before the sweep."""
     result = RunFolder(folder / run.name).finished(run.config, overwrite=False)
-    return {"name": run.name, "state": "waiting"} if result is None else _finished(run, result)
-
-
-def _finished(run: StudyRun, result: Mapping[str, Any]) -> dict[str, Any]:
-    shown = {name: result[name] for name in SHOWN if name in result}
-    return {"name": run.name, "state": "finished", **shown}
+    return {"name": run.name, "state": "waiting"} if result is None else _record(run, result)
 
 
 @contextlib.contextmanager
