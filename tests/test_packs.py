@@ -39,6 +39,7 @@ def test_a_number_is_taken_as_it_is(memory):
     memory(1)
     assert make_packs([with_length(n) for n in (5, 1, 3)], 2) == [[1, 2], [0]]
     assert describe_packs([[1, 2], [0]]) == "3 runs in 2 programs, at most 2 in one"
+    assert describe_packs([[1, 2]]) == "2 runs in 1 program, at most 2 in one"
     with pytest.raises(ValueError, match="together is 0 runs, expected 1 or more"):
         make_packs([CONFIG], 0)
 

@@ -79,7 +79,8 @@ def describe_packs(packs: Sequence[Sequence[Any]]) -> str:
     """Return how the runs of a study are packed, in words."""
     most = max(map(len, packs), default=0)
     runs = sum(map(len, packs))
-    return f"{runs} runs in {len(packs)} programs, at most {most} in one"
+    programs = "1 program" if len(packs) == 1 else f"{len(packs)} programs"
+    return f"{runs} runs in {programs}, at most {most} in one"
 
 
 def most_together(config: TrainConfig) -> int:
