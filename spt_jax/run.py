@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from spt_jax.config.fields import show
 from spt_jax.config.sharing import require_shared
 from spt_jax.config.train import TrainConfig
 from spt_jax.data.pipeline import (
@@ -99,6 +100,11 @@ class Run:
             "model_fingerprint": self.backbone.fingerprint,
             "data_fingerprint": self.data.fingerprint,
         }
+
+    @property
+    def dev_rows(self) -> list[str | int | None]:
+        """What decides on which rows of dev a prompt is scored, as JSON values."""
+        return [self.data.facts["fingerprints"]["dev"], self.config.eval.max_rows]
 
     def evaluate(self, params: Params, split: str) -> Scores:
         """Score params on a split; on dev, `eval.max_rows` may limit the rows."""
@@ -240,15 +246,20 @@ def resume(run: Run, restored: Restored) -> TrainState:
         # Checkpoints of earlier versions have no rank score. Infinity keeps a later evaluation with
         # an equal score from replacing the best.
         best = dataclasses.replace(best, rank_score=jnp.float32(jnp.inf))
-    # Checkpoints without `dev_sample` are of versions that scored the first `max_rows` rows of dev,
+    # Checkpoints without `dev_rows` are of versions that scored the first `max_rows` rows of dev,
     # which are other rows than any sample of now.
-    first_rows = "first" if then["eval"].get("max_rows") else None
-    if restored.metadata.get("dev_sample", first_rows) != config.eval.max_rows and int(best.step):
+    sampled = then["eval"].get("max_rows") is not None or config.eval.max_rows is not None
+    if "dev_rows" in restored.metadata:
+        changed = restored.metadata["dev_rows"] != run.dev_rows
+    else:
+        changed = sampled
+    if changed and int(best.step):
         scores = run.evaluate(merge(best.trained, run.frozen), "dev")
         rank = -np.inf if scores.rank_score is None else scores.rank_score
         say(
-            f"dev has other rows now (eval.max_rows is {config.eval.max_rows}): the best prompt, "
-            f"of step {int(best.step)}, had {float(best.score):.1f} on those of then and has "
+            f"dev has other rows now (eval.max_rows is {show(config.eval.max_rows)}, "
+            f"eval.inputs_length is {show(config.eval.inputs_length)}): the best prompt, of step "
+            f"{int(best.step)}, had {float(best.score):.1f} on those of then and has "
             f"{scores.score:.1f} on those of now"
         )
         best = dataclasses.replace(

@@ -251,7 +251,7 @@ def _make_job(run: Run) -> Job:
         metadata={
             "config": to_dict(config),
             **run.identity,
-            "dev_sample": config.eval.max_rows,
+            "dev_rows": run.dev_rows,
         },
         flops=functools.partial(
             step_flops,

@@ -199,6 +199,19 @@ def test_other_rows_of_dev_score_the_best_prompt_again(finished, tmp_path, capsy
     assert float(kept["score"]) in {100 * right / np.float32(3) for right in range(4)}
 
 
+@pytest.mark.slow
+def test_longer_inputs_of_dev_score_the_best_prompt_again(tmp_path, capsys):
+    short = DataConfig(inputs_length=6, targets_length=4, batch_size=8)
+    evaluation = EvalConfig(every=2, batch_size=8)
+    config = tiny.train_config(tmp_path, data=short, eval=evaluation, steps=2)
+    fit(config, tmp_path / "run")
+    capsys.readouterr()
+    longer = dataclasses.replace(evaluation, inputs_length=16)
+    fit(dataclasses.replace(config, eval=longer, steps=4), tmp_path / "run")
+    said = "dev has other rows now (eval.max_rows is null, eval.inputs_length is 16): the best"
+    assert said in capsys.readouterr().err
+
+
 def _template(run: Path) -> dict:
     """The newest checkpoint as Orbax reads it, whose leaves are those of a state."""
     newest = max(int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit())

@@ -1,4 +1,4 @@
 """The commands of `spt-jax`, a module each: read the options, call the library, print.
 
-A new command is a new module here, and an entry in `COMMANDS` of `main.py`.
+A new command is a new module here, and an entry in `COMMANDS` of `commands.py`.
 """

@@ -10,42 +10,12 @@ import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from spt_jax import __version__
-from spt_jax.cli.convert import convert
-from spt_jax.cli.data import data
-from spt_jax.cli.evaluate import evaluate
-from spt_jax.cli.inspect import inspect
-from spt_jax.cli.nearest import nearest
-from spt_jax.cli.plan import plan
-from spt_jax.cli.predict import predict
-from spt_jax.cli.pretrain import pretrain
+from spt_jax.cli.commands import COMMANDS
 from spt_jax.cli.printing import hide_orbax_log, warnings_on_stderr
-from spt_jax.cli.prompt import prompt
-from spt_jax.cli.report import report
-from spt_jax.cli.sweep import sweep
-from spt_jax.cli.train import train
 from spt_jax.errors import describe, suggest
-
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
-    command.__name__: command
-    for command in (
-        train,
-        sweep,
-        report,
-        evaluate,
-        predict,
-        nearest,
-        inspect,
-        data,
-        pretrain,
-        convert,
-        prompt,
-        plan,
-    )
-}
-"""Each in its module of `spt_jax.cli`; none of them imports jax before it runs."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

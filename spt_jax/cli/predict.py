@@ -79,7 +79,9 @@ def predict(argv: Sequence[str]) -> None:
 
 
 def _add_row_flags(parser: Parser) -> None:
-    parser.add_flag("model", str | None, None, "A bundled backbone, or a folder.", metavar="M")
+    parser.add_flag(
+        "model", str | None, None, "Frozen model, as `spt-jax train --model` takes it.", metavar="M"
+    )
     parser.add_argument(
         "--prompt",
         action="append",

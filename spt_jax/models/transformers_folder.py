@@ -15,22 +15,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from spt_jax.models.formats.safetensors_file import open_safetensors
-from spt_jax.models.formats.torch_file import open_torch
+from spt_jax.models.formats.table import WEIGHTS
 from spt_jax.models.names import TRANSFORMERS, match
 from spt_jax.models.source import Source, Tensor, equal_tensors
 from spt_jax.paths import safe_join
 from spt_jax.t5 import T5Config
 from spt_jax.tokenizers.base import Tokenizer
 from spt_jax.tokenizers.published import load_tokenizer, read_json
-
-WEIGHTS = {
-    "model.safetensors": open_safetensors,
-    "model.safetensors.index.json": open_safetensors,
-    "pytorch_model.bin": open_torch,
-    "pytorch_model.bin.index.json": open_torch,
-}
-"""Files of weights, the best first; an index names the file of each tensor."""
 
 REFUSED = {
     "umt5": "every layer of UMT5 has a relative position bias of its own",
