@@ -93,7 +93,7 @@ def train(args: argparse.Namespace, numbers: list[int]) -> dict[str, Any]:
             }
         )
     keys = tuple(jax.random.key(number) for number in numbers)
-    started = time.perf_counter()
+    started, found = time.perf_counter(), []
     for step in range(args.steps):
         if step == args.steps // 2:
             jax.block_until_ready(states)

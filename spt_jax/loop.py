@@ -260,8 +260,8 @@ def _train(
         with trace.step(runs[0].step + 1, runs[0].state):
             numbers, states = _numbers_and_states(training)
             states, metrics = program.update(numbers, states, batches)
-        for run, *results in zip(training, states, metrics, strict=True):
-            run.advance(*results)
+        for run, state, of_run in zip(training, states, metrics, strict=True):
+            run.advance(state, of_run)
         bar.update(sum(run.step for run in runs), _shown(training))
         try:
             poll()
@@ -284,8 +284,8 @@ def _evaluate(program: Program, runs: Sequence[_Run]) -> None:
     if not runs:
         return
     states, records = program.evaluate(*_numbers_and_states(runs))
-    for run, *results in zip(runs, states, records, strict=True):
-        run.take_evaluation(*results)
+    for run, state, record in zip(runs, states, records, strict=True):
+        run.take_evaluation(state, record)
 
 
 def _best_score(state: TrainState) -> dict[str, float]:

@@ -225,7 +225,7 @@ def jit_step(
         shardings: Of the next state and of the metrics; None leaves them to XLA.
     """
     options = ("tx", tx), ("loss", loss), ("accumulate", accumulate)
-    return _jit(train_step, model, options, *_flat(shardings))
+    return _jit_with(train_step, model, options, shardings)
 
 
 def jit_steps(
@@ -251,19 +251,21 @@ def jit_steps(
     # The rate of the config is not used, so all configs get the same one.
     free = tuple((dataclasses.replace(c, learning_rate=1.0), steps) for c, steps in optimizers)
     options = ("optimizers", free), ("loss", loss), ("accumulate", accumulate)
-    return _jit(train_steps, model, options, *_flat(shardings))
+    return _jit_with(train_steps, model, options, shardings)
 
 
-def _flat(shardings: PyTree) -> tuple[tuple[NamedSharding, ...], Any]:
-    """Return a tree as its leaves and its structure, which can be hashed."""
+def _jit_with(step: Callable[..., Any], model: T5, options: Any, shardings: PyTree) -> Any:
+    """Call `_jit` with shardings as their leaves and their tree, which can be hashed."""
     leaves, tree = jax.tree.flatten(shardings)
-    return tuple(leaves), tree
+    # For type checkers, a Flax module cannot be hashed.
+    settings: tuple[Any, ...] = (step, model, options, tuple(leaves), tree)
+    return _jit(*settings)
 
 
 @functools.lru_cache(maxsize=16)
 def _jit(
     step: Callable[..., Any],
-    model: Any,  # for type checkers, a Flax module cannot be hashed
+    model: T5,
     options: tuple[tuple[str, Any], ...],
     leaves: tuple[NamedSharding, ...],
     tree: Any,

@@ -22,7 +22,7 @@ from support import tiny
 
 from spt_jax.config.devices import MeshConfig
 from spt_jax.config.fields import to_dict
-from spt_jax.config.train import EvalConfig, LogConfig, OptimizerConfig, PromptConfig
+from spt_jax.config.train import DataConfig, EvalConfig, LogConfig, OptimizerConfig, PromptConfig
 from spt_jax.errors import RunError
 from spt_jax.evaluation import scores
 from spt_jax.prompts.file import load_prompt
