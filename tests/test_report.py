@@ -30,7 +30,7 @@ from spt_jax.studies.tables import difference_table, table
 def make_config(task="library", length=20, rate=0.3, seed=0, **changes):
     return TrainConfig(
         **{
-            "task": TaskConfig(name=task),
+            "task": TaskConfig(name=task) if isinstance(task, str) else task,
             "prompt": PromptConfig(length=length),
             "optimizer": OptimizerConfig(learning_rate=rate),
             "steps": 20,
@@ -187,13 +187,15 @@ def test_a_run_that_has_not_begun_is_listed(study):
 
 
 def test_a_sweep_is_read_with_the_reasons_of_its_failed_runs(tmp_path, monkeypatch):
-    def fit(config, workdir, **options):
-        write_scores(workdir, config, score=None if config.seed else 50.0)
-        if config.seed:
-            raise RunError("the loss is nan at step 3")
-        return json.loads((workdir / "result.json").read_text())
+    def fit_together(configs, workdirs, **options):
+        outcomes = []
+        for config, workdir in zip(configs, workdirs, strict=True):
+            write_scores(workdir, config, score=None if config.seed else 50.0)
+            failed = RunError("the loss is nan at step 3") if config.seed else None
+            outcomes.append(failed or json.loads((workdir / "result.json").read_text()))
+        return outcomes
 
-    monkeypatch.setattr(sweep_module, "fit", fit)
+    monkeypatch.setattr(sweep_module, "fit_together", fit_together)
     base = {"task.name": "library", "steps": 20}
     sweep_module.sweep(Study(base, {"prompt.length": [5, 20]}, seeds=(0, 1)), tmp_path / "s")
     table = collect(tmp_path / "s")
@@ -262,6 +264,15 @@ def test_runs_of_other_tasks_have_other_rows_without_a_note(tmp_path):
         identity = {"model_fingerprint": "m", "data_fingerprint": task}
         write_scores(tmp_path / task, make_config(task), identity=identity)
     assert not collect(tmp_path).notes
+
+
+def test_dev_rows_that_are_test_rows_too_are_told(tmp_path):
+    own = TaskConfig(name="glue/rte", source="a.jsonl", template="{text}", label="label")
+    apart = TaskConfig(name="glue/mrpc", dev_from_train=True)
+    for number, task in enumerate((TaskConfig(name="glue/rte"), own, apart)):
+        write_scores(tmp_path / str(number), make_config(task))
+    [note] = collect(tmp_path).notes
+    assert note.startswith("The dev rows of glue/rte are the published validation rows, which are")
 
 
 # Cells: choosing and comparing.
@@ -464,7 +475,7 @@ def test_the_chosen_cell_is_the_best_on_dev_and_shows_its_test_score(tmp_path):
     assert by_length[3].startswith("| library | 5 | 0.3 | 30.5 | 2 | 20.5 |")
     assert by_length[4].startswith("| library | 20 | 0.1 | 20.5 | 2 | 40.5 |")
     assert "### By `optimizer.learning_rate`\n" in text
-    assert "No test score takes part in the choice." in text
+    assert "The choice does not look at test scores." in text
 
 
 def test_the_page_compares_and_tests_equivalence(study):

@@ -96,7 +96,7 @@ def add_run_flags(parser: Parser) -> None:
         "workdir",
         str | None,
         None,
-        "Folder of the run; runs/<name of the config or task> by default.",
+        "Folder of the run or the sweep; runs/<name of the config or task> by default.",
         metavar="DIR",
     )
     parser.add_argument(

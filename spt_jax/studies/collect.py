@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from spt_jax.config.fields import flatten, from_dict, to_dict
 from spt_jax.config.train import TrainConfig
+from spt_jax.data.papers.splits import paper_task_names
 from spt_jax.errors import one_line
 from spt_jax.runs.folder import RunFolder
 from spt_jax.runs.log import read_log
@@ -269,16 +270,30 @@ def _unique(rows: Sequence[RunRow]) -> tuple[list[RunRow], list[LeftOut]]:
 
 
 def _notes(runs: Sequence[_Run]) -> list[str]:
-    """Say where runs of the same options were made of other weights or other rows."""
+    """Say where runs do not compare, or where dev is no other data than test."""
     notes = []
+    known = paper_task_names()
+    same = {
+        str(run.options["task.name"])
+        for run in runs
+        if run.options.get("task.name") in known
+        and not run.options.get("task.source")
+        and not run.options.get("task.dev_from_train")
+    }
+    if same:
+        notes.append(
+            f"The dev rows of {', '.join(sorted(same))} are the published validation rows, which "
+            "are mostly the test rows as well, as in the papers. So what is chosen on dev has been "
+            "chosen on test too; task.dev_from_train=true takes dev from train instead."
+        )
     for what, fields in (("model", ("model",)), ("data", ("model", "task", "data"))):
         seen: dict[str, _Run] = {}
         for run in runs:
             identity = run.manifest.get("identity", {})
-            same = {
+            alike = {
                 name: value for name, value in run.options.items() if name.split(".")[0] in fields
             }
-            other = seen.setdefault(key_of(same), run)
+            other = seen.setdefault(key_of(alike), run)
             there = other.manifest.get("identity", {})
             if identity.get(f"{what}_fingerprint") != there.get(f"{what}_fingerprint"):
                 notes.append(

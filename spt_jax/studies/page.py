@@ -179,8 +179,9 @@ def _best(cells: Sequence[Cell], metric: Metric) -> list[str]:
     parts = [
         "## Chosen by dev\n",
         best_table(cells, metric),
-        "The cell of each task with the highest mean score on dev. No test score takes part in the "
-        "choice. Dev scores are too high by a little, because they chose the step and the cell.\n",
+        "The cell of each task with the highest mean score on dev. The choice does not look at "
+        "test scores. Dev scores are too high by a little, because they chose the step and the "
+        "cell.\n",
     ]
     if len(cells[0].values) > 1:
         for field in cells[0].values:
@@ -210,7 +211,7 @@ def _comparison(
             "points, by two one-sided paired t-tests. *p*: the probability of so clear a result if "
             f"they differed by {margin:g} points; below {LEVEL:g} it is a yes. *not shown* means "
             "that there are too few seeds, or that they do differ. Each row is a test by itself: "
-            "of many rows, some say yes by chance.\n"
+            "of many rows, some may say yes by chance.\n"
         )
     return parts
 
