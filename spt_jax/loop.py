@@ -51,6 +51,8 @@ class Job:
         log: Logging and checkpoints.
         metadata: JSON values that are saved with every checkpoint.
         flops: `flops(batch)` counts the operations of one update.
+        stop: Step at which the run is left before its end; None for its end. It is evaluated and
+            saved there if `evaluate_every` divides the step.
     """
 
     steps: int
@@ -60,6 +62,12 @@ class Job:
     log: LogConfig
     metadata: Mapping[str, Any]
     flops: Callable[[Batch], float]
+    stop: int | None = None
+
+    @property
+    def last_step(self) -> int:
+        """The step at which the loop ends the run."""
+        return self.steps if self.stop is None else min(self.steps, self.stop)
 
 
 @dataclass(frozen=True)
@@ -175,7 +183,7 @@ class _Run:
     @property
     def training(self) -> bool:
         """Whether there is a step left to do."""
-        return self.error is None and self.step < self.job.steps and not self._out_of_patience
+        return self.error is None and self.step < self.job.last_step and not self._out_of_patience
 
     @property
     def evaluating(self) -> bool:
@@ -242,14 +250,14 @@ def _train(
     program: Program, runs: Sequence[_Run], folder: RunFolder, files: contextlib.ExitStack
 ) -> None:
     """Do the steps that the runs have left, with evaluations and checkpoints in between."""
-    start, total = sum(run.start for run in runs), sum(run.job.steps for run in runs)
+    start, total = sum(run.start for run in runs), sum(run.job.last_step for run in runs)
     bar = files.enter_context(Bar(program.title, total, start))
     trace = files.enter_context(
         StepTrace(
             folder.profile_folder,
             program.profile,
             start=runs[0].start,
-            stop=runs[0].job.steps,
+            stop=runs[0].job.last_step,
             place=f"{folder}/profile",
         )
     )

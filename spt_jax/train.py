@@ -6,6 +6,7 @@
 """
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -76,6 +77,7 @@ def fit(
     )
     if isinstance(outcome, RunError):
         raise outcome
+    assert outcome is not None  # only a run with a stop is left
     return outcome
 
 
@@ -86,7 +88,8 @@ def fit_together(
     overwrite: bool = False,
     command: Sequence[str] = (),
     profile: int = 0,
-) -> list[dict | RunError]:
+    stops: Sequence[int] | None = None,
+) -> list[dict | RunError | None]:
     """Train several prompts of one frozen model in one program, each as `fit` would alone.
 
     Each run has its own folder, log, checkpoints and result. It may be resumed alone or together
@@ -98,21 +101,29 @@ def fit_together(
         overwrite: Delete the runs that are there first.
         command: The command line, for the manifests.
         profile: Steps to trace, in the folder of the first run that is not finished.
+        stops: Step at which each run is left for now, which `eval.every` divides or at which the
+            run ends. So it can be continued as if it had not been left.
 
     Returns:
-        The result of each run as `fit` returns it, or the error if its loss was not finite, which
-        does not end the other runs.
+        The result of each run as `fit` returns it; the error if its loss was not finite, which does
+        not end the other runs; or None if it was left before its end.
 
     Raises:
-        ValueError: Two runs have one folder, the runs cannot train together, or see `fit`.
+        ValueError: Two runs have one folder, the runs cannot train together, a run is not evaluated
+            at its stop, or see `fit`.
         FileNotFoundError, NotADirectoryError, PermissionError, ConnectionError, RunError,
             Preempted: See `fit`.
     """
     places = [str(workdir) for workdir in workdirs]
     for place in places:
         require(places.count(place) == 1, f"two runs have the folder '{place}'; each needs its own")
-    for config in configs:
+    for config, stop in zip(configs, stops or [config.steps for config in configs], strict=True):
         require_tensorboard(config.log.tensorboard)
+        require(
+            stop >= config.steps or stop % config.eval.every == 0,
+            f"a run is to stop at step {stop}, but it is evaluated every {config.eval.every} "
+            "steps; give a multiple",
+        )
     with contextlib.ExitStack() as open_folders:
         folders = [open_folders.enter_context(open_workdir(Path(place))) for place in workdirs]
         outcomes: list[dict | RunError | None] = []
@@ -137,10 +148,11 @@ def fit_together(
                             overwrite=overwrite,
                         )
                     )
-                found = _train(runs, unfinished, states, digest, profile)
+                stops = None if stops is None else [stops[number] for number in left]
+                found = _train(runs, unfinished, states, digest, profile, stops)
             for number, outcome in zip(left, found, strict=True):
                 outcomes[number] = outcome
-    return [outcome for outcome in outcomes if outcome is not None]
+    return outcomes
 
 
 def _train(
@@ -149,12 +161,18 @@ def _train(
     states: States,
     digest: dict,
     profile: int,
-) -> list[dict | RunError]:
+    stops: Sequence[int] | None,
+) -> list[dict | RunError | None]:
     """Train runs whose folders are claimed, score their best steps on test, and write that."""
     with explain_out_of_memory(_memory_advice(runs)):
         jobs = [_make_job(run) for run in runs]
+        if stops is not None:
+            jobs = [dataclasses.replace(job, stop=stop) for job, stop in zip(jobs, stops)]
         outcomes: list[Any] = run_jobs(_make_program(runs, states, profile), jobs, folders, states)
     _require_unchanged(runs[0].frozen, digest)
+    for n, outcome in enumerate(outcomes):
+        if isinstance(outcome, TrainState) and _is_left(outcome, runs[n].config):
+            outcomes[n] = None
     whole = [n for n, outcome in enumerate(outcomes) if isinstance(outcome, TrainState)]
     if not whole:
         return outcomes
@@ -170,6 +188,11 @@ def _train(
         folders[n].write_result(result)
         outcomes[n] = result
     return outcomes
+
+
+def _is_left(state: TrainState, config: TrainConfig) -> bool:
+    """Return whether a run has steps left to do after it was stopped."""
+    return int(state.step) < config.steps and int(state.patience_left) != 0
 
 
 def _init_state(run: Run) -> TrainState:

@@ -16,6 +16,7 @@ from support import tiny
 
 from spt_jax.cli.main import main
 from spt_jax.config.fields import to_dict
+from spt_jax.config.train import EvalConfig
 from spt_jax.errors import Preempted, RunError
 from spt_jax.models.open import read_shape
 from spt_jax.prompts.file import load_prompt
@@ -26,6 +27,7 @@ from spt_jax.studies import sweep as module
 from spt_jax.studies.collect import collect
 from spt_jax.studies.cost import estimate
 from spt_jax.studies.grid import Study, expand
+from spt_jax.studies.halving import rung_step
 from spt_jax.t5.flops import step_flops
 from spt_jax.train import fit as real_fit
 
@@ -44,27 +46,33 @@ class Fit:
     def __init__(self):
         self.calls, self.packs, self.errors, self.dev, self.too_many = [], [], {}, {}, None
 
-    def __call__(self, configs, workdirs, *, command):
+    def __call__(self, configs, workdirs, *, command, stops=None):
+        self.stops = stops or [config.steps for config in configs]
         self.packs.append([workdir.name for workdir in workdirs])
         if self.too_many is not None and len(configs) >= self.too_many:
             raise RunError("a device is out of memory")
         total = sum(config.steps for config in configs)
         with Bar("training", total) as bar:
             bar.update(total // 2)
-            outcomes = [self.train(*run) for run in zip(configs, workdirs)]
+            outcomes = [self.train(*run) for run in zip(configs, workdirs, self.stops)]
             bar.update(total)
         return outcomes
 
-    def train(self, config, workdir):
+    def train(self, config, workdir, stop):
         self.calls.append(workdir.name)
         if (error := self.errors.get(len(self.calls))) is not None:
             if isinstance(error, RunError) and not isinstance(error, Preempted):
                 return error
             raise error
         folder = RunFolder(workdir)
-        workdir.mkdir()
+        workdir.mkdir(exist_ok=True)
+        line = {"step": stop, "split": "dev", "score": self.dev.get(workdir.name, 50.0)}
+        with folder.log_file.open("a") as log:
+            log.write(json.dumps(line) + "\n")
         folder.config_file.write_text(yaml.safe_dump(to_dict(config)))
         folder.manifest_file.write_text(json.dumps({"identity": {}, "versions": {}}))
+        if stop < config.steps:
+            return None
         result = {"task": config.task.name, "score": 1.0 + config.seed, "steps": config.steps}
         result["dev_score"] = self.dev.get(workdir.name, 50.0)
         folder.write_result(result)
@@ -361,3 +369,84 @@ def test_a_sweep_that_is_killed_ten_times_ends_as_an_undisturbed_one(tmp_path):
     assert len(whole) == 12
     # Runs of a pack may stand at different steps after a kill, and their sums then round otherwise.
     assert_alike(files_of(folder), whole, 1e-3)
+
+
+HALVED = Study(
+    {"task.name": "library", "steps": 80, "eval.every": 10},
+    {"prompt.length": [1, 2, 3, 4, 5], "task.name": ["library", "type"]},
+    seeds=(0, 1),
+)
+
+
+def score_by_length(fit, better=lambda length: length):
+    """Dev scores of the runs of HALVED: the seeds differ by more than the lengths do."""
+    for run in expand(HALVED):
+        length = run.config.prompt.length
+        fit.dev[run.name] = 40.0 + better(length) + (3 if run.config.seed else -3)
+
+
+def states(folder):
+    records = json.loads((folder / "results.json").read_text())
+    return {record["name"]: record["state"] for record in records}
+
+
+def last_steps(folder):
+    return {
+        run.name: read_log(folder / run.name / "log.jsonl")[-1]["step"] for run in expand(HALVED)
+    }
+
+
+def test_the_worse_half_ends_at_each_rung(fit, tmp_path):
+    score_by_length(fit)
+    result = module.sweep(HALVED, tmp_path, halve=True, together=4)
+    stopped = {5: 80, 4: 40, 3: 20, 2: 10, 1: 10}  # of 5 points 3 stay, of 3 two, of 2 one
+    expected = {run.name: stopped[run.config.prompt.length] for run in expand(HALVED)}
+    assert last_steps(tmp_path) == expected
+    for record in result["runs"]:
+        step = expected[record["name"]]
+        assert record["state"] == ("finished" if step == 80 else "halved")
+        if step < 80:
+            assert record["reason"] == f"in the worse half by dev at step {step}"
+    assert result["failed"] == 0 and set(result["best"]) == {"library", "type"}
+
+
+def test_a_halved_sweep_goes_on_to_the_same_choice(fit, tmp_path):
+    score_by_length(fit, better=lambda length: -length)
+    module.sweep(HALVED, tmp_path / "undisturbed", halve=True, together=4)
+    calls = len(fit.calls)
+    for killed_at in (3, 21, 29, 34):
+        fit.calls.clear()
+        fit.errors = {killed_at: KeyboardInterrupt()}
+        folder = tmp_path / f"killed{killed_at}"
+        with pytest.raises(KeyboardInterrupt):
+            module.sweep(HALVED, folder, halve=True, together=1)
+        fit.errors = {}
+        module.sweep(HALVED, folder, halve=True, together=1)
+        assert states(folder) == states(tmp_path / "undisturbed")
+        assert last_steps(folder) == last_steps(tmp_path / "undisturbed")
+        assert len(fit.calls) == calls + 1  # nothing but what was killed is trained twice
+
+
+def test_halved_runs_can_be_trained_to_their_end(fit, tmp_path):
+    score_by_length(fit)
+    module.sweep(HALVED, tmp_path, halve=True, together=4)
+    module.sweep(HALVED, tmp_path, together=4)
+    assert set(states(tmp_path).values()) == {"finished"}
+    assert set(last_steps(tmp_path).values()) == {80}
+
+
+def test_a_run_that_fails_has_no_part_in_the_halving(fit, tmp_path):
+    score_by_length(fit)
+    fit.errors = {1: RunError("the loss is nan")}
+    result = module.sweep(HALVED, tmp_path, halve=True, together=4)
+    assert result["failed"] == 1
+    assert sum(state == "finished" for state in states(tmp_path).values()) == 4
+
+
+def test_rungs_are_steps_of_evaluations():
+    config = expand(HALVED)[0].config
+    assert [rung_step(config, rung) for rung in range(3)] == [10, 20, 40]
+    uneven = dataclasses.replace(config, steps=100, eval=EvalConfig(every=30))
+    assert [rung_step(uneven, rung) for rung in range(3)] == [30, 30, 60]
+    rare = dataclasses.replace(config, steps=100, eval=EvalConfig(every=1000))
+    assert [rung_step(rare, rung) for rung in range(3)] == [100, 100, 100]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from support import tiny
 from test_preemption import signal_at_call
+from test_train import outcome
 
 from spt_jax.config.devices import MeshConfig
 from spt_jax.config.sharing import SHARED, share_program
@@ -26,6 +27,7 @@ from spt_jax.distributed.preemption import listening
 from spt_jax.errors import Preempted, RunError
 from spt_jax.optim import make_tx
 from spt_jax.pytree import label_params, split
+from spt_jax.runs.folder import RunFolder
 from spt_jax.runs.log import read_log
 from spt_jax.sharding import make_mesh, param_shardings, place_batch
 from spt_jax.state import init_state
@@ -251,6 +253,20 @@ def test_runs_at_different_steps_go_on_together_and_alone(trained, tmp_path, mon
     for result, expected in zip(found, results):
         assert result["score"] == expected["score"] and result["best_step"] == expected["best_step"]
         assert result["dev_score"] == expected["dev_score"]
+
+
+def test_a_run_that_is_left_at_a_stop_goes_on_as_if_it_had_not_been(trained, tmp_path):
+    config = trained[0][0]
+    runs = [tmp_path / "left", tmp_path / "undisturbed"]
+    assert fit_together([config], runs[:1], stops=[8]) == [None]
+    assert RunFolder(runs[0]).last_step() == 8 and not (runs[0] / "result.json").exists()
+    for run in runs:
+        fit(config, run)
+    assert outcome(runs[0]) == outcome(runs[1])
+    with pytest.raises(
+        ValueError, match="^a run is to stop at step 5, but it is evaluated every 4 steps; give a"
+    ):
+        fit_together([config], [tmp_path / "other"], stops=[5])
 
 
 def test_a_run_that_diverges_does_not_end_the_others(trained, tmp_path, capsys):

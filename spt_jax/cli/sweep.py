@@ -47,6 +47,7 @@ def sweep(argv: Sequence[str]) -> None:
                     study,
                     folder,
                     together=together,
+                    halve=flags.halve,
                     overwrite=flags.overwrite,
                     command=command,
                 )
@@ -94,6 +95,12 @@ def make_study_parser() -> "StudyParser":
         "Train so many runs in one program; auto chooses the number by memory. What can share a "
         "program: prompts of any length, task, rate, init and seed for one model.",
         metavar="N",
+    )
+    parser.add_argument(
+        "--halve",
+        action="store_true",
+        help="At an eighth, a quarter and a half of the steps, end the half of the combinations "
+        "that is worse on dev. --dry-run prints the cost without it.",
     )
     parser.add_argument(
         "--dry-run",

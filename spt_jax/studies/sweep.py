@@ -37,6 +37,7 @@ from spt_jax.studies.grid import (
     expand,
     to_tree,
 )
+from spt_jax.studies.halving import SHARES, dev_score, rung_step, worse_half
 from spt_jax.studies.packs import describe_packs, make_packs
 from spt_jax.train import fit_together
 
@@ -51,6 +52,7 @@ def sweep(
     folder: Path,
     *,
     together: int | None = None,
+    halve: bool = False,
     overwrite: bool = False,
     command: Sequence[str] = (),
 ) -> dict[str, Any]:
@@ -61,13 +63,14 @@ def sweep(
         folder: Folder of the sweep. A sweep that was stopped there goes on. It may get more values
             and seeds, but its base stays the same.
         together: Most runs that share a program; None chooses it by memory.
+        halve: End the worse half of each task's points at each rung; see `halving.py`.
         overwrite: Delete the runs of the sweep that is there first.
         command: The command line, for the manifests of the runs.
 
     Returns:
-        `runs`, a record of each run with its `name`, its `state` (`finished` or `failed`), and its
-        scores or the `reason`; `best`, the name of the run with the highest dev score, by task;
-        `failed`, the number of failed runs.
+        `runs`, a record of each run with its `name`, its `state` (`finished`, `failed` or
+        `halved`), and its scores or the `reason`; `best`, the name of the run with the highest dev
+        score, by task; `failed`, the number of failed runs.
 
     Raises:
         ValueError: The study is wrong, the folder belongs to another one, or a run cannot begin.
@@ -84,14 +87,47 @@ def sweep(
         say(f"{describe_packs(packs)}; {before} of the runs finished before")
         total = _steps(runs)
         with ManyBar("sweep", total, _steps_over(runs, results)) as bar:
-            for pack in packs:
-                left = [run for run in pack if results[run.name]["state"] == "waiting"]
-                if left:
-                    bar.begin_part(_steps_over(runs, results), _steps(left), total)
-                    for run, record in zip(left, _train(left, folder, command), strict=True):
-                        results[run.name] = record
+            for rung in (*range(len(SHARES)), None) if halve else (None,):
+                for pack in packs:
+                    left = [run for run in pack if _has_steps_left(run, results, folder, rung)]
+                    if left:
+                        bar.begin_part(_steps_over(runs, results), _steps(left), total)
+                        for run, record in _train(left, folder, command, rung):
+                            results[run.name] = record
+                        _write_results(folder, results)
+                if rung is not None:
+                    results |= _halve(runs, results, folder, rung)
                     _write_results(folder, results)
     return summarize(results)
+
+
+def _has_steps_left(
+    run: StudyRun, results: Mapping[str, Mapping[str, Any]], folder: Path, rung: int | None
+) -> bool:
+    """Return whether a run has to be trained, up to a rung or to its end."""
+    if results[run.name]["state"] != "waiting":
+        return False
+    return rung is None or dev_score(run, folder, rung_step(run.config, rung)) is None
+
+
+def _halve(
+    runs: Sequence[StudyRun], results: Mapping[str, Mapping[str, Any]], folder: Path, rung: int
+) -> dict[str, dict[str, Any]]:
+    """Return the records of the runs that end at a rung."""
+    left = [run for run in runs if results[run.name]["state"] in ("waiting", "finished")]
+    scores = {run.name: dev_score(run, folder, rung_step(run.config, rung)) for run in left}
+    known = {name: score for name, score in scores.items() if score is not None}
+    ended = [run for run in worse_half(left, known) if results[run.name]["state"] == "waiting"]
+    for run in ended:
+        say(f"run {run.name} ends at step {rung_step(run.config, rung)}, in the worse half by dev")
+    return {
+        run.name: {
+            "name": run.name,
+            "state": "halved",
+            "reason": f"in the worse half by dev at step {rung_step(run.config, rung)}",
+        }
+        for run in ended
+    }
 
 
 def summarize(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -113,8 +149,10 @@ def summarize(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _train(pack: Sequence[StudyRun], folder: Path, command: Sequence[str]) -> list[dict[str, Any]]:
-    """Train runs in one program, and return the record of each.
+def _train(
+    pack: Sequence[StudyRun], folder: Path, command: Sequence[str], rung: int | None
+) -> list[tuple[StudyRun, dict[str, Any]]]:
+    """Train runs in one program, up to a rung or to their ends, and return the record of each.
 
     A pack that fails as a whole, because it does not fit into memory for example, is trained in two
     halves, and so on down to a run that fails by itself.
@@ -123,8 +161,10 @@ def _train(pack: Sequence[StudyRun], folder: Path, command: Sequence[str]) -> li
     say(f"training {', '.join(names)}")
     places = [folder / name for name in names]
     try:
-        outcomes = fit_together([run.config for run in pack], places, command=command)
-        return [_record(run, outcome) for run, outcome in zip(pack, outcomes, strict=True)]
+        configs = [run.config for run in pack]
+        stops = None if rung is None else [rung_step(config, rung) for config in configs]
+        outcomes = fit_together(configs, places, command=command, stops=stops)
+        return [(run, _record(run, outcome)) for run, outcome in zip(pack, outcomes, strict=True)]
     except Preempted:
         raise
     except RunError as error:
@@ -134,7 +174,7 @@ def _train(pack: Sequence[StudyRun], folder: Path, command: Sequence[str]) -> li
         where = f"run '{names[0]}'" if len(pack) == 1 else f"a run of {', '.join(names)}"
         raise kind(f"{where}: {one_line(error)}") from error
     if len(pack) == 1:
-        return [_record(pack[0], RunError(reason))]
+        return [(pack[0], _record(pack[0], RunError(reason)))]
     # Not in the handler, whose exception keeps the arrays of the failed pack in memory.
     half = len(pack) // 2
     say(
@@ -142,12 +182,14 @@ def _train(pack: Sequence[StudyRun], folder: Path, command: Sequence[str]) -> li
         f"{len(pack) - half} instead"
     )
     return [
-        record for part in (pack[:half], pack[half:]) for record in _train(part, folder, command)
+        pair for part in (pack[:half], pack[half:]) for pair in _train(part, folder, command, rung)
     ]
 
 
-def _record(run: StudyRun, outcome: Mapping[str, Any] | RunError) -> dict[str, Any]:
-    """Return the record of a run that has ended."""
+def _record(run: StudyRun, outcome: Mapping[str, Any] | RunError | None) -> dict[str, Any]:
+    """Return the record of a run that has ended, or that is left for now."""
+    if outcome is None:
+        return {"name": run.name, "state": "waiting"}
     if isinstance(outcome, RunError):
         say(f"run {run.name} failed: {one_line(outcome)}")
         return {"name": run.name, "state": "failed", "reason": one_line(outcome)}
@@ -167,7 +209,7 @@ def _steps_over(runs: Sequence[StudyRun], results: Mapping[str, Mapping[str, Any
 def _read(run: StudyRun, folder: Path) -> dict[str, Any]:
     """Return the record of a run before the sweep."""
     result = RunFolder(folder / run.name).finished(run.config, overwrite=False)
-    return {"name": run.name, "state": "waiting"} if result is None else _record(run, result)
+    return _record(run, result)
 
 
 @contextlib.contextmanager
