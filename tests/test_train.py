@@ -201,7 +201,7 @@ def test_other_rows_of_dev_score_the_best_prompt_again(finished, tmp_path, capsy
 
 @pytest.mark.slow
 def test_longer_inputs_of_dev_score_the_best_prompt_again(tmp_path, capsys):
-    short = DataConfig(inputs_length=6, targets_length=4, batch_size=8)
+    short = DataConfig(inputs_length=4, targets_length=4, batch_size=8)
     evaluation = EvalConfig(every=2, batch_size=8)
     config = tiny.train_config(tmp_path, data=short, eval=evaluation, steps=2)
     fit(config, tmp_path / "run")
