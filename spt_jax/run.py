@@ -26,6 +26,7 @@ from spt_jax.data.pipeline import (
 )
 from spt_jax.data.tasks import Task, load_task
 from spt_jax.distributed.main_process import require_same
+from spt_jax.errors import shorten
 from spt_jax.evaluation.evaluate import evaluate, merge_data, sample_split
 from spt_jax.evaluation.metrics import check_metrics
 from spt_jax.evaluation.scores import (
@@ -33,6 +34,7 @@ from spt_jax.evaluation.scores import (
     TaskRows,
     answer_tasks,
     encode_answers,
+    majority_answer,
     majority_score,
     score,
 )
@@ -106,18 +108,23 @@ class Run:
         """What decides on which rows of dev a prompt is scored, as JSON values."""
         return [self.data.facts["fingerprints"]["dev"], self.config.eval.max_rows]
 
+    def scored_rows(self, split: str) -> TokenizedSplit:
+        """Return the rows of a split that are scored; on dev, `eval.max_rows` may limit them."""
+        return sample_split(
+            self.data.rows[split], self.config.eval.max_rows if split == "dev" else None
+        )
+
     def evaluate(self, params: Params, split: str) -> Scores:
-        """Score params on a split; on dev, `eval.max_rows` may limit the rows."""
+        """Score params on the `scored_rows` of a split."""
         config = self.config
         return evaluate(
             self.backbone,
             params,
-            self.data.rows[split],
+            self.scored_rows(split),
             config.data,
             label_words=self.data.task.label_words,
             batch_size=config.eval.batch_size,
             metrics=self.data.task.metrics,
-            max_rows=config.eval.max_rows if split == "dev" else None,
         )
 
 
@@ -134,9 +141,7 @@ def score_runs(runs: Sequence[Run], trained: Sequence[PyTree], split: str) -> li
     prompts = {name: leaves["prompt"] for name, leaves in zip(names, trained, strict=True)}
     rows = [
         TaskRows(
-            split=sample_split(
-                run.data.rows[split], run.config.eval.max_rows if split == "dev" else None
-            ),
+            split=run.scored_rows(split),
             label_words=run.data.task.label_words,
             targets_length=run.config.data.targets_length,
             prompt=name,
@@ -153,6 +158,38 @@ def score_runs(runs: Sequence[Run], trained: Sequence[PyTree], split: str) -> li
         min(run.config.eval.batch_size for run in runs),
     )
     return [score(*pair) for pair in zip(rows, outputs)]
+
+
+def describe_dev(run: Run, state: TrainState, scores: Scores, *, named: bool) -> str:
+    """Put the score of an evaluation beside that of always answering the majority class.
+
+    Args:
+        run: The run.
+        state: Its state after the evaluation.
+        scores: Its scores on dev.
+        named: Whether to say which run it is.
+    """
+    task, majority = run.data.task, run.data.dev_majority_score
+    line = f"{_name(run)}: " if named else ""
+    line += (
+        f"step {int(state.step)}  dev {scores.score:.1f} (majority {majority:.1f}, "
+        f"best {float(state.best.score):.1f} at step {int(state.best.step)})"
+    )
+    answers = set(scores.predictions)
+    if task.label_words and len(answers) == 1 and majority_answer(task) in answers:
+        line += (
+            f"; every prediction on dev is '{shorten(answers.pop(), 20)}', the majority class: "
+            "usually the learning rate, too few steps, or dropout"
+        )
+    return line
+
+
+def _name(run: Run) -> str:
+    """Return a short name of a run among those it trains with."""
+    config = run.config
+    length = config.prompt.length if config.prompt else 0
+    rate = config.optimizer.learning_rate
+    return f"{run.data.task.name}, {length} vectors, rate {rate:g}, seed {config.seed}"
 
 
 def prepare_runs(configs: Sequence[TrainConfig]) -> list[Run]:

@@ -6,7 +6,6 @@
 """
 
 import contextlib
-import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,12 +20,12 @@ from spt_jax.config.train import TrainConfig
 from spt_jax.data.pipeline import prefetch, stack_batches, train_batches
 from spt_jax.distributed.main_process import main_process, to_host
 from spt_jax.errors import RunError, explain_out_of_memory, require, shorten
-from spt_jax.evaluation.scores import Scores, majority_answer, majority_score
+from spt_jax.evaluation.scores import Scores, majority_score
 from spt_jax.loop import Batch, Job, Labels, Metrics, Program, States, run_jobs
 from spt_jax.models.backbone import save_backbone
 from spt_jax.prompts.file import save_prompt
 from spt_jax.pytree import count_params, device_digest, nbytes
-from spt_jax.run import Run, prepare_runs, resume, score_runs
+from spt_jax.run import Run, describe_dev, prepare_runs, resume, score_runs
 from spt_jax.runs.folder import RunFolder
 from spt_jax.runs.progress import say
 from spt_jax.runs.tensorboard import require_tensorboard
@@ -117,7 +116,8 @@ def fit_together(
     places = [str(workdir) for workdir in workdirs]
     for place in places:
         require(places.count(place) == 1, f"two runs have the folder '{place}'; each needs its own")
-    for config, stop in zip(configs, stops or [config.steps for config in configs], strict=True):
+    stops = [config.steps for config in configs] if stops is None else stops
+    for config, stop in zip(configs, stops, strict=True):
         require_tensorboard(config.log.tensorboard)
         require(
             stop >= config.steps or stop % config.eval.every == 0,
@@ -148,8 +148,8 @@ def fit_together(
                             overwrite=overwrite,
                         )
                     )
-                stops = None if stops is None else [stops[number] for number in left]
-                found = _train(runs, unfinished, states, digest, profile, stops)
+                ends = [stops[number] for number in left]
+                found = _train(runs, unfinished, states, digest, profile, ends)
             for number, outcome in zip(left, found, strict=True):
                 outcomes[number] = outcome
     return outcomes
@@ -161,13 +161,11 @@ def _train(
     states: States,
     digest: dict,
     profile: int,
-    stops: Sequence[int] | None,
+    stops: Sequence[int],
 ) -> list[dict | RunError | None]:
     """Train runs whose folders are claimed, score their best steps on test, and write that."""
     with explain_out_of_memory(_memory_advice(runs)):
-        jobs = [_make_job(run) for run in runs]
-        if stops is not None:
-            jobs = [dataclasses.replace(job, stop=stop) for job, stop in zip(jobs, stops)]
+        jobs = [_make_job(run, stop) for run, stop in zip(runs, stops, strict=True)]
         outcomes: list[Any] = run_jobs(_make_program(runs, states, profile), jobs, folders, states)
     _require_unchanged(runs[0].frozen, digest)
     for n, outcome in enumerate(outcomes):
@@ -245,7 +243,7 @@ def _make_program(runs: Sequence[Run], states: States, profile: int) -> Program:
             for run, state, of_run in zip(chosen, states, scores)
         ]
         for run, state, of_run in zip(chosen, states, scores):
-            say(_describe_dev(run, state, of_run, named=len(runs) > 1))
+            say(describe_dev(run, state, of_run, named=len(runs) > 1))
         return states, [{"split": "dev", **of_run.to_dict()} for of_run in scores]
 
     names = {run.data.task.name: None for run in runs}
@@ -255,7 +253,7 @@ def _make_program(runs: Sequence[Run], states: States, profile: int) -> Program:
     return Program(title, update, evaluate_dev, mesh, profile)
 
 
-def _make_job(run: Run) -> Job:
+def _make_job(run: Run, stop: int) -> Job:
     """Hand a run to the loop: its batches, its intervals, and how it is resumed."""
     config, train = run.config, run.data.rows["train"]
     dataset = train_batches(
@@ -282,39 +280,8 @@ def _make_job(run: Run) -> Job:
             prompt=config.prompt.length if config.prompt else 0,
             tune=config.tune,
         ),
+        stop=stop,
     )
-
-
-def _describe_dev(run: Run, state: TrainState, scores: Scores, *, named: bool) -> str:
-    """Put the score of an evaluation beside that of always answering the majority class.
-
-    Args:
-        run: The run.
-        state: Its state after the evaluation.
-        scores: Its scores on dev.
-        named: Whether to say which run it is.
-    """
-    task, majority = run.data.task, run.data.dev_majority_score
-    line = f"{_name(run)}: " if named else ""
-    line += (
-        f"step {int(state.step)}  dev {scores.score:.1f} (majority {majority:.1f}, "
-        f"best {float(state.best.score):.1f} at step {int(state.best.step)})"
-    )
-    answers = set(scores.predictions)
-    if task.label_words and len(answers) == 1 and majority_answer(task) in answers:
-        line += (
-            f"; every prediction on dev is '{shorten(answers.pop(), 20)}', the majority class: "
-            "usually the learning rate, too few steps, or dropout"
-        )
-    return line
-
-
-def _name(run: Run) -> str:
-    """Return a short name of a run among those it trains with."""
-    config = run.config
-    length = config.prompt.length if config.prompt else 0
-    rate = config.optimizer.learning_rate
-    return f"{run.data.task.name}, {length} vectors, rate {rate:g}, seed {config.seed}"
 
 
 def _make_results(
@@ -327,7 +294,13 @@ def _make_results(
         if run.config.eval.baselines and id(run.data) not in plain:
             plain[id(run.data)] = run.evaluate({"t5": run.backbone.params}, "test")
     return [
-        _make_result(run, state, folder, test, plain.get(id(run.data)))
+        _make_result(
+            run,
+            state,
+            folder,
+            test,
+            plain[id(run.data)] if run.config.eval.baselines else None,
+        )
         for run, state, folder, test in zip(runs, states, folders, tests, strict=True)
     ]
 
@@ -337,8 +310,6 @@ def _make_result(
 ) -> dict[str, Any]:
     """Return the result of a run; `plain` are the scores of the frozen model without a prompt."""
     config, task = run.config, run.data.task
-    if not config.eval.baselines:
-        plain = None
     return {
         "task": task.name,
         "model": run.backbone.name,

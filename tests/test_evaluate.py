@@ -15,7 +15,7 @@ from spt_jax.config.train import DataConfig
 from spt_jax.data.example import sample_rows
 from spt_jax.data.pipeline import tokenize_split
 from spt_jax.data.tasks import Example
-from spt_jax.evaluation.evaluate import evaluate, evaluate_run
+from spt_jax.evaluation.evaluate import evaluate, evaluate_run, sample_split
 from spt_jax.evaluation.metrics import exact_match, invalid_share
 from spt_jax.evaluation.scores import encode_answers
 from spt_jax.models.backbone import load_backbone
@@ -88,12 +88,10 @@ def test_max_rows_takes_a_fixed_sample(run):
     kept = [examples[i] for i in sample_rows(examples, 3)]
     assert kept != examples[:3]
 
-    def scores(rows, **options):
-        return evaluate(
-            backbone, params, rows, DATA, label_words=None, batch_size=4, **options
-        )  # fmt: skip
+    def scores(rows):
+        return evaluate(backbone, params, rows, DATA, label_words=None, batch_size=4)
 
-    found = scores(rows, max_rows=3)
+    found = scores(sample_split(rows, 3))
     assert found.rows == 3 and found.rank_score is None and found.invalid is None
     alone = scores(tokenize_split(kept, backbone.tokenizer, DATA))
     assert found.predictions == alone.predictions

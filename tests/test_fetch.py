@@ -8,7 +8,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 from support import checkpoints, tiny
-from support.gcs import fake_gcs
+from support.gcs import bucket_for
 from support.runs import random_prompt, write_run
 
 from spt_jax.cli import main as cli
@@ -25,9 +25,7 @@ MODEL, ROWS_FILE = "gs://bucket/stranger/t5x", "gs://bucket/stranger/rows.jsonl"
 @pytest.fixture
 def bucket(monkeypatch):
     """A server that has nothing, and notes what is asked."""
-    monkeypatch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "token")
-    with fake_gcs() as server:
-        monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", server.url)
+    with bucket_for(monkeypatch) as server:
         yield server
 
 

@@ -51,18 +51,18 @@ def test_by_memory_packs_have_similar_sizes(memory):
     memory(1)
     assert [len(pack) for pack in make_packs(seeds, None)] == [1] * 10
     memory(1600)
-    assert most_together(CONFIG) == 7 and [len(p) for p in make_packs(seeds, None)] == [5, 5]
+    assert most_together([CONFIG]) == 7 and [len(p) for p in make_packs(seeds, None)] == [5, 5]
 
 
 def test_no_more_than_the_most_share_a_program(memory):
     memory(1_000_000)
-    assert most_together(CONFIG) == packs.MOST
+    assert most_together([CONFIG]) == packs.MOST
 
 
 def test_longer_rows_need_more_memory(memory):
     memory(2000)
-    fewer = most_together(with_length(100))
-    assert 1 <= fewer < most_together(CONFIG)
+    fewer = most_together([with_length(100)])
+    assert 1 <= fewer < most_together([CONFIG])
 
 
 def test_by_memory_a_short_prompt_is_not_padded_to_a_long_one(memory):

@@ -455,7 +455,7 @@ def test_few_and_unequal_seeds_are_told(study):
     assert "- **Careful.** The cells have between 4 and 5 seeds.\n" in text
     assert (
         "- **Few seeds.** 1 of 6 cells have fewer than 5 seeds. Their intervals contain the mean "
-        "less often than they should: 50% with 2, 75% with 3, 88% with 4 seeds, where 95% is meant."
+        "less often than they should: 50% with 2, 75% with 3, 87% with 4 seeds, where 95% is meant."
     ) in text
     rows = [line for line in text.splitlines() if line.startswith("| type | 5 | 4 |")]
     assert rows and all("\\* |" in row for row in rows)

@@ -19,7 +19,7 @@ import yaml
 from fixtures.make_tables import ROWS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.gcs import fake_gcs
+from support.gcs import bucket_for
 
 from spt_jax.config.fields import to_dict
 from spt_jax.config.train import TaskConfig, TrainConfig
@@ -514,9 +514,7 @@ def test_shards_by_folder_and_by_pattern(write, tmp_path):
 
 @pytest.fixture
 def bucket(monkeypatch):
-    monkeypatch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "token")
-    with fake_gcs() as server:
-        monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", server.url)
+    with bucket_for(monkeypatch) as server:
         yield server
 
 

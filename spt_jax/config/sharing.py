@@ -6,6 +6,7 @@ seed, lengths in tokens, evaluation and log.
 """
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
 from spt_jax.config.fields import show
@@ -41,7 +42,7 @@ def require_shared(configs: Sequence[TrainConfig]) -> None:
             "train them one after the other",
         )
         for name in SHARED:
-            ours, theirs = _get(first, name), _get(config, name)
+            ours, theirs = map(attrgetter(name), (first, config))
             require(
                 ours == theirs,
                 f"runs that train together have one {name}, but here it is {show(ours)} and "
@@ -69,7 +70,7 @@ def share_program(configs: Sequence[TrainConfig], together: int) -> list[list[in
     alike: dict[Any, list[int]] = {}
     for index, config in enumerate(configs):
         alone = index if config.tune != "prompt" else None
-        key = alone, *(repr(_get(config, name)) for name in SHARED)
+        key = alone, *map(repr, attrgetter(*SHARED)(config))
         alike.setdefault(key, []).append(index)
     groups = []
     for indices in alike.values():
@@ -81,10 +82,3 @@ def share_program(configs: Sequence[TrainConfig], together: int) -> list[list[in
 def _size(config: TrainConfig) -> tuple:
     length = config.prompt.length if config.prompt else 0
     return config.steps, config.data.inputs_length, repr(config.task), length
-
-
-def _get(config: TrainConfig, name: str) -> Any:
-    value: Any = config
-    for part in name.split("."):
-        value = getattr(value, part)
-    return value

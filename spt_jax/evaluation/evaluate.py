@@ -36,7 +36,6 @@ def evaluate(
     label_words: Sequence[str] | None,
     batch_size: int,
     metrics: Sequence[str] = ("accuracy",),
-    max_rows: int | None = None,
 ) -> Scores:
     """Generate an answer for every row, rank the label words, and score both.
 
@@ -48,9 +47,7 @@ def evaluate(
         label_words: Answers that count; None for free text.
         batch_size: Rows of a batch.
         metrics: Names of the task's metrics; their mean is the score.
-        max_rows: Number of rows of a fixed random sample; all rows by default.
     """
-    split = sample_split(split, max_rows)
     bank, name = PromptBank.of_params(params, backbone.model.config.d_model)
     rows = TaskRows(split, label_words, data.targets_length, name, metrics)
     [outputs] = answer_tasks(backbone, {"t5": params["t5"]}, bank, [rows], data, batch_size)

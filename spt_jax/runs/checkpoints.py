@@ -3,7 +3,7 @@
 A step is a folder `<step>/` with the items `state` (the leaves by name) and `metadata` (the run's
 own, and a sha256 over step, leaves and metadata). Invariant: a step counts once it is on the disk,
 where no power cut takes it, read back and found whole; only then is an older one deleted. Orbax
-alone reads it:
+reads it without this package:
 
     import orbax.checkpoint as ocp
     state = ocp.StandardCheckpointer().restore("/absolute/path/runs/mine/checkpoints/3000/state")

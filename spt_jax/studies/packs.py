@@ -19,8 +19,10 @@ import jax
 
 from spt_jax.config.sharing import share_program
 from spt_jax.config.train import TrainConfig
+from spt_jax.models.automesh import device_memory, resolve_dtype
 from spt_jax.models.open import read_shape
-from spt_jax.t5 import T5Config
+from spt_jax.pytree import count_params
+from spt_jax.t5 import T5, T5Config
 
 MOST = 16
 """Most runs of a pack that is made by memory: every run adds to the time of compilation."""
@@ -51,7 +53,7 @@ def make_packs(configs: Sequence[TrainConfig], together: int | None) -> list[lis
     packs = []
     for group in share_program(configs, max(len(configs), 1)):
         for alike in _split_by_length(group, configs):
-            fit = min(most_together(configs[number]) for number in alike)
+            fit = most_together([configs[number] for number in alike])
             count = -(-len(alike) // fit)
             size = -(-len(alike) // count)  # packs of similar size compile fewer programs
             packs += [alike[at : at + size] for at in range(0, len(alike), size)]
@@ -83,34 +85,31 @@ def describe_packs(packs: Sequence[Sequence[Any]]) -> str:
     return f"{runs} runs in {programs}, at most {most} in one"
 
 
-def most_together(config: TrainConfig) -> int:
-    """Return how many runs like this one fit into the memory of a device, from 1 to `MOST`."""
-    devices = jax.devices()
+def most_together(configs: Sequence[TrainConfig]) -> int:
+    """Return how many runs of one model fit into the memory of a device, from 1 to `MOST`.
+
+    Args:
+        configs: Runs that share a program. The largest of them counts.
+    """
+    devices, config = jax.devices(), configs[0]
     shape = read_shape(config.model)[0]
     spread = max(1, len(devices) // (config.mesh.model if config.mesh else 1))
     share = SHARE_OF_CPU if devices[0].platform == "cpu" else SHARE_OF_DEVICE
     free = share * device_bytes() - weight_bytes(shape, config)
-    needed = MARGIN * activation_bytes(shape, config) / spread
+    needed = MARGIN * max(activation_bytes(shape, config) for config in configs) / spread
     return max(1, min(MOST, int(free // needed)))
 
 
 def device_bytes() -> int:
     """Return the memory of a device, or that of this machine where the devices are its CPU."""
-    device = jax.local_devices()[0]
-    stats = None if device.platform == "cpu" else device.memory_stats()
-    if stats and "bytes_limit" in stats:
-        return stats["bytes_limit"]
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    found = device_memory(jax.devices())
+    return found or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def weight_bytes(shape: T5Config, config: TrainConfig) -> int:
     """Return the bytes of the frozen weights on one device, where each has them all."""
-    c, inner = shape, shape.num_heads * shape.d_kv
-    mlp = (3 if c.mlp == "gated_gelu" else 2) * c.d_model * c.d_ff
-    encoder = c.num_layers * (4 * c.d_model * inner + mlp)
-    decoder = c.num_decoder_layers * (8 * c.d_model * inner + mlp)
-    embeddings = 2 * c.vocab_size * c.d_model
-    return (encoder + decoder + embeddings) * _item_bytes(config.param_dtype)
+    params = jax.eval_shape(T5(shape).init_params, jax.random.key(0))
+    return count_params(params) * _item_bytes(config.param_dtype)
 
 
 def activation_bytes(shape: T5Config, config: TrainConfig) -> int:
@@ -131,6 +130,4 @@ def activation_bytes(shape: T5Config, config: TrainConfig) -> int:
 
 
 def _item_bytes(dtype: str) -> int:
-    if dtype == "auto":
-        dtype = "float32" if jax.devices()[0].platform == "cpu" else "bfloat16"
-    return 4 if dtype == "float32" else 2
+    return resolve_dtype(dtype, jax.devices()[0].platform).itemsize

@@ -28,7 +28,7 @@ LEVEL = 0.05
 FEW = 5
 """With fewer seeds an interval contains the mean clearly less often than `CONFIDENCE`."""
 
-COVERAGE = {2: 0.50, 3: 0.75, 4: 0.88, 5: 0.92, 10: 0.95}
+COVERAGE = {2: 0.50, 3: 0.75, 4: 0.87, 5: 0.92, 10: 0.95}
 """How often an interval of so many normally distributed values contains their mean."""
 
 _RESAMPLES = 10_000

@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from spt_jax.config.fields import show
+from spt_jax.config.fields import flatten, show
 from spt_jax.distributed.main_process import main_only, main_process
 from spt_jax.errors import BAD_INPUT, Preempted, RunError, one_line
 from spt_jax.paths import safe_join
@@ -252,17 +252,7 @@ def _check_base(folder: Path, saved: Any, now: Mapping[str, Any]) -> None:
 
 def _base_options(tree: Any) -> dict[str, Any]:
     """Return the options of the base in a study file, by their dotted names."""
-    options: dict[str, Any] = {}
-
-    def walk(inner: Mapping[str, Any], prefix: str) -> None:
-        for name, value in inner.items():
-            if isinstance(value, Mapping):
-                walk(value, f"{prefix}{name}.")
-            else:
-                options[prefix + name] = value
-
-    walk({name: part for name, part in tree.items() if name not in PARTS}, "")
-    return options
+    return flatten({name: part for name, part in tree.items() if name not in PARTS})
 
 
 def _delete_runs(folder: Path) -> None:

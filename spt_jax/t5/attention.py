@@ -260,8 +260,8 @@ class Attention(nn.Module):
         """Draw the dropout of the weights: 0 or 1 / (1 - rate), the same for all queries.
 
         What is drawn for a key depends on its row and on its distance from the first key that the
-        last query sees. So padding, on the left or on the right, changes nothing for the others,
-        and a prompt trains as well beside longer ones as alone (`step.train_steps`).
+        last query sees. So padding on either side changes no draw of the other keys, and the draws
+        for a prompt are the same beside longer prompts as alone (`step.train_steps`).
         """
         if not train or self.dropout_rate == 0:
             return None

@@ -8,6 +8,22 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
+NAMES_LEADING_OUT = (
+    "model/../../../evil",
+    "model/./evil",
+    "model//evil",
+    "model/c:/evil",
+    "model\\..\\evil",
+    "",
+    "evil\x00",
+    "evil\n",
+    "\ud800evil",
+    "x" * 300,
+    "model/" + "x" * 300,
+    "model/" + "/".join("x" * 100 for _ in range(11)),
+)
+"""Names in a bucket that lead out of the folder of a copy, or are none of a file."""
+
 
 class FakeGCS(ThreadingHTTPServer):
     """The server.
@@ -115,3 +131,13 @@ def fake_gcs() -> Iterator[FakeGCS]:
         finally:
             server.shutdown()
             thread.join()
+
+
+@contextlib.contextmanager
+def bucket_for(monkeypatch) -> Iterator[FakeGCS]:
+    """A running server that TensorStore takes for Google's, here and in what is started."""
+    monkeypatch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "token")
+    monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
+    with fake_gcs() as server:
+        monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", server.url)
+        yield server
