@@ -187,6 +187,18 @@ def test_any_table_comes_back_or_one_error_names_the_line(name, table):
     assert found == [[expected(name, c, row[c]) for c in COLUMNS] for row in table]
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+@pytest.mark.parametrize("cell", ["\r;", "x\ry", "y\r"])
+def test_a_carriage_return_without_quotes_is_not_taken_for_the_end_of_a_row(name, cell):
+    delimiter = "," if name == "a.csv" else "\t"
+    lines = f"text{delimiter}label\n{cell}{delimiter}a\n"
+    with pytest.raises(ValueError, match=f"^{name}:2: .*line break in .quotes"):
+        read_file(File(name, lines.encode))
+    quoted = f'text{delimiter}label\n"{cell}"{delimiter}a\n'
+    [record], _ = read_file(File(name, quoted.encode))
+    assert record.written("text", "x") == cell.replace("\r", "\n")
+
+
 # One notion of missing -----------------------------------------------------------------------
 
 MISSING = {

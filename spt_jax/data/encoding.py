@@ -16,13 +16,15 @@ _MARKS = (  # UTF-32 first: its mark begins with that of UTF-16
 )
 
 
-def decode(data: bytes, encoding: str, place: str) -> str:
+def decode(data: bytes, encoding: str, place: str, *, table: bool = False) -> str:
     r"""Return the text of a file, every line break as '\n'.
 
     Args:
         data: The file. A mark at its start (BOM) decides over `encoding`.
         encoding: Python's name of an encoding.
         place: What to call the file in a message.
+        table: Whether a '\r' inside a line stays. In a table it belongs to a cell, unless it ends
+            all lines of the file.
 
     Raises:
         ValueError: The bytes are not of that encoding.
@@ -41,7 +43,8 @@ def decode(data: bytes, encoding: str, place: str) -> str:
         named = "UTF-8" if encoding.startswith("utf-8") else encoding
         advice = _advise(data) if named == "UTF-8" else "set task.encoding to how it was saved"
         raise ValueError(f"{place}:{line}: {byte} is not {named}; {advice}") from None
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    text = text.replace("\r\n", "\n")
+    return text if table and "\n" in text else text.replace("\r", "\n")
 
 
 def _utf16_without_mark(data: bytes, encoding: str) -> str | None:

@@ -110,7 +110,8 @@ def read_file(
     if kind == ".parquet":
         lines = _parquet_rows(file)
     else:
-        text = decode(file.read(), reading.encoding, file.place)
+        table = kind in (".csv", ".tsv")
+        text = decode(file.read(), reading.encoding, file.place, table=table)
         if kind == ".json":
             lines = list(_json_rows(file.place, text))
         elif kind in (".jsonl", ".ndjson"):
@@ -121,8 +122,8 @@ def read_file(
             if quoting == "auto":
                 quoting, note = ("csv", None) if kind == ".csv" else find_quoting(file.place, text)
             split = csv_lines if quoting == "csv" else _bare_lines
-            table = iter(split(file.place, text, delimiter))
-            lines = list(_table_rows(file.place, table, columns, ragged))
+            rows = iter(split(file.place, text, delimiter))
+            lines = list(_table_rows(file.place, rows, columns, ragged))
     if not lines:
         shapes = {".parquet": "a table with rows", ".json": "an array of objects"}
         shapes |= dict.fromkeys((".csv", ".tsv"), "a header line and rows below")
@@ -244,6 +245,11 @@ def _skip(text: str, at: int, blanks: str) -> int:
 def _bare_lines(place: str, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """Split lines at every delimiter: a quote is a character like any other."""
     for number, line in enumerate(text.split("\n"), 1):
+        if "\r" in line:
+            raise ValueError(
+                f"{place}:{number}: a carriage return stands inside a line; expected one kind of "
+                'line break in the file, and a cell with a line break in "quotes"'
+            )
         if line.strip():
             yield number, line.split(delimiter)
 

@@ -32,7 +32,11 @@ def csv_lines(place: str, text: str, delimiter: str) -> list[tuple[int, list[str
 
 
 def _csv_lines(place: str, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    number, reader = 1, csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
+    # Lines end at \n alone, so that csv refuses a \r in a cell without quotes.
+    number, reader = (
+        1,
+        csv.reader(io.StringIO(text, newline="\n"), strict=True, delimiter=delimiter),
+    )
     while True:
         try:
             cells = next(reader, None)
@@ -44,7 +48,7 @@ def _csv_lines(place: str, text: str, delimiter: str) -> Iterator[tuple[int, lis
         if cells is None:
             return
         if any(cell.strip() for cell in cells):
-            yield number, cells
+            yield number, [cell.replace("\r", "\n") for cell in cells]
         number = reader.line_num + 1  # a quoted field may span lines
 
 
@@ -72,7 +76,9 @@ def _is_csv(text: str) -> bool:
     bare = [line.split("\t") for line in text.split("\n") if line.strip()]
     if len(widths) > 1:
         return False
-    if {len(cells) for cells in bare} != widths or _write(rows) == text.strip("\n"):
+    if {len(cells) for cells in bare} != widths or _write(rows) == text.strip("\n").replace(
+        "\r", "\n"
+    ):
         return True  # a quoted cell has a tab or a line break in it, or all is as a writer has it
     quoted = [cell for cells in bare for cell in cells if '"' in cell]
     if not all(map(_QUOTED.fullmatch, quoted)):
