@@ -146,9 +146,9 @@ class Ours:
         from spt_jax.config.train import LossConfig, OptimizerConfig
         from spt_jax.optim import make_tx
         from spt_jax.pytree import label_params, split
-        from spt_jax.state import init_state
         from spt_jax.step import step_options, train_step
         from spt_jax.t5 import T5
+        from spt_jax.train_state import init_state
 
         self._job, self._jax, folder = job, jax, Path(job["folder"])
         arrays = {k: jnp.asarray(v) for k, v in load_file(folder / "ours.safetensors").items()}

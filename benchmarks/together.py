@@ -65,9 +65,9 @@ def train(args: argparse.Namespace, numbers: list[int]) -> dict[str, Any]:
     from spt_jax.config.train import LossConfig, OptimizerConfig
     from spt_jax.data.pipeline import stack_batches
     from spt_jax.optim import make_tx
-    from spt_jax.state import init_state
     from spt_jax.step import jit_step, jit_steps
     from spt_jax.t5 import PRESETS, T5
+    from spt_jax.train_state import init_state
 
     shape = PRESETS[args.shape]
     model, optimizer = T5(shape), OptimizerConfig()

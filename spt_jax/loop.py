@@ -27,9 +27,9 @@ from spt_jax.runs.profiling import StepTrace
 from spt_jax.runs.progress import Bar, say
 from spt_jax.runs.saver import Saver, was_evaluated
 from spt_jax.runs.timing import Clock
-from spt_jax.state import TrainState
+from spt_jax.step import require_finite
 from spt_jax.t5.flops import peak_flops
-from spt_jax.train_metrics import require_finite
+from spt_jax.train_state import TrainState
 from spt_jax.typing import Array
 
 Labels = dict[str, str]

@@ -46,7 +46,7 @@ from spt_jax.pytree import label_params, merge, split
 from spt_jax.runs.checkpoints import Restored
 from spt_jax.runs.progress import print_split, say
 from spt_jax.sharding import require_rows
-from spt_jax.state import TrainState, patience_left
+from spt_jax.train_state import TrainState, patience_left
 from spt_jax.typing import Key, Params, PyTree
 
 

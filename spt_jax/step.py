@@ -11,8 +11,9 @@ of (seed, n), so that a resumed run draws the same masks as an undisturbed one.
 
 import dataclasses
 import functools
+import math
 import platform as machine
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,15 +23,14 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 
 from spt_jax.config.train import LossConfig, OptimizerConfig
-from spt_jax.errors import choose
+from spt_jax.errors import RunError, choose
 from spt_jax.forward import forward
 from spt_jax.losses import Loss, cross_entropy
 from spt_jax.optim import make_optimizer, partition
 from spt_jax.pytree import merge
 from spt_jax.sharding import constrain, platform
-from spt_jax.state import TrainState
 from spt_jax.t5 import T5, Segments
-from spt_jax.train_metrics import step_metrics
+from spt_jax.train_state import TrainState
 from spt_jax.typing import Array, Batch, Key, PyTree
 
 
@@ -143,6 +143,50 @@ def _apply(
     metrics = step_metrics(sums, grads, updates, trained)
     state = dataclasses.replace(state, step=state.step + 1, trained=trained, opt_state=opt_state)
     return state, metrics
+
+
+def step_metrics(sums: Loss, grads: PyTree, updates: PyTree, trained: Any) -> dict[str, Array]:
+    """Return scalars on the device: what the log says of a step.
+
+    What the log says of an evaluation is `Scores.to_dict` in `evaluation/scores.py`, and its speed
+    is in `runs/timing.py`.
+
+    Args:
+        sums: Sums over the target tokens of the batch.
+        grads: Gradient with respect to the trained leaves.
+        updates: Updates of the trained leaves.
+        trained: Trained leaves after the update.
+
+    Returns:
+        `loss` (nats per target token), `z_loss`, `token_accuracy`, `grad_norm`, `update_norm`, and
+        `prompt_norm` (mean L2 norm of the prompt's rows) if a prompt is trained.
+    """
+    tokens = jnp.maximum(sums.tokens, 1)
+    metrics = {
+        "loss": sums.cross_entropy / tokens,
+        "z_loss": sums.z_loss / tokens,
+        "token_accuracy": sums.correct / tokens,
+        "grad_norm": optax.tree.norm(grads),
+        "update_norm": optax.tree.norm(updates),
+    }
+    if trained.get("prompt") is not None:
+        metrics["prompt_norm"] = jnp.mean(jnp.linalg.norm(trained["prompt"], axis=-1))
+    return metrics
+
+
+def require_finite(step: int, metrics: Mapping[str, float]) -> None:
+    """Require that the metrics of `train_step` are finite.
+
+    Raises:
+        RunError: A metric is not; the message names it and the step.
+    """
+    bad = [name for name, value in metrics.items() if not math.isfinite(value)]
+    if bad:
+        shown = ", ".join(f"{name} {float(value):.3g}" for name, value in metrics.items())
+        raise RunError(
+            f"{bad[0]} is {float(metrics[bad[0]])} at step {step} ({shown}); "
+            "lower optimizer.learning_rate or set optimizer.clip_norm, and run again"
+        )
 
 
 def train_steps(

@@ -32,9 +32,9 @@ from spt_jax.runs.tensorboard import require_tensorboard
 from spt_jax.runs.timing import summarize
 from spt_jax.runs.workdir import open_workdir
 from spt_jax.sharding import place_batch, replicated, state_shardings
-from spt_jax.state import TrainState, init_state, keep_best
 from spt_jax.step import jit_step, jit_steps
 from spt_jax.t5.flops import step_flops
+from spt_jax.train_state import TrainState, init_state, keep_best
 from spt_jax.typing import PyTree
 
 

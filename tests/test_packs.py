@@ -12,10 +12,10 @@ from spt_jax.config.train import DataConfig, PromptConfig, TaskConfig, TrainConf
 from spt_jax.models.backbone import load_backbone
 from spt_jax.optim import make_tx
 from spt_jax.pytree import label_params, nbytes, split
-from spt_jax.state import init_state
 from spt_jax.step import jit_steps
 from spt_jax.studies import packs
 from spt_jax.studies.packs import describe_packs, make_packs, most_together
+from spt_jax.train_state import init_state
 
 CONFIG = TrainConfig(
     task=TaskConfig(name="library"),

@@ -14,9 +14,9 @@ from spt_jax.evaluation.evaluate import evaluate_run
 from spt_jax.evaluation.metrics import mean_score
 from spt_jax.models.backbone import load_backbone, save_backbone
 from spt_jax.prompts.convert import export_prompt
-from spt_jax.state import init_state, keep_best
 from spt_jax.tokenizers.bpe import train_tokenizer
 from spt_jax.train import fit
+from spt_jax.train_state import init_state, keep_best
 
 TEXTS = ("the oak", "the cat", "the dog", "the fern", "the elm", "the owl")
 

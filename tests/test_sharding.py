@@ -32,10 +32,10 @@ from spt_jax.sharding import (
     spreadable_rows,
     state_shardings,
 )
-from spt_jax.state import init_state
 from spt_jax.step import train_step
 from spt_jax.t5 import PRESETS, T5, thresholds
 from spt_jax.train import fit
+from spt_jax.train_state import init_state
 
 AXES = ("data", "fsdp", "model")
 SHAPE = dataclasses.replace(tiny.SHAPE, num_heads=8, num_layers=2, num_decoder_layers=2)

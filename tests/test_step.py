@@ -14,10 +14,9 @@ from spt_jax.errors import RunError
 from spt_jax.optim import make_tx
 from spt_jax.pytree import count_params, device_digest, label_params, named_leaves, split
 from spt_jax.sharding import make_mesh, replicated, state_shardings
-from spt_jax.state import init_state
-from spt_jax.step import jit_step, loss_and_grads, train_step
+from spt_jax.step import jit_step, loss_and_grads, require_finite, train_step
 from spt_jax.t5 import T5, T5Config
-from spt_jax.train_metrics import require_finite
+from spt_jax.train_state import init_state
 
 SHAPE = T5Config(
     vocab_size=40,

@@ -30,10 +30,10 @@ from spt_jax.pytree import label_params, split
 from spt_jax.runs.folder import RunFolder
 from spt_jax.runs.log import read_log
 from spt_jax.sharding import make_mesh, param_shardings, place_batch
-from spt_jax.state import init_state
 from spt_jax.step import jit_step, jit_steps, loss_and_grads
 from spt_jax.t5 import T5
 from spt_jax.train import fit, fit_together
+from spt_jax.train_state import init_state
 
 ROWS = 4
 LOSS = LossConfig(label_smoothing=0.1)

@@ -20,9 +20,9 @@ from spt_jax.prediction.predictor import answer_batch
 from spt_jax.prompts.bank import PromptBank
 from spt_jax.pytree import label_params, split
 from spt_jax.sharding import param_shardings, replicated, spec, spreadable_rows, state_shardings
-from spt_jax.state import init_state
 from spt_jax.step import train_step, train_steps
 from spt_jax.t5 import T5
+from spt_jax.train_state import init_state
 from spt_jax.typing import PyTree
 
 

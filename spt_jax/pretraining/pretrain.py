@@ -29,11 +29,11 @@ from spt_jax.pytree import count_params
 from spt_jax.runs.progress import say
 from spt_jax.runs.tensorboard import require_tensorboard
 from spt_jax.runs.workdir import open_workdir
-from spt_jax.state import TrainState, init_state
 from spt_jax.step import jit_step
 from spt_jax.t5 import T5, T5Config
 from spt_jax.t5.flops import step_flops
 from spt_jax.tokenizers.bpe import train_tokenizer
+from spt_jax.train_state import TrainState, init_state
 from spt_jax.typing import Key
 
 TOKENIZER_CHARACTERS = 12_000_000

@@ -1,4 +1,4 @@
-"""Checkpoints of a run, with Orbax. What the state holds is defined in `state.py`.
+"""Checkpoints of a run, with Orbax. What the state holds is defined in `train_state.py`.
 
 A step is a folder `<step>/` with the items `state` (the leaves by name) and `metadata` (the run's
 own, and a sha256 over step, leaves and metadata). Invariant: a step counts once it is on the disk,

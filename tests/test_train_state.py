@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spt_jax.state import TrainState, keep_best, no_best, patience_left
+from spt_jax.train_state import TrainState, keep_best, no_best, patience_left
 
 
 def state(step: int = 1, left: int = -1, best=None) -> TrainState:
