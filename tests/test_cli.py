@@ -43,7 +43,7 @@ def library(monkeypatch):
 
 @pytest.fixture
 def calls(library):
-    """The calls that reach `fit`, which prints while it runs and returns a score per seed."""
+    """The runs that would be trained, which print while they run and have a score per seed."""
     calls = []
 
     def fit(config, workdir, *, overwrite, command, profile):
@@ -52,7 +52,14 @@ def calls(library):
         calls[-1].command, calls[-1].profile = command, profile
         return {**RESULT, "score": 60.0 + 2 * config.seed, "seed": config.seed}
 
+    def train_pack(configs, workdirs, **options):
+        return [fit(config, workdir, **options) for config, workdir in zip(configs, workdirs)]
+
+    def make_packs(configs, together):
+        return [[*range(1, len(configs))], [0]]  # a pack need not be in the order of its seeds
+
     library("train", fit=fit)
+    library("studies.packs", make_packs=make_packs, train_pack=train_pack)
     return calls
 
 
@@ -398,8 +405,8 @@ def test_profile_is_how_many_steps_are_traced(run, calls, argv, steps):
 def test_seeds_train_once_each_and_give_mean_and_sample_deviation(run, calls):
     code, out, _ = run("train", TASK, "--seeds=0,1,3", "--json", "--seed=9")
     assert code == 0
-    assert [call.config.seed for call in calls] == [0, 1, 3]
-    assert [call.workdir for call in calls] == [f"runs/library/seed_{s}" for s in (0, 1, 3)]
+    assert [call.config.seed for call in calls] == [1, 3, 0]
+    assert [call.workdir for call in calls] == [f"runs/library/seed_{s}" for s in (1, 3, 0)]
     result = json.loads(out)
     assert result["seeds"] == [0, 1, 3]
     assert [each["score"] for each in result["runs"]] == [60, 62, 66]
@@ -408,6 +415,19 @@ def test_seeds_train_once_each_and_give_mean_and_sample_deviation(run, calls):
     assert result["rank_score_deviation"] == 0
     text = run("train", TASK, "--seeds=0,1,3")[1]
     assert re.search(r"^score +62.67$.*^score_deviation +3.06$.*^runs\[2\].score +66.00$", text, 24)
+
+
+def test_a_seed_that_fails_is_named_after_the_others_have_ended(run, calls, library):
+    trained = []
+
+    def train_pack(configs, workdirs, **options):
+        trained.extend(config.seed for config in configs)
+        return [RunError("loss is nan") if c.seed == 1 else dict(RESULT) for c in configs]
+
+    library("studies.packs", make_packs=lambda *_: [[0, 1], [2]], train_pack=train_pack)
+    code, out, err = run("train", TASK, "--seeds=0-2")
+    assert (code, out, trained) == (1, "", [0, 1, 2])
+    assert err.endswith("spt-jax: error: seed 1: loss is nan\n")
 
 
 def test_one_seed_has_no_deviation(run, calls):

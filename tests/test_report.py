@@ -17,7 +17,7 @@ from support.runs import write_scores
 from spt_jax.cli import main as cli
 from spt_jax.config.train import EvalConfig, OptimizerConfig, PromptConfig, TaskConfig, TrainConfig
 from spt_jax.errors import RunError
-from spt_jax.studies import figures, page
+from spt_jax.studies import figures, packs, page
 from spt_jax.studies import sweep as sweep_module
 from spt_jax.studies.cells import Cell, choose_by_dev, compare, make_cells, read_values
 from spt_jax.studies.collect import LeftOut, collect
@@ -195,7 +195,7 @@ def test_a_sweep_is_read_with_the_reasons_of_its_failed_runs(tmp_path, monkeypat
             outcomes.append(failed or json.loads((workdir / "result.json").read_text()))
         return outcomes
 
-    monkeypatch.setattr(sweep_module, "fit_together", fit_together)
+    monkeypatch.setattr(packs, "fit_together", fit_together)
     base = {"task.name": "library", "steps": 20}
     sweep_module.sweep(Study(base, {"prompt.length": [5, 20]}, seeds=(0, 1)), tmp_path / "s")
     table = collect(tmp_path / "s")

@@ -23,6 +23,7 @@ from spt_jax.prompts.file import load_prompt
 from spt_jax.runs.folder import RunFolder
 from spt_jax.runs.log import read_log
 from spt_jax.runs.progress import Bar
+from spt_jax.studies import packs
 from spt_jax.studies import sweep as module
 from spt_jax.studies.collect import collect
 from spt_jax.studies.cost import estimate
@@ -82,7 +83,7 @@ class Fit:
 @pytest.fixture
 def fit(monkeypatch):
     fit = Fit()
-    monkeypatch.setattr(module, "fit_together", fit)
+    monkeypatch.setattr(packs, "fit_together", fit)
     return fit
 
 
@@ -247,7 +248,7 @@ def test_two_sweeps_of_one_folder_at_once_are_refused(fit, tmp_path, monkeypatch
             sweep(STUDY, tmp_path)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "fit_together", second)
+    monkeypatch.setattr(packs, "fit_together", second)
     with pytest.raises(KeyboardInterrupt):
         sweep(STUDY, tmp_path)
 

@@ -1,4 +1,4 @@
-"""`spt-jax train`: a prompt, or one for each of several seeds."""
+"""`spt-jax train`: a prompt, or one for each of several seeds, which share a program."""
 
 import dataclasses
 import re
@@ -20,6 +20,7 @@ from spt_jax.cli.options import (
 from spt_jax.cli.printing import print_result
 from spt_jax.config.train import TrainConfig
 from spt_jax.distributed.preemption import listening
+from spt_jax.errors import RunError
 
 
 def train(argv: Sequence[str]) -> None:
@@ -31,7 +32,7 @@ def train(argv: Sequence[str]) -> None:
         str | None,
         None,
         "Train once for each seed, such as 0,1,2 or 0-4, in WORKDIR/seed_S, and print mean and "
-        "sample deviation.",
+        "sample deviation. As many as fit into memory train in one program.",
         metavar="S,S,...",
     )
     parser.add_argument(
@@ -61,16 +62,22 @@ def train(argv: Sequence[str]) -> None:
 def _fit(
     config: TrainConfig, seeds: Sequence[int] | None, folder: Path, **options: Any
 ) -> dict[str, Any]:
-    from spt_jax.train import fit
-
     if seeds is None:
+        from spt_jax.train import fit
+
         return fit(config, folder, **options)
-    return _summary(
-        [
-            fit(dataclasses.replace(config, seed=seed), folder / f"seed_{seed}", **options)
-            for seed in seeds
-        ]
-    )
+    from spt_jax.studies.packs import make_packs, train_pack
+
+    configs = [dataclasses.replace(config, seed=seed) for seed in seeds]
+    outcomes: dict[int, Any] = {}
+    for pack in make_packs(configs, None):
+        places = [folder / f"seed_{seeds[number]}" for number in pack]
+        trained = train_pack([configs[number] for number in pack], places, **options)
+        outcomes |= dict(zip(pack, trained, strict=True))
+    for number, outcome in outcomes.items():
+        if isinstance(outcome, RunError):
+            raise RunError(f"seed {seeds[number]}: {outcome}") from outcome
+    return _summary([outcomes[number] for number in range(len(seeds))])
 
 
 def _read_profile(text: str) -> int:

@@ -1,4 +1,4 @@
-"""Which runs of a study share a program, and how many fit into memory together.
+"""Which runs share a program, how many fit into memory together, and their training.
 
 The memory of a training step grows with the rows that pass through the model at once, which are the
 batches of all runs of a pack. What is counted is what the backward pass keeps of each layer:
@@ -13,16 +13,20 @@ has the packs that it had before.
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 
 from spt_jax.config.sharing import share_program
 from spt_jax.config.train import TrainConfig
+from spt_jax.errors import Preempted, RunError, one_line
 from spt_jax.models.automesh import device_memory, resolve_dtype
 from spt_jax.models.open import read_shape
 from spt_jax.pytree import count_params
+from spt_jax.runs.progress import say
 from spt_jax.t5 import T5, T5Config
+from spt_jax.train import fit_together
 
 MOST = 16
 """Most runs of a pack that is made by memory: every run adds to the time of compilation."""
@@ -83,6 +87,54 @@ def describe_packs(packs: Sequence[Sequence[Any]]) -> str:
     runs = sum(map(len, packs))
     programs = "1 program" if len(packs) == 1 else f"{len(packs)} programs"
     return f"{runs} runs in {programs}, at most {most} in one"
+
+
+def train_pack(
+    configs: Sequence[TrainConfig],
+    folders: Sequence[Path],
+    *,
+    stops: Sequence[int] | None = None,
+    **options: Any,
+) -> list[dict | RunError | None]:
+    """Train runs in one program, or in several where they fail as a whole.
+
+    A pack fails as a whole if it does not fit into memory, for example. It is then trained in two
+    halves, and so on down to a run that fails by itself.
+
+    Args:
+        configs: The runs of the pack.
+        folders: Folder of each run.
+        stops: As in `fit_together`.
+        options: Other options of `fit_together`.
+
+    Returns:
+        The result of each run, the error of its own, or None if it was left at its stop.
+
+    Raises:
+        ValueError, FileNotFoundError, NotADirectoryError, PermissionError, ConnectionError,
+            Preempted: See `fit_together`.
+    """
+    try:
+        return fit_together(configs, folders, stops=stops, **options)
+    except Preempted:
+        raise
+    except RunError as error:
+        reason = one_line(error)
+    if len(configs) == 1:
+        return [RunError(reason)]
+    # Not in the handler, whose exception keeps the arrays of the failed pack in memory.
+    half = len(configs) // 2
+    say(
+        f"{len(configs)} runs failed in one program: {reason}; they are trained as {half} and "
+        f"{len(configs) - half} instead"
+    )
+    return [
+        outcome
+        for part in (slice(half), slice(half, None))
+        for outcome in train_pack(
+            configs[part], folders[part], stops=None if stops is None else stops[part], **options
+        )
+    ]
 
 
 def most_together(configs: Sequence[TrainConfig]) -> int:

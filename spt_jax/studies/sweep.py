@@ -22,7 +22,7 @@ import yaml
 
 from spt_jax.config.fields import flatten, show
 from spt_jax.distributed.main_process import main_only, main_process
-from spt_jax.errors import BAD_INPUT, Preempted, RunError, one_line
+from spt_jax.errors import BAD_INPUT, RunError, one_line
 from spt_jax.paths import safe_join
 from spt_jax.runs.folder import RunFolder
 from spt_jax.runs.log import lock_folder, write_atomic, write_json_atomic
@@ -38,8 +38,7 @@ from spt_jax.studies.grid import (
     to_tree,
 )
 from spt_jax.studies.halving import SHARES, dev_score, rung_step, worse_half
-from spt_jax.studies.packs import describe_packs, make_packs
-from spt_jax.train import fit_together
+from spt_jax.studies.packs import describe_packs, make_packs, train_pack
 
 STUDY_FILE = "sweep.yaml"
 
@@ -152,38 +151,18 @@ def summarize(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 def _train(
     pack: Sequence[StudyRun], folder: Path, command: Sequence[str], rung: int | None
 ) -> list[tuple[StudyRun, dict[str, Any]]]:
-    """Train runs in one program, up to a rung or to their ends, and return the record of each.
-
-    A pack that fails as a whole, because it does not fit into memory for example, is trained in two
-    halves, and so on down to a run that fails by itself.
-    """
-    names = [run.name for run in pack]
+    """Train runs in one program, up to a rung or to their ends, and return the record of each."""
+    names, configs = [run.name for run in pack], [run.config for run in pack]
     say(f"training {', '.join(names)}")
-    places = [folder / name for name in names]
+    stops = None if rung is None else [rung_step(config, rung) for config in configs]
     try:
-        configs = [run.config for run in pack]
-        stops = None if rung is None else [rung_step(config, rung) for config in configs]
-        outcomes = fit_together(configs, places, command=command, stops=stops)
-        return [(run, _record(run, outcome)) for run, outcome in zip(pack, outcomes, strict=True)]
-    except Preempted:
-        raise
-    except RunError as error:
-        reason = one_line(error)
+        places = [folder / name for name in names]
+        outcomes = train_pack(configs, places, command=command, stops=stops)
     except BAD_INPUT as error:
         kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
         where = f"run '{names[0]}'" if len(pack) == 1 else f"a run of {', '.join(names)}"
         raise kind(f"{where}: {one_line(error)}") from error
-    if len(pack) == 1:
-        return [(pack[0], _record(pack[0], RunError(reason)))]
-    # Not in the handler, whose exception keeps the arrays of the failed pack in memory.
-    half = len(pack) // 2
-    say(
-        f"{len(pack)} runs failed in one program: {reason}; they are trained as {half} and "
-        f"{len(pack) - half} instead"
-    )
-    return [
-        pair for part in (pack[:half], pack[half:]) for pair in _train(part, folder, command, rung)
-    ]
+    return [(run, _record(run, outcome)) for run, outcome in zip(pack, outcomes, strict=True)]
 
 
 def _record(run: StudyRun, outcome: Mapping[str, Any] | RunError | None) -> dict[str, Any]:
