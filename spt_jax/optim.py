@@ -9,6 +9,9 @@ Adafactor's preset `t5x_1100k` does what the official prompt runs do. T5X restor
 of the pretrained model, 1,100,000, beside an empty second moment v. The decay 1 - (t + 1)**-0.8 is
 then within 1.5e-5 of 1 from the first update, so that v is in effect a running sum. Clipping the
 update to RMS 1 then sets the step size: the first update is 0.3 times the sign of the gradient.
+
+The factors of a prompt that is not trained directly (`prompts/parameterization.py`) have a learning
+rate of their own, and no weight decay, which would shrink the product twice.
 """
 
 import functools
@@ -21,7 +24,7 @@ import optax
 
 from spt_jax.config.train import OptimizerConfig
 from spt_jax.errors import choose
-from spt_jax.pytree import FROZEN, TRAINED, label_params, leaf_name
+from spt_jax.pytree import FROZEN, TRAINED, VECTORS_AND_FACTORS, label_params, leaf_name
 
 PRETRAINED_STEPS = 1_100_000
 """Steps of the LM-adapted T5 1.1 checkpoints: 1M of span corruption, 100k of LM adaptation."""
@@ -72,15 +75,50 @@ def make_optimizer(
     b1 = 0.9 if config.momentum is None else config.momentum
     makers: dict[str, Callable[[], optax.GradientTransformation]] = {
         "adafactor": lambda: _adafactor(config, rate),
-        "adamw": lambda: optax.adamw(rate, b1=b1, weight_decay=decay),
+        "adamw": lambda: _decayed(optax.scale_by_adam(b1=b1), decay, rate),
         "adam": lambda: optax.adam(rate, b1=b1),
-        "lion": lambda: optax.lion(rate, b1=b1, weight_decay=decay),
+        "lion": lambda: _decayed(optax.scale_by_lion(b1=b1), decay, rate),
         "sgd": lambda: optax.sgd(rate, momentum=config.momentum),
     }
     tx = choose("optimizer.name", config.name, makers)()
     if config.clip_norm is not None:
         tx = optax.chain(optax.clip_by_global_norm(config.clip_norm), tx)
-    return tx
+    return _on_factors(tx, lambda update, _: config.factor_rate * update)
+
+
+def _decayed(
+    tx: optax.GradientTransformation, decay: float, rate: optax.ScalarOrSchedule
+) -> optax.GradientTransformation:
+    """Chain as `optax.adamw` and `optax.lion` do: the rule, weight decay, the learning rate."""
+    return optax.chain(tx, _decay(decay), optax.scale_by_learning_rate(rate))
+
+
+def _decay(decay: float) -> optax.GradientTransformation:
+    return _on_factors(optax.add_decayed_weights(decay), lambda _, undecayed: undecayed)
+
+
+def _on_factors(
+    tx: optax.GradientTransformation, change: Callable[[jax.Array, jax.Array], jax.Array]
+) -> optax.GradientTransformation:
+    """Change the updates of a transformation where a leaf is a factor of a prompt.
+
+    Args:
+        tx: Transformation, whose state stays as it is.
+        change: Makes the update of a factor, of the update after `tx` and the one before it.
+    """
+    below = "/".join(("", VECTORS_AND_FACTORS[1], ""))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        after, state = tx.update(updates, state, params)
+
+        def of_leaf(path, after, before):
+            name = leaf_name(path)
+            of_factor = name.startswith("prompt/") and below in name
+            return change(after, before) if of_factor else after
+
+        return jax.tree_util.tree_map_with_path(of_leaf, after, updates), state
+
+    return optax.GradientTransformation(tx.init, update)
 
 
 def _adafactor(
@@ -102,7 +140,7 @@ def _adafactor(
     if config.momentum is not None:
         parts.append(optax.ema(config.momentum, debias=False))
     if config.weight_decay:
-        parts.append(optax.add_decayed_weights(config.weight_decay))
+        parts.append(_decay(config.weight_decay))
     return optax.chain(*parts, optax.scale(-1))
 
 

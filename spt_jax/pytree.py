@@ -20,6 +20,10 @@ from spt_jax.typing import PyTree
 
 TRAINED, FROZEN = "trained", "frozen"
 
+VECTORS_AND_FACTORS = "vectors", "factors"
+"""The two kinds of leaves of a prompt that is not trained directly; `prompts/parameterization.py`
+says what they are, and `optim.py` how they are trained."""
+
 
 def leaf_name(path) -> str:
     """`t5/encoder/layers/attention/query/kernel` for a jax key path."""
@@ -37,7 +41,7 @@ def label_params(params: PyTree, tune: str) -> PyTree:
 
     Args:
         params: The params tree, or one like it with holes.
-        tune: `prompt` trains the leaf `prompt` alone, `model` trains every leaf.
+        tune: `prompt` trains the leaf or the leaves at `prompt` alone, `model` trains every leaf.
 
     Raises:
         ValueError: `tune` is neither.
@@ -46,7 +50,8 @@ def label_params(params: PyTree, tune: str) -> PyTree:
         raise ValueError(f"tune is {tune!r}, expected 'prompt' or 'model'")
 
     def label(path, leaf):
-        return TRAINED if tune == "model" or leaf_name(path) == "prompt" else FROZEN
+        of_prompt = leaf_name(path).split("/")[0] == "prompt"
+        return TRAINED if tune == "model" or of_prompt else FROZEN
 
     return jax.tree_util.tree_map_with_path(label, params)
 

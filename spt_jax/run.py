@@ -42,6 +42,7 @@ from spt_jax.models.backbone import Backbone, load_backbone
 from spt_jax.optim import make_schedule, make_tx
 from spt_jax.prompts.bank import PromptBank
 from spt_jax.prompts.init import init_prompt
+from spt_jax.prompts.parameterization import fold_params, materialize, parameterize
 from spt_jax.pytree import label_params, merge, split
 from spt_jax.runs.checkpoints import Restored
 from spt_jax.runs.progress import print_split, say
@@ -135,10 +136,10 @@ def score_runs(runs: Sequence[Run], trained: Sequence[PyTree], split: str) -> li
     """
     if len(runs) == 1:
         [run], [leaves] = runs, trained
-        return [run.evaluate(merge(leaves, run.frozen), split)]
+        return [run.evaluate(merge(fold_params(leaves), run.frozen), split)]
     backbone = runs[0].backbone
     names = [str(number) for number in range(len(runs))]
-    prompts = {name: leaves["prompt"] for name, leaves in zip(names, trained, strict=True)}
+    prompts = {n: materialize(leaves["prompt"]) for n, leaves in zip(names, trained, strict=True)}
     rows = [
         TaskRows(
             split=run.scored_rows(split),
@@ -260,8 +261,10 @@ def _prepare(config: TrainConfig, backbone: Backbone, data: TaskData) -> Run:
     params: Params = {"t5": backbone.params}
     if config.prompt is not None:
         words = data.task.label_words or data.task.prompt_words
-        prompt = init_prompt(config.prompt, prompt_key, backbone, words)
-        params = {**params, "prompt": prompt}
+        start = init_prompt(config.prompt, prompt_key, backbone, words)
+        table = backbone.params["token_embedder"]["embedding"]
+        leaves = parameterize(config.prompt, jax.random.fold_in(prompt_key, 1), start, table)
+        params = {**params, "prompt": leaves}
     trained, frozen = split(params, label_params(params, config.tune))
     tx = make_tx(config.optimizer, config.steps, config.tune)
     return Run(config, backbone, data, trained, frozen, tx, run_key)
@@ -291,7 +294,7 @@ def resume(run: Run, restored: Restored) -> TrainState:
     else:
         changed = sampled
     if changed and int(best.step):
-        scores = run.evaluate(merge(best.trained, run.frozen), "dev")
+        [scores] = score_runs([run], [best.trained], "dev")
         rank = -np.inf if scores.rank_score is None else scores.rank_score
         say(
             f"dev has other rows now (eval.max_rows is {show(config.eval.max_rows)}, "

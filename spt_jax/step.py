@@ -2,9 +2,11 @@
 
     trained, frozen = split(params, label_params(params, tune))
 
-Gradients are taken with respect to `trained` alone. `frozen` is an argument, so that it is neither
-a constant of the compiled step nor donated with the state. The dropout key of step n is a function
-of (seed, n), so that a resumed run draws the same masks as an undisturbed one.
+Gradients are taken with respect to `trained` alone. A prompt that is not trained directly is folded
+into [P, D] before the forward pass, and its gradient goes back through that fold. `frozen` is an
+argument, so that it is neither a constant of the compiled step nor donated with the state. The
+dropout key of step n is a function of (seed, n), so that a resumed run draws the same masks as an
+undisturbed one.
 
 `train_steps` is the same step for the prompts of several runs in one program.
 """
@@ -27,6 +29,7 @@ from spt_jax.errors import RunError, choose
 from spt_jax.forward import forward
 from spt_jax.losses import Loss, cross_entropy
 from spt_jax.optim import make_optimizer, partition
+from spt_jax.prompts.parameterization import fold_params, materialize
 from spt_jax.pytree import merge
 from spt_jax.sharding import constrain, platform
 from spt_jax.t5 import T5, Segments
@@ -128,10 +131,11 @@ def train_step(
         The next state, and the `step_metrics` of this step.
     """
     key = jax.random.fold_in(key, state.step)
+    trained, pull_back = jax.vjp(fold_params, state.trained)
     sums, grads = loss_and_grads(
-        state.trained, frozen, batch, key, model=model, loss=loss, accumulate=accumulate
+        trained, frozen, batch, key, model=model, loss=loss, accumulate=accumulate
     )
-    return _apply(state, sums, grads, tx)
+    return _apply(state, sums, *pull_back(grads), tx)
 
 
 def _apply(
@@ -170,7 +174,8 @@ def step_metrics(sums: Loss, grads: PyTree, updates: PyTree, trained: Any) -> di
         "update_norm": optax.tree.norm(updates),
     }
     if trained.get("prompt") is not None:
-        metrics["prompt_norm"] = jnp.mean(jnp.linalg.norm(trained["prompt"], axis=-1))
+        prompt = materialize(trained["prompt"])
+        metrics["prompt_norm"] = jnp.mean(jnp.linalg.norm(prompt, axis=-1))
     return metrics
 
 
@@ -222,11 +227,12 @@ def train_steps(
     Returns:
         The next state and the `step_metrics` of each run.
     """
-    lengths = [len(state.trained["prompt"]) for state in states]
+    folded, pull_back = zip(*(jax.vjp(fold_params, state.trained) for state in states))
+    lengths = [len(trained["prompt"]) for trained in folded]
     longest, rows = max(lengths), batch["inputs"].shape[1]
     padded = [
-        jax.tree.map(lambda p, n=n: jnp.pad(p, ((longest - n, 0), (0, 0))), state.trained)
-        for state, n in zip(states, lengths)
+        jax.tree.map(lambda p, n=n: jnp.pad(p, ((longest - n, 0), (0, 0))), trained)
+        for trained, n in zip(folded, lengths)
     ]
     prompts = jax.tree.map(lambda *prompts: jnp.stack(prompts), *padded)
     mask = np.arange(longest) >= longest - np.array(lengths)[:, None]
@@ -242,7 +248,7 @@ def train_steps(
         tx = partition(make_optimizer(config, steps, rate), "prompt")
         of_run = jax.tree.map(lambda x, k=k: x[k], sums)
         gradient = jax.tree.map(lambda g, k=k, n=n: g[k, longest - n :], grads)
-        state, of_step = _apply(state, of_run, gradient, tx)
+        state, of_step = _apply(state, of_run, *pull_back[k](gradient), tx)
         nexts.append(state)
         metrics.append(of_step)
     return tuple(nexts), tuple(metrics)

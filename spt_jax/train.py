@@ -24,6 +24,7 @@ from spt_jax.evaluation.scores import Scores, majority_score
 from spt_jax.loop import Batch, Job, Labels, Metrics, Program, States, run_jobs
 from spt_jax.models.backbone import save_backbone
 from spt_jax.prompts.file import save_prompt
+from spt_jax.prompts.parameterization import materialize
 from spt_jax.pytree import count_params, device_digest, nbytes
 from spt_jax.run import Run, describe_dev, prepare_runs, resume, score_runs
 from spt_jax.runs.folder import RunFolder
@@ -339,7 +340,7 @@ def _make_result(
 
 @main_process
 def _write_artifacts(run: Run, best: PyTree, result: Mapping, folder: RunFolder) -> None:
-    """Write the best prompt as a file of its own, and the model where that was trained."""
+    """Write the best prompt and that before training as files, and a model that was trained."""
     config, backbone = run.config, run.backbone
     if config.tune == "model":
         save_backbone(
@@ -351,12 +352,17 @@ def _write_artifacts(run: Run, best: PyTree, result: Mapping, folder: RunFolder)
             dtype="float32",
         )
     if config.prompt is not None:
-        metadata = {
+        of_run = {
             "model": backbone.name,
             "fingerprint": backbone.fingerprint,
             "task": run.data.task.name,
             "length": config.prompt.length,
             "init": config.prompt.init,
+        }
+        start = np.asarray(materialize(run.trained["prompt"]))
+        save_prompt(folder.start_file, start, {**of_run, "step": 0})
+        metadata = {
+            **of_run,
             "step": result["best_step"],
             "dev_score": result["dev_score"],
             "score": result["score"],
@@ -366,7 +372,7 @@ def _write_artifacts(run: Run, best: PyTree, result: Mapping, folder: RunFolder)
             metadata["template"] = config.task.template
         if config.task.missing != "error":
             metadata["missing"] = config.task.missing
-        save_prompt(folder.prompt_file, np.asarray(best["prompt"]), metadata)
+        save_prompt(folder.prompt_file, np.asarray(materialize(best["prompt"])), metadata)
 
 
 def _memory_advice(runs: Sequence[Run]) -> str:

@@ -21,12 +21,12 @@ from spt_jax.config.fields import (
     Seed,
     show,
 )
-from spt_jax.errors import require
+from spt_jax.errors import choose, require
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptConfig(Config, section="prompt"):
-    """The soft prompt: its length and its initial vectors.
+    """The soft prompt: its length, its initial vectors, and what of it is trained.
 
     Args:
         length: Number of trainable vectors P (paper: 1, 5, 20, 100, 150).
@@ -38,6 +38,15 @@ class PromptConfig(Config, section="prompt"):
             `file`.
         text: Words for `init: text`.
         file: For `init: file`, a run, a prompt.safetensors, a .npy file or a PEFT adapter's folder.
+        parameterization: Weights that are trained and make the vectors. `direct`: the vectors
+            themselves (the paper); `residual`: the vectors and a small network whose output is
+            added to them; `superposition`: `rank` embeddings of the vocabulary, and the weights
+            with which each vector mixes them; `low_rank`: two matrices, multiplied; `projection`:
+            `rank` numbers for each vector, projected by a fixed random matrix, then scaled and
+            shifted. The result of a run is an ordinary prompt in any case.
+        rank: Inner size of the parameterization; null for 400 (`residual`), 128 or the length if
+            that is more (`superposition`), 10 or the length if that is less (`low_rank`), and 64
+            (`projection`).
     """
 
     length: Annotated[
@@ -48,8 +57,41 @@ class PromptConfig(Config, section="prompt"):
     ] = "class_labels"
     text: str | None = None
     file: str | None = None
+    parameterization: Literal["direct", "residual", "superposition", "low_rank", "projection"] = (
+        "direct"
+    )
+    rank: Count | None = None
+
+    @property
+    def resolved_rank(self) -> int:
+        """Inner size of the parameterization, with the default of each; 0 for `direct`."""
+        defaults = {
+            "direct": 0,
+            "residual": 400,
+            "superposition": max(128, self.length),
+            "low_rank": min(10, self.length),
+            "projection": 64,
+        }
+        return self.rank or choose("prompt.parameterization", self.parameterization, defaults)
 
     def check(self) -> None:
+        require(
+            self.rank is None or self.parameterization != "direct",
+            f"prompt.rank is {self.rank} with prompt.parameterization 'direct', which has none; "
+            "leave it out, or choose another parameterization",
+        )
+        if self.parameterization == "superposition":
+            require(
+                self.resolved_rank >= self.length,
+                f"prompt.rank is {self.rank} with {self.length} vectors, which a superposition "
+                f"starts from; expected {self.length} or more",
+            )
+        if self.parameterization == "low_rank":
+            require(
+                self.resolved_rank <= self.length,
+                f"prompt.rank is {self.rank} with {self.length} vectors, expected at most "
+                f"{self.length}: a higher rank is that of 'direct'",
+            )
         for name in ("text", "file"):
             given = getattr(self, name)
             require(
@@ -218,6 +260,8 @@ class OptimizerConfig(Config, section="optimizer"):
         momentum: Decay of the first moment; null for none. Adam, AdamW and Lion take it as b1, and
             0.9 for null.
         clip_norm: Greatest global norm of the gradients, which are scaled down to it; null for any.
+        factor_rate: Learning rate of the factors of a prompt that is not trained directly, such as
+            the weights of a superposition, in units of learning_rate. Factors have no weight decay.
         accumulate: Micro-batches of a step, whose gradients are added up: the same result in less
             memory. Must divide data.batch_size.
     """
@@ -232,6 +276,7 @@ class OptimizerConfig(Config, section="optimizer"):
     multiply_by_parameter_scale: bool = False
     momentum: Rate | None = None
     clip_norm: Positive | None = None
+    factor_rate: Positive = 0.01
     accumulate: Count = 1
 
     def check(self) -> None:

@@ -7,7 +7,8 @@
     events/              the numbers of log.jsonl for TensorBoard, if log.tensorboard is on
     profile/             a trace of a few steps, if --profile was given
     checkpoints/<step>/  see checkpoints.py
-    prompt.safetensors   the best prompt      result.json    what `train --json` prints
+    prompt.safetensors   the best prompt      start.safetensors   the prompt before training
+    result.json          what `train --json` prints
 
 If the run is kept in a bucket, this is the local copy (`runs/workdir.py`). A folder belongs to one
 config, model and dataset, and a run resumes only in its own folder.
@@ -76,6 +77,7 @@ class RunFolder:
     log_file = _Place("log.jsonl")
     timing_file = _Place("timing.jsonl")
     prompt_file = _Place("prompt.safetensors")
+    start_file = _Place("start.safetensors")
     result_file = _Place("result.json")
     checkpoints = _Place("checkpoints")
     model_folder = _Place("model")  # the tuned or pretrained model, if the run trains one
