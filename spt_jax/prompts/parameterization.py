@@ -48,7 +48,7 @@ def materialize(prompt: PyTree) -> Prompt:
         ValueError: The leaves are those of no parameterization.
     """
     if not isinstance(prompt, Mapping):
-        return prompt
+        return jnp.asarray(prompt)
     [(name, leaves)] = prompt.items()
     fold = choose("prompt.parameterization", name, FOLDS)
     parts = [jax.tree.map(jnp.asarray, leaves[part]) for part in VECTORS_AND_FACTORS]
