@@ -17,6 +17,7 @@ import optax
 from spt_jax.config.fields import show
 from spt_jax.config.sharing import require_shared
 from spt_jax.config.train import TrainConfig
+from spt_jax.data.example import Example
 from spt_jax.data.pipeline import (
     TokenizedSplit,
     data_fingerprint,
@@ -28,7 +29,7 @@ from spt_jax.data.tasks import Task, load_task
 from spt_jax.distributed.main_process import require_same
 from spt_jax.errors import shorten
 from spt_jax.evaluation.evaluate import evaluate, merge_data, sample_split
-from spt_jax.evaluation.metrics import check_metrics
+from spt_jax.evaluation.metrics import METRICS, check_metrics
 from spt_jax.evaluation.scores import (
     Scores,
     TaskRows,
@@ -41,14 +42,15 @@ from spt_jax.evaluation.scores import (
 from spt_jax.models.backbone import Backbone, load_backbone
 from spt_jax.optim import make_schedule, make_tx
 from spt_jax.prompts.bank import PromptBank
-from spt_jax.prompts.init import init_prompt
+from spt_jax.prompts.init import embed_text, init_prompt
 from spt_jax.prompts.parameterization import fold_params, materialize, parameterize
+from spt_jax.prompts.wayward import Pull, compare_words, make_pull
 from spt_jax.pytree import label_params, merge, split
 from spt_jax.runs.checkpoints import Restored
 from spt_jax.runs.progress import print_split, say
 from spt_jax.sharding import require_rows
 from spt_jax.train_state import TrainState, patience_left
-from spt_jax.typing import Key, Params, PyTree
+from spt_jax.typing import Array, Key, Params, PyTree
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class Run:
         frozen: The other leaves.
         tx: The optimizer.
         key: The key that the dropout keys of all steps are derived from.
+        pull: Term of the loss that pulls the prompt towards a text, if there is one.
     """
 
     config: TrainConfig
@@ -94,6 +97,7 @@ class Run:
     frozen: PyTree
     tx: optax.GradientTransformation
     key: Key
+    pull: Pull | None = None
 
     @property
     def identity(self) -> dict[str, str]:
@@ -159,6 +163,23 @@ def score_runs(runs: Sequence[Run], trained: Sequence[PyTree], split: str) -> li
         min(run.config.eval.batch_size for run in runs),
     )
     return [score(*pair) for pair in zip(rows, outputs)]
+
+
+def read_as_text(run: Run, prompt: Array) -> dict[str, Any]:
+    """Compare the nearest words of a prompt with the text that it was pulled towards.
+
+    Returns:
+        What `prompts.wayward.compare_words` gives; `distance`, without `gamma`; and `prompt_f1`,
+        the F1 of the words of text and nearest words by SQuAD's rules, from 0 to 100: the measure
+        of Khashabi et al. 2022.
+    """
+    assert run.pull is not None and run.config.prompt and run.config.prompt.wayward
+    text = run.config.prompt.wayward.text
+    ids = run.backbone.tokenizer.encode(text)
+    found = compare_words(prompt, ids, run.backbone)
+    target = Example("", run.backbone.tokenizer.decode(ids))
+    overlap = METRICS["squad"]([found["projection"]], [target], None)["f1"]
+    return {**found, "prompt_f1": overlap, "distance": float(run.pull.distance(prompt))}
 
 
 def describe_dev(run: Run, state: TrainState, scores: Scores, *, named: bool) -> str:
@@ -259,15 +280,20 @@ def _prepare(config: TrainConfig, backbone: Backbone, data: TaskData) -> Run:
     """Make the initial prompt and the optimizer, and cut the params tree."""
     prompt_key, run_key = jax.random.split(jax.random.key(config.seed))
     params: Params = {"t5": backbone.params}
+    pull = None
     if config.prompt is not None:
         words = data.task.label_words or data.task.prompt_words
         start = init_prompt(config.prompt, prompt_key, backbone, words)
         table = backbone.params["token_embedder"]["embedding"]
         leaves = parameterize(config.prompt, jax.random.fold_in(prompt_key, 1), start, table)
         params = {**params, "prompt": leaves}
+        if config.prompt.wayward is not None:
+            pull = make_pull(config.prompt.wayward, config.prompt.length, backbone)
+    if config.eval.hard_prompt is not None:
+        embed_text(config.eval.hard_prompt, backbone)  # refuses text that has no tokens
     trained, frozen = split(params, label_params(params, config.tune))
     tx = make_tx(config.optimizer, config.steps, config.tune)
-    return Run(config, backbone, data, trained, frozen, tx, run_key)
+    return Run(config, backbone, data, trained, frozen, tx, run_key, pull)
 
 
 def resume(run: Run, restored: Restored) -> TrainState:

@@ -3,10 +3,12 @@
     trained, frozen = split(params, label_params(params, tune))
 
 Gradients are taken with respect to `trained` alone. A prompt that is not trained directly is folded
-into [P, D] before the forward pass, and its gradient goes back through that fold. `frozen` is an
-argument, so that it is neither a constant of the compiled step nor donated with the state. The
-dropout key of step n is a function of (seed, n), so that a resumed run draws the same masks as an
-undisturbed one.
+into [P, D] before the forward pass, and its gradient goes back through that fold. A text may pull
+the prompt; its term of the loss is a function of the prompt alone.
+
+`frozen` is an argument, so that it is neither a constant of the compiled step nor donated with the
+state. The dropout key of step n is a function of (seed, n), so that a resumed run draws the same
+masks as an undisturbed one.
 
 `train_steps` is the same step for the prompts of several runs in one program.
 """
@@ -30,6 +32,7 @@ from spt_jax.forward import forward
 from spt_jax.losses import Loss, cross_entropy
 from spt_jax.optim import make_optimizer, partition
 from spt_jax.prompts.parameterization import fold_params, materialize
+from spt_jax.prompts.wayward import Pull
 from spt_jax.pytree import merge
 from spt_jax.sharding import constrain, platform
 from spt_jax.t5 import T5, Segments
@@ -109,6 +112,7 @@ def train_step(
     frozen: PyTree,
     batch: Batch,
     key: Key,
+    pull: Pull | None = None,
     *,
     model: T5,
     tx: optax.GradientTransformation,
@@ -122,6 +126,7 @@ def train_step(
         frozen: Leaves that do not change.
         batch: Rows of this step.
         key: Key of the run, the same at every step.
+        pull: Term of the loss that pulls the prompt towards a text, if there is one.
         model: The T5.
         tx: Optimizer of `make_tx`.
         loss: Loss to minimize.
@@ -131,20 +136,38 @@ def train_step(
         The next state, and the `step_metrics` of this step.
     """
     key = jax.random.fold_in(key, state.step)
-    trained, pull_back = jax.vjp(fold_params, state.trained)
+    trained, unfold = jax.vjp(fold_params, state.trained)
     sums, grads = loss_and_grads(
         trained, frozen, batch, key, model=model, loss=loss, accumulate=accumulate
     )
-    return _apply(state, sums, *pull_back(grads), tx)
+    grads, distance = _add_pull(pull, trained, grads, sums, loss)
+    return _apply(state, sums, *unfold(grads), distance, tx)
+
+
+def _add_pull(
+    pull: Pull | None, trained: PyTree, grads: PyTree, sums: Loss, loss: LossConfig
+) -> tuple[PyTree, dict[str, Array]]:
+    """Add the gradient of the term that pulls a prompt towards a text, and return its distance."""
+    if pull is None:
+        return grads, {}
+    distance, slope = jax.value_and_grad(pull.distance)(trained["prompt"])
+    tokens = jnp.maximum(sums.tokens, 1)
+    times = choose("loss.reduction", loss.reduction, {"mean": jnp.ones_like(tokens), "sum": tokens})
+    prompt = grads["prompt"] + (pull.gamma * times).astype(slope.dtype) * slope
+    return {**grads, "prompt": prompt}, {"text_distance": distance}
 
 
 def _apply(
-    state: TrainState, sums: Loss, grads: PyTree, tx: optax.GradientTransformation
+    state: TrainState,
+    sums: Loss,
+    grads: PyTree,
+    distance: dict[str, Array],
+    tx: optax.GradientTransformation,
 ) -> tuple[TrainState, dict[str, Array]]:
     """Return the next state, given the gradients of this one, and the metrics of the step."""
     updates, opt_state = tx.update(grads, state.opt_state, state.trained)
     trained: Any = optax.apply_updates(state.trained, updates)
-    metrics = step_metrics(sums, grads, updates, trained)
+    metrics = {**step_metrics(sums, grads, updates, trained), **distance}
     state = dataclasses.replace(state, step=state.step + 1, trained=trained, opt_state=opt_state)
     return state, metrics
 
@@ -200,6 +223,7 @@ def train_steps(
     batch: Batch,
     keys: Sequence[Key],
     rates: Sequence[float | Array],
+    pulls: Sequence[Pull | None] | None = None,
     *,
     model: T5,
     optimizers: Sequence[tuple[OptimizerConfig, int]],
@@ -219,6 +243,7 @@ def train_steps(
         batch: Rows of this step of each run, arrays [K, B, ...].
         keys: Key of each run, the same at every step.
         rates: Peak learning rate of each run, which replaces that in `optimizers`.
+        pulls: Term of the loss of each run that pulls its prompt towards a text; None for none.
         model: The T5.
         optimizers: Optimizer and number of all steps of each run.
         loss: Loss to minimize.
@@ -227,7 +252,7 @@ def train_steps(
     Returns:
         The next state and the `step_metrics` of each run.
     """
-    folded, pull_back = zip(*(jax.vjp(fold_params, state.trained) for state in states))
+    folded, unfold = zip(*(jax.vjp(fold_params, state.trained) for state in states))
     lengths = [len(trained["prompt"]) for trained in folded]
     longest, rows = max(lengths), batch["inputs"].shape[1]
     padded = [
@@ -248,7 +273,9 @@ def train_steps(
         tx = partition(make_optimizer(config, steps, rate), "prompt")
         of_run = jax.tree.map(lambda x, k=k: x[k], sums)
         gradient = jax.tree.map(lambda g, k=k, n=n: g[k, longest - n :], grads)
-        state, of_step = _apply(state, of_run, *pull_back[k](gradient), tx)
+        pull = None if pulls is None else pulls[k]
+        gradient, distance = _add_pull(pull, folded[k], gradient, of_run, loss)
+        state, of_step = _apply(state, of_run, *unfold[k](gradient), distance, tx)
         nexts.append(state)
         metrics.append(of_step)
     return tuple(nexts), tuple(metrics)
@@ -262,7 +289,7 @@ def jit_step(
     accumulate: int = 1,
     shardings: PyTree = None,
 ) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
-    """Return `train_step` as a jitted function of (state, frozen, batch, key) that donates `state`.
+    """Return `train_step` as a jitted function of its array arguments that donates `state`.
 
     Equal arguments give the same function. So the next run of a process, such as the next one of a
     sweep, neither traces nor compiles the step again.
@@ -286,7 +313,7 @@ def jit_steps(
     accumulate: int = 1,
     shardings: PyTree = None,
 ) -> Callable[..., tuple[tuple[TrainState, ...], tuple[dict[str, Array], ...]]]:
-    """Return `train_steps` as a jitted function of (states, frozen, batch, keys, rates).
+    """Return `train_steps` as a jitted function of its array arguments.
 
     It donates `states`. Equal arguments give the same function, as with `jit_step`; the learning
     rates are arguments of it, so that runs which differ in their rates share a program.

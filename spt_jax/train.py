@@ -24,9 +24,10 @@ from spt_jax.evaluation.scores import Scores, majority_score
 from spt_jax.loop import Batch, Job, Labels, Metrics, Program, States, run_jobs
 from spt_jax.models.backbone import save_backbone
 from spt_jax.prompts.file import save_prompt
+from spt_jax.prompts.init import embed_text
 from spt_jax.prompts.parameterization import materialize
 from spt_jax.pytree import count_params, device_digest, nbytes
-from spt_jax.run import Run, describe_dev, prepare_runs, resume, score_runs
+from spt_jax.run import Run, describe_dev, prepare_runs, read_as_text, resume, score_runs
 from spt_jax.runs.folder import RunFolder
 from spt_jax.runs.progress import say
 from spt_jax.runs.tensorboard import require_tensorboard
@@ -221,7 +222,8 @@ def _make_program(runs: Sequence[Run], states: States, profile: int) -> Program:
             step = jit_step(
                 model, run.tx, loss, accumulate=accumulate, shardings=(shardings[number], whole)
             )
-            state, metrics = step(states[0], run.frozen, place_batch(batches[0], mesh), run.key)
+            batch = place_batch(batches[0], mesh)
+            state, metrics = step(states[0], run.frozen, batch, run.key, run.pull)
             return [state], [metrics]
         steps = jit_steps(
             model,
@@ -232,7 +234,8 @@ def _make_program(runs: Sequence[Run], states: States, profile: int) -> Program:
         )
         batch = place_batch(stack_batches(batches), mesh, axes=".B")
         rates = tuple(run.config.optimizer.learning_rate for run in chosen)
-        return steps(tuple(states), frozen, batch, tuple(run.key for run in chosen), rates)
+        keys, pulls = tuple(run.key for run in chosen), tuple(run.pull for run in chosen)
+        return steps(tuple(states), frozen, batch, keys, rates, pulls)
 
     def evaluate_dev(
         numbers: Sequence[int], states: States
@@ -290,27 +293,49 @@ def _make_results(
 ) -> list[dict[str, Any]]:
     """Score the best step of each run on test, and put the baselines and the costs beside it."""
     tests = score_runs(runs, [state.best.trained for state in states], "test")
-    plain: dict[int, Scores] = {}  # of the frozen model without a prompt, by the rows
-    for run in runs:
-        if run.config.eval.baselines and id(run.data) not in plain:
-            plain[id(run.data)] = run.evaluate({"t5": run.backbone.params}, "test")
+    known: dict[Any, Scores] = {}
     return [
-        _make_result(
-            run,
-            state,
-            folder,
-            test,
-            plain[id(run.data)] if run.config.eval.baselines else None,
-        )
+        _make_result(run, state, folder, test, _score_baselines(run, known))
         for run, state, folder, test in zip(runs, states, folders, tests, strict=True)
     ]
 
 
+def _score_baselines(run: Run, known: dict[Any, Scores]) -> dict[str, float | None]:
+    """Score the frozen model on test, without a prompt and with a written one.
+
+    Args:
+        run: The run, whose config says which of the two it wants.
+        known: Scores by the rows and the text, which runs of one task share. New ones are added.
+    """
+    texts: dict[str, str | None] = {"unprompted": "" if run.config.eval.baselines else None}
+    if run.config.eval.hard_prompt is not None:
+        texts["hard_prompt"] = run.config.eval.hard_prompt
+    found: dict[str, float | None] = {}
+    for name, text in texts.items():
+        key = id(run.data), text
+        if text is not None and key not in known:
+            params = {"t5": run.backbone.params}
+            if text:
+                params["prompt"] = embed_text(text, run.backbone)
+            known[key] = run.evaluate(params, "test")
+        scores = None if text is None else known[key]
+        found[f"{name}_score"] = scores and scores.score
+        found[f"{name}_rank_score"] = scores and scores.rank_score
+    return found
+
+
 def _make_result(
-    run: Run, state: TrainState, folder: RunFolder, test: Scores, plain: Scores | None
+    run: Run,
+    state: TrainState,
+    folder: RunFolder,
+    test: Scores,
+    baselines: Mapping[str, float | None],
 ) -> dict[str, Any]:
-    """Return the result of a run; `plain` are the scores of the frozen model without a prompt."""
+    """Return the result of a run."""
     config, task = run.config, run.data.task
+    wayward = {}
+    if run.pull is not None:
+        wayward = {"wayward": read_as_text(run, materialize(state.best.trained["prompt"]))}
     return {
         "task": task.name,
         "model": run.backbone.name,
@@ -321,8 +346,7 @@ def _make_result(
         "metrics": dict(test.metrics),
         "cut_inputs": {name: 100 * part.truncated for name, part in run.data.rows.items()},
         "majority_score": majority_score(task),
-        "unprompted_score": plain.score if plain else None,
-        "unprompted_rank_score": plain.rank_score if plain else None,
+        **baselines,
         "dev_score": round(float(state.best.score), 4),  # kept as float32
         "dev_majority_score": run.data.dev_majority_score,
         "best_step": int(state.best.step),
@@ -333,6 +357,7 @@ def _make_result(
         "frozen_unchanged": True if jax.tree.leaves(run.frozen) else None,
         "opt_state_bytes": nbytes(state.opt_state),
         "checkpoint_bytes": folder.checkpoint_bytes(int(state.step)),
+        **wayward,
         **summarize(folder.read_timing()),
         "seed": config.seed,
     }

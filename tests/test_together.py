@@ -76,7 +76,7 @@ def make_runs(count, *, dropout=0.0, accumulate=1, dtype=jnp.float64, mesh=None)
     return model, [Alone(number, params, accumulate, dtype) for number in range(count)]
 
 
-def update_together(model, runs, accumulate=1):
+def update_together(model, runs, accumulate=1, pulls=None):
     """Return `states, metrics = update(states, step)` of all runs in one program."""
     optimizers = [(run.optimizer, run.steps) for run in runs]
     steps = jit_steps(model, optimizers, LOSS, accumulate=accumulate)
@@ -85,7 +85,7 @@ def update_together(model, runs, accumulate=1):
 
     def update(states, step):
         batch = place_batch(stack_batches([run.batch(step) for run in runs]), model.mesh, ".B")
-        return steps(tuple(states), runs[0].frozen, batch, keys, rates)
+        return steps(tuple(states), runs[0].frozen, batch, keys, rates, pulls)
 
     return update
 

@@ -25,6 +25,32 @@ from spt_jax.errors import choose, require
 
 
 @dataclass(frozen=True, kw_only=True)
+class WaywardConfig(Config, section="prompt.wayward"):
+    """A pull of the prompt towards a text, whatever the task (Khashabi et al. 2022).
+
+    The loss gets `gamma` times the distance of the prompt's first vectors to the embeddings of the
+    text, for every target token. The distance is relative to the embeddings of the vocabulary, so
+    that one gamma means the same for any model and for either reduction of the loss.
+
+    Args:
+        text: Text, of at most as many tokens as the prompt has vectors.
+        gamma: Weight of the distance in the loss. 0 measures it and pulls nothing.
+        distance: `l2`: mean squared distance of a vector to its token's embedding, in units of the
+            mean squared norm of all embeddings; `cosine`: 1 minus their cosine.
+    """
+
+    text: str = ""
+    gamma: PositiveOrZero = 0.01
+    distance: Literal["l2", "cosine"] = "l2"
+
+    def check(self) -> None:
+        require(
+            bool(self.text.strip()),
+            "prompt.wayward.text is empty, expected the text that the prompt is pulled towards",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class PromptConfig(Config, section="prompt"):
     """The soft prompt: its length, its initial vectors, and what of it is trained.
 
@@ -47,6 +73,7 @@ class PromptConfig(Config, section="prompt"):
         rank: Inner size of the parameterization; null for 400 (`residual`), 128 or the length if
             that is more (`superposition`), 10 or the length if that is less (`low_rank`), and 64
             (`projection`).
+        wayward: Pull of the prompt towards a text; null for none.
     """
 
     length: Annotated[
@@ -61,6 +88,7 @@ class PromptConfig(Config, section="prompt"):
         "direct"
     )
     rank: Count | None = None
+    wayward: WaywardConfig | None = None
 
     @property
     def resolved_rank(self) -> int:
@@ -326,6 +354,8 @@ class EvalConfig(Config, section="eval"):
             `data.inputs_length`, and no limit for the tasks of the papers, as in the official runs.
         patience: Stop after so many evaluations without a better score; null for never.
         baselines: Also evaluate the frozen model without a prompt, on the test split.
+        hard_prompt: Also evaluate the frozen model with this text in front of every input, such as
+            a written instruction, on the test split.
     """
 
     every: Count = 1000
@@ -334,6 +364,7 @@ class EvalConfig(Config, section="eval"):
     inputs_length: Count | None = None
     patience: Count | None = None
     baselines: bool = True
+    hard_prompt: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

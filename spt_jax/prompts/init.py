@@ -76,6 +76,19 @@ def from_text(key: Key, table: Table, length: int, tokens: Sequence[int]) -> Pro
     return prompt.at[: len(ids)].set(table[ids].astype(jnp.float32))
 
 
+def embed_text(text: str, backbone: Backbone) -> Prompt:
+    """Return the embeddings of the tokens of a text: a written prompt, which is not trained.
+
+    Raises:
+        ValueError: The text has no tokens.
+    """
+    tokens = backbone.tokenizer.encode(text)
+    if not tokens:
+        raise ValueError(f"the text {text!r} has no tokens; give some words")
+    table = backbone.params["token_embedder"]["embedding"]
+    return table[np.asarray(tokens)].astype(jnp.float32)
+
+
 def from_file(path: str, length: int, backbone: Backbone) -> Prompt:
     """Start from a trained prompt, in any format and place that `read_prompt` takes.
 

@@ -53,7 +53,7 @@ def words_of(prompt: Float[Array, "P D"] | np.ndarray, backbone: Backbone, k: in
     Returns:
         For each position: `position`, `norm`, and `cosine` and `l2`, lists of (word, value).
     """
-    found = nearest(prompt, _embeddings(backbone), k)
+    found = nearest(prompt, embeddings(backbone), k)
     norms = np.linalg.norm(np.asarray(prompt), axis=1)
     rows = []
     for position, norm in enumerate(norms):
@@ -118,11 +118,11 @@ def show_prompt(source: Path, *, model: str | None = None, k: int = 3) -> dict[s
             raise
         return shown | {"note": f"no nearest words: {one_line(error)}; give --model"}
     stored.require_backbone(backbone)
-    word_norm = np.linalg.norm(_embeddings(backbone), axis=1).mean()
+    word_norm = np.linalg.norm(embeddings(backbone), axis=1).mean()
     return shown | {"word_norm": float(word_norm), "rows": words_of(stored.prompt, backbone, k)}
 
 
-def _embeddings(backbone: Backbone) -> np.ndarray:
+def embeddings(backbone: Backbone) -> np.ndarray:
     """Return the embeddings of the tokens that text can have, float32 [V, D]."""
     table = backbone.params["token_embedder"]["embedding"][: backbone.tokenizer.vocab_size]
     return np.asarray(table, np.float32)
