@@ -164,15 +164,22 @@ def _by_layer(tx: optax.GradientTransformation) -> optax.GradientTransformation:
     return optax.GradientTransformation(tx.init, update)
 
 
-@functools.lru_cache  # one object for equal settings, so that `jit_step` finds its program
 def make_tx(config: OptimizerConfig, steps: int, tune: str) -> optax.GradientTransformation:
     """Return the optimizer of a whole params tree, whose frozen leaves may be None.
+
+    Equal settings give one object, so that `jit_step` finds its program again. With a constant
+    learning rate, runs of different lengths have equal settings too.
 
     Args:
         config: Optimizer of the trained leaves.
         steps: Steps of the whole run.
         tune: `prompt` or `model`, as in `label_params`.
     """
+    return _make_tx(config, steps if callable(make_schedule(config, steps)) else 0, tune)
+
+
+@functools.lru_cache
+def _make_tx(config: OptimizerConfig, steps: int, tune: str) -> optax.GradientTransformation:
     return partition(make_optimizer(config, steps), tune)
 
 

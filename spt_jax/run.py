@@ -49,7 +49,7 @@ from spt_jax.pytree import label_params, merge, split
 from spt_jax.runs.checkpoints import Restored
 from spt_jax.runs.progress import print_split, say
 from spt_jax.sharding import require_rows
-from spt_jax.train_state import TrainState, patience_left
+from spt_jax.train_state import TrainState, patience_left, put_scalar
 from spt_jax.typing import Array, Key, Params, PyTree
 
 
@@ -311,7 +311,7 @@ def resume(run: Run, restored: Restored) -> TrainState:
     if run.data.task.label_words and int(best.step) and jnp.isneginf(best.rank_score):
         # Checkpoints of earlier versions have no rank score. Infinity keeps a later evaluation with
         # an equal score from replacing the best.
-        best = dataclasses.replace(best, rank_score=jnp.float32(jnp.inf))
+        best = dataclasses.replace(best, rank_score=put_scalar(np.inf, best.rank_score))
     # Checkpoints without `dev_rows` are of versions that scored the first `max_rows` rows of dev,
     # which are other rows than any sample of now.
     sampled = then["eval"].get("max_rows") is not None or config.eval.max_rows is not None
@@ -329,10 +329,13 @@ def resume(run: Run, restored: Restored) -> TrainState:
             f"{scores.score:.1f} on those of now"
         )
         best = dataclasses.replace(
-            best, score=jnp.float32(scores.score), rank_score=jnp.float32(rank)
+            best,
+            score=put_scalar(scores.score, best.score),
+            rank_score=put_scalar(rank, best.rank_score),
         )
     _say_new_rate(run.config, int(state.step), then["steps"])
-    return dataclasses.replace(state, best=best, patience_left=jnp.int32(left))
+    left = put_scalar(left, state.patience_left)
+    return dataclasses.replace(state, best=best, patience_left=left)
 
 
 def _say_new_rate(config: TrainConfig, step: int, steps_then: int) -> None:

@@ -93,14 +93,26 @@ def keep_best(
     gain = pair > (np.float32(best.score), np.float32(best.rank_score))
     if gain:
         trained = jax.tree.map(jnp.copy, state.trained)
-        best = Best(jnp.copy(state.step), jnp.float32(score), jnp.float32(rank), trained)
+        scores = put_scalar(score, best.score), put_scalar(rank, best.rank_score)
+        best = Best(jnp.copy(state.step), *scores, trained)
     if patience is None:
         left = -1
     elif gain:
         left = patience
     else:
         left = (int(state.patience_left) if state.patience_left >= 0 else patience) - 1
-    return dataclasses.replace(state, best=best, patience_left=jnp.int32(left))
+    return dataclasses.replace(
+        state, best=best, patience_left=put_scalar(left, state.patience_left)
+    )
+
+
+def put_scalar(value: float, old: Array) -> Array:
+    """Return a scalar with the dtype and the placement of the leaf `old` that it replaces.
+
+    jax compiles a step once more for a state of which one leaf is placed in another way.
+    """
+    array = np.asarray(value, old.dtype)
+    return jax.make_array_from_callback((), old.sharding, lambda _: array)
 
 
 def patience_left(left: int, then: int | None, now: int | None) -> int:

@@ -113,6 +113,16 @@ def test_holes_give_the_updates_of_the_full_tree():
     np.testing.assert_array_equal(full["prompt"], holes["prompt"])
 
 
+def test_runs_of_a_constant_rate_share_one_optimizer_whatever_their_steps():
+    def is_shared(**options):
+        config = OptimizerConfig(**options)
+        return make_tx(config, 10, "prompt") is make_tx(config, 20, "prompt")
+
+    assert is_shared()
+    assert not is_shared(schedule="linear")
+    assert not is_shared(warmup_steps=2)
+
+
 def rates(steps=(0, 5, 10, 40, 90, 100), **options):
     config = OptimizerConfig(learning_rate=1.0, **options)
     return [round(float(make_schedule(config, 100)(step)), 4) for step in steps]

@@ -29,6 +29,7 @@ from spt_jax.prompts.file import load_prompt
 from spt_jax.runs.checkpoints import Checkpoints
 from spt_jax.runs.folder import RunFolder
 from spt_jax.runs.log import read_log
+from spt_jax.step import jit_step
 from spt_jax.train import fit
 
 WITH_BASELINES = EvalConfig(every=4, batch_size=8)
@@ -249,6 +250,19 @@ def test_a_patience_that_a_run_gets_later_counts_from_there(finished, tmp_path):
     folder, run = finished[0], tmp_path / "run"
     assert stopped_by_patience(folder, run, steps=6, patience=None)["steps_done"] == 6
     assert stopped_by_patience(folder, run, steps=14, patience=2)["steps_done"] == 10
+
+
+def test_evaluations_and_resuming_compile_no_second_step(finished, tmp_path, monkeypatch):
+    used = []
+
+    def noted(*arguments, **options):
+        used.append(jit_step(*arguments, **options))
+        return used[-1]
+
+    monkeypatch.setattr("spt_jax.train.jit_step", noted)
+    stopped_by_patience(finished[0], tmp_path / "run", steps=6, patience=3)
+    stopped_by_patience(finished[0], tmp_path / "run", steps=8, patience=4)
+    assert len(used) == 8 and {step._cache_size() for step in used} == {1}
 
 
 def test_more_steps_that_change_the_learning_rate_are_told(finished, tmp_path, capsys):
