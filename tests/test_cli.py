@@ -202,7 +202,7 @@ USAGE_ERRORS = {
     "": "no command is given; commands: train, sweep, report, evaluate, predict, nearest, inspect",
     "trian": r"unknown command 'trian'; commands: train, .* \(did you mean 'train'\?\)",
     f"train {TASK} --prompt.lenght=3": r"unknown option 'prompt.lenght'; PromptConfig has: file, "
-    r"init, length, text \(did you mean 'prompt.length'\?\)",
+    r"init, length, parameterization, rank, text, wayward \(did you mean 'prompt.length'\?\)",
     f"train {TASK} --step=3": r"unknown option 'step'; TrainConfig has: data, .*'steps'",
     f"train {TASK} --learning_rate=3": r"unknown option 'learning_rate'.*'optimizer.learning_rate'",
     f"train {TASK} --overwrit": r"unknown option 'overwrit'.*did you mean 'overwrite'",
@@ -277,7 +277,7 @@ def test_usage_error(run, calls, line, message):
 
 FILE_ERRORS = {
     "prompt: {lenght: 3}": r"unknown option 'prompt.lenght'; PromptConfig has: file, init, length, "
-    r"text \(did you mean 'prompt.length'\?\)",
+    r"parameterization, rank, text, wayward \(did you mean 'prompt.length'\?\)",
     "optimzer: {name: sgd}": r"unknown option 'optimzer'; .* \(did you mean 'optimizer'\?\)",
     "steps: many": "steps is 'many', expected a whole number",
     "steps:": "steps is null, expected a whole number",

@@ -1,5 +1,6 @@
-"""`spt-jax prompt`: prompts of others in, ours out, and what is in one."""
+"""`spt-jax prompt`: prompts of others in, ours out, what is in one, and several together."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -7,19 +8,30 @@ from typing import Any, Literal
 from spt_jax.cli.nearest import print_words
 from spt_jax.cli.options import make_parser, run_action, stdout_to_stderr_if
 from spt_jax.cli.parser import Parser
-from spt_jax.cli.printing import print_json, print_result
+from spt_jax.cli.printing import print_json, print_result, print_table
 
 _SOURCE = "A run, a prompt.safetensors, a .npy file of Google's, or the folder of a PEFT adapter."
 
 
 def prompt(argv: Sequence[str]) -> None:
-    """Read and write prompts of PEFT and of Google's code: prompt import|export|show."""
+    """Convert, show, compare and combine prompts: prompt import|export|show|similarity|..."""
     usage = (
         "spt-jax prompt import SOURCE DEST [--model M] [--task NAME]\n"
         "       spt-jax prompt export SOURCE OUT --format peft|npy|safetensors [--base ID]\n"
-        "       spt-jax prompt show SOURCE [--model M] [--k N]"
+        "       spt-jax prompt show SOURCE [--model M] [--k N]\n"
+        "       spt-jax prompt similarity SOURCE SOURCE ... [--to SOURCE]\n"
+        "       spt-jax prompt combine DEST RUN[=WEIGHT] ... [--start SOURCE]\n"
+        "       spt-jax prompt recycle SOURCE DEST --old MODEL --new MODEL"
     )
-    run_action("prompt", {"import": _import, "export": _export, "show": _show}, usage, argv)
+    actions = {
+        "import": _import,
+        "export": _export,
+        "show": _show,
+        "similarity": _similarity,
+        "combine": _combine,
+        "recycle": _recycle,
+    }
+    run_action("prompt", actions, usage, argv)
 
 
 def _import(argv: Sequence[str]) -> None:
@@ -99,9 +111,98 @@ def _show(argv: Sequence[str]) -> None:
         print_words(rows)
 
 
-def _parser(action: Callable) -> Parser:
+def _similarity(argv: Sequence[str]) -> None:
+    """Print how alike prompts are, or which of them are most like another: what to start from."""
+    parser = _parser(_similarity, source=False)
+    parser.add_argument("sources", nargs="+", help=f"Two or more of these: {_SOURCE}")
+    parser.add_flag(
+        "to", str | None, None, "Compare the sources with this prompt alone.", metavar="SOURCE"
+    )
+    flags, _ = parser.read(argv)
+    with stdout_to_stderr_if(flags.json):
+        from spt_jax.prompts.transfer import similarity
+
+        result = similarity([Path(source) for source in flags.sources], to=flags.to)
+    if flags.json:
+        return print_json(result)
+    if flags.to is not None:
+        rows = [
+            (row["source"], row["task"] or "-", *(f"{row[name]:.3f}" for name in _COSINES))
+            for row in result["nearest"]
+        ]
+        return print_table(("prompt", "task", "cosine of means", "mean cosine of pairs"), rows)
+    for name in _COSINES:
+        print(_COSINES[name])
+        rows = [
+            (source, *(f"{value:.3f}" for value in row))
+            for source, row in zip(result["sources"], result[name], strict=True)
+        ]
+        print_table(("", *result["sources"]), rows)
+        print()
+
+
+_COSINES = {"mean_cosine": "cosine of the mean vectors", "pair_cosine": "mean cosine of all pairs"}
+
+
+def _combine(argv: Sequence[str]) -> None:
+    """Add up what runs learned: the start plus the weighted changes of their prompts."""
+    parser = _parser(_combine, source=False)
+    parser.add_argument("dest", help="Prompt file to be made.")
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN[=WEIGHT]", help="Runs and their weights, by default 1."
+    )
+    parser.add_flag(
+        "start",
+        str | None,
+        None,
+        "Prompt that the changes are added to; needed if the runs started from different ones.",
+        metavar="SOURCE",
+    )
+    flags, _ = parser.read(argv)
+    parts = dict(_read_part(text) for text in flags.runs)
+    if len(parts) < len(flags.runs):
+        raise ValueError("a run is given twice; give it once, with the sum of the weights")
+    with stdout_to_stderr_if(flags.json):
+        from spt_jax.prompts.transfer import combine
+
+        result = combine(parts, Path(flags.dest), start=flags.start)
+    print_result(result, flags.json)
+
+
+def _read_part(text: str) -> tuple[str, float]:
+    name, equals, weight = text.rpartition("=")
+    if not equals:
+        return text, 1.0
+    try:
+        number = float(weight)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"the weight of '{name}' is '{weight}', expected a number such as 0.5")
+    return name, number
+
+
+def _recycle(argv: Sequence[str]) -> None:
+    """Write a prompt of one model for another, by a linear map between their embeddings."""
+    parser = _parser(_recycle)
+    parser.add_argument("dest", help="Prompt file to be made.")
+    parser.add_flag("old", str | None, None, "Model that it was trained on.", metavar="MODEL")
+    parser.add_flag("new", str | None, None, "Model that it is for.", metavar="MODEL")
+    flags, _ = parser.read(argv)
+    for name in ("old", "new"):
+        if getattr(flags, name) is None:
+            raise ValueError(f"--{name} is not given, expected a model as --model takes it")
+    with stdout_to_stderr_if(flags.json):
+        from spt_jax.prompts.transfer import recycle
+
+        result = recycle(Path(flags.source), Path(flags.dest), old=flags.old, new=flags.new)
+    print_result(result, flags.json)
+
+
+def _parser(action: Callable, *, source: bool = True) -> Parser:
     parser = make_parser(prompt)
     parser.prog = f"spt-jax prompt {action.__name__[1:]}"
     parser.description = action.__doc__
-    parser.add_argument("source", help=_SOURCE)
+    if source:
+        parser.add_argument("source", help=_SOURCE)
     return parser

@@ -39,7 +39,7 @@ def import_prompt(
         FileNotFoundError: The source does not exist.
         ValueError: The source holds no prompt, or one of another model. `dest` is not made.
     """
-    _require_new(dest)
+    require_new(dest)
     stored = read_prompt(source)
     metadata = stored.metadata | {"length": str(len(stored.prompt))}
     if stored.format != "safetensors":
@@ -80,7 +80,7 @@ def export_prompt(
         )
     if base is not None and format != "peft":
         raise ValueError(f"base is given, but the format {format} does not keep it; leave it out")
-    _require_new(dest)
+    require_new(dest)
     stored = read_prompt(source)
     base = stored.metadata.get("model") if base is None else base
     dest.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,8 @@ def _fingerprint(reader: Reader) -> str:
     return reader.fingerprint()
 
 
-def _require_new(dest: Path) -> None:
+def require_new(dest: Path) -> None:
+    """Raise FileExistsError if there is something at a path that is to be written."""
     if dest.exists():
         raise FileExistsError(f"{dest} exists; name a new place, or remove that one first")
 

@@ -102,6 +102,27 @@ def read_prompt(path: str | Path) -> StoredPrompt:
     return StoredPrompt(prompt, metadata, format, str(origin))
 
 
+def read_start(run: str | Path) -> StoredPrompt:
+    """Read what the prompt of a run was before training.
+
+    Args:
+        run: Folder of the run, local or in a bucket.
+
+    Raises:
+        FileNotFoundError: There is no such run, or it keeps no start.
+        ValueError: The start is damaged.
+    """
+    with open_run(Path(run)) as place:
+        file = RunFolder(place).start_file
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"'{run}' keeps no start: expected {file.name} in it, which a run writes at its "
+                "end; runs of earlier versions have none, train it again"
+            )
+        prompt, metadata = load_prompt(file)
+    return StoredPrompt(prompt, metadata, "safetensors", f"{run}/{file.name}")
+
+
 def _read(path: Path) -> tuple[np.ndarray, dict[str, str], Format, Path]:
     if path.is_dir():
         if (path / CONFIG).is_file():
