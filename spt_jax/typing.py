@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt
 
-__all__ = ["Array", "Batch", "Bool", "Float", "Int", "Key", "Params", "PyTree"]
+__all__ = ["Array", "Batch", "Bool", "Float", "Int", "Key", "Params", "PyTree", "UInt"]
 
 PyTree = Any
 Key = jax.Array

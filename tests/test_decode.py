@@ -70,11 +70,13 @@ def test_log_probs_are_the_models_whatever_was_chosen():
     def choose(logits, position):
         return jnp.where(position == jnp.arange(4), decode.EOS_ID, 5 + position)
 
-    ids, log_probs = write(MODEL, params, INPUTS, choose, length=6)
+    ids, log_probs, of_tokens = write(MODEL, params, INPUTS, choose, length=6)
     assert ids[:, :4].tolist() == [[1, 0, 0, 0], [5, 1, 0, 0], [5, 6, 1, 0], [0, 0, 0, 0]]
     expected = jnp.diagonal(answer_log_probs(MODEL, params, INPUTS, ids))
     np.testing.assert_allclose(log_probs[:3], expected[:3], rtol=1e-5)
     assert np.isneginf(log_probs[3])
+    np.testing.assert_allclose(of_tokens.sum(axis=1)[:3], expected[:3], rtol=1e-5)
+    np.testing.assert_array_equal(of_tokens != 0, ids > 0)
 
 
 def test_answer_log_probs_are_those_of_the_forward_pass(params):

@@ -74,6 +74,21 @@ def test_neither_torch_nor_tensorflow_is_imported_by_any_module():
                 assert name.split(".")[0] not in ("torch", "tensorflow", "transformers"), path
 
 
+def test_what_serves_over_http_is_imported_by_a_few_modules_alone():
+    """So the engine works without the extra `serve`, and so does every other command."""
+    extra = {"fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client"}
+    users = set()
+    for path in (PACKAGE / "serving").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            users |= {path.stem for name in names if name.split(".")[0] in extra}
+    assert users == {"app", "forms", "server", "telemetry"}
+    code = "import sys, spt_jax.serving.engine; print({'fastapi', 'pydantic'} & {*sys.modules})"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.stdout, result.stderr) == ("set()\n", "")
+
+
 def test_tests_run_on_eight_cpu_devices_without_silent_broadcasts():
     assert len(jax.devices("cpu")) == 8
     with pytest.raises(ValueError, match="rank_promotion|rank promotion"):

@@ -11,8 +11,8 @@ from support.decoding import INPUTS, MODEL, SHAPE, make_params
 
 from spt_jax.config.decode import DecodeConfig
 from spt_jax.decoding.generate import generate
-from spt_jax.decoding.loop import EOS_ID
-from spt_jax.decoding.sampling import candidates
+from spt_jax.decoding.loop import EOS_ID, write
+from spt_jax.decoding.sampling import candidates, make_row_sampler
 from spt_jax.t5 import T5
 
 sample = jax.jit(generate, static_argnames=("model", "config", "length"))
@@ -109,3 +109,37 @@ def test_a_row_draws_by_its_number_and_no_other_row():
     np.testing.assert_allclose(their_scores, scores[order], rtol=1e-5)
     other = run(inputs, key=jax.random.key(6))[0]
     assert not np.array_equal(other[0], ids[0])
+
+
+def test_a_row_with_settings_of_its_own_writes_what_a_batch_of_these_settings_writes():
+    params, numbers = make_params(), jnp.array([7, 0, 3, 9])
+    inputs = jnp.asarray(INPUTS[[0, 0, 1, 2]])
+
+    @jax.jit
+    def write_rows(temperatures, top_ps, seeds):
+        choose = make_row_sampler(temperatures, top_ps, seeds, numbers)
+        return write(MODEL, params, inputs, choose, length=9).ids
+
+    def alone(row, config, seed=0):
+        key = jax.random.key(seed) if config.sample else None
+        ids, _ = sample(MODEL, params, inputs, config, length=9, key=key, row_numbers=numbers)
+        return ids[row, 0]
+
+    temperatures = np.array([0, 2, 2, 0], np.float32)
+    top_ps = np.array([1, 1, 0.8, 0.5], np.float32)
+    seeds = np.array([5, 5, 2**32 - 1, 5], np.uint32)
+    plain = DecodeConfig(sample=True, temperature=2.0)
+    cut = dataclasses.replace(plain, top_p=0.8)
+    mixed = write_rows(temperatures, top_ps, seeds)
+    np.testing.assert_array_equal(mixed[0], alone(0, DecodeConfig()))
+    np.testing.assert_array_equal(mixed[1], alone(1, plain, 5))
+    np.testing.assert_array_equal(mixed[2], alone(2, cut, 2**32 - 1))
+    np.testing.assert_array_equal(mixed[3], alone(3, DecodeConfig()))
+    # Each conditional has another branch: no row has a top-p, and no row draws.
+    uncut = write_rows(temperatures, np.ones(4, np.float32), seeds)
+    np.testing.assert_array_equal(uncut[1], mixed[1])
+    assert not np.array_equal(uncut[2], mixed[2])
+    likeliest = write_rows(np.zeros(4, np.float32), top_ps, seeds)
+    np.testing.assert_array_equal(likeliest[3], mixed[3])
+    assert not np.array_equal(likeliest[1], mixed[1])
+    assert write_rows._cache_size() == 1

@@ -12,6 +12,7 @@ from spt_jax.cli.predict import predict
 from spt_jax.cli.pretrain import pretrain
 from spt_jax.cli.prompt import prompt
 from spt_jax.cli.report import report
+from spt_jax.cli.serve import serve
 from spt_jax.cli.sweep import sweep
 from spt_jax.cli.train import train
 
@@ -23,6 +24,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
         report,
         evaluate,
         predict,
+        serve,
         nearest,
         inspect,
         data,

@@ -15,10 +15,11 @@ from spt_jax.cache import keep_programs
 from spt_jax.cli.parser import Parser, option_helps
 from spt_jax.config.decode import DecodeConfig
 from spt_jax.config.devices import DistributedConfig, MeshConfig
-from spt_jax.config.fields import to_dict
+from spt_jax.config.fields import Config, field_types, to_dict
 from spt_jax.errors import suggest
 
 AnyParser = TypeVar("AnyParser", bound=Parser)
+AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
 def make_parser(
@@ -141,6 +142,38 @@ def read_mesh_flags(flags: Any) -> MeshConfig | None:
     return MeshConfig(**given) if given else None
 
 
+def add_prompt_flag(parser: Parser) -> None:
+    """Add the prompts of a model, each with a name."""
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="A prompt of the model and the name by which rows ask for it: a run, a "
+        "prompt.safetensors, a .npy file or the folder of a PEFT adapter; may be given again.",
+    )
+
+
+def read_prompt_flag(given: Sequence[str]) -> dict[str, str]:
+    """Return the path of each prompt by its name.
+
+    Raises:
+        ValueError: A text is no NAME=PATH, or two prompts have one name.
+    """
+    prompts: dict[str, str] = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        if not (name and equals and path):
+            raise ValueError(f"--prompt is '{text}', expected NAME=PATH, such as sst2=runs/sst2")
+        if name in prompts:
+            raise ValueError(
+                f"two prompts are named '{name}', {prompts[name]} and {path}; "
+                "give one of them another name"
+            )
+        prompts[name] = path
+    return prompts
+
+
 def add_distributed_flags(parser: Parser) -> None:
     """Adds a flag for each field of `DistributedConfig`, `--distributed.coordinator` and so on."""
     hints, helps = get_type_hints(DistributedConfig), option_helps(DistributedConfig)
@@ -170,8 +203,13 @@ def connected(flags: Any, command: str, argv: Sequence[str]) -> Iterator[None]:
 
 def add_decode_flags(parser: Parser) -> None:
     """Adds a flag for each field of `DecodeConfig`, explained by its docstring."""
-    hints, helps = get_type_hints(DecodeConfig), option_helps(DecodeConfig)
-    for field in dataclasses.fields(DecodeConfig):
+    add_config_flags(parser, DecodeConfig)
+
+
+def add_config_flags(parser: Parser, config: type) -> None:
+    """Add a flag for each field of a config class, explained by its docstring."""
+    hints, helps = get_type_hints(config), option_helps(config)
+    for field in dataclasses.fields(config):
         name, help = field.name, helps[field.name]
         if hints[name] is bool:
             parser.add_argument(f"--{name}", action="store_true", help=help)
@@ -185,7 +223,16 @@ def read_decode_flags(flags: Any) -> DecodeConfig:
     Raises:
         ValueError: They contradict each other.
     """
-    return DecodeConfig(**{f.name: flags[f.name] for f in dataclasses.fields(DecodeConfig)})
+    return read_config_flags(flags, DecodeConfig)
+
+
+def read_config_flags(flags: Any, config: type[AnyConfig]) -> AnyConfig:
+    """Return the config that these flags say.
+
+    Raises:
+        ValueError: A value is out of range, or they contradict each other.
+    """
+    return config(**{name: flags[name] for name in field_types(config)})
 
 
 def workdir(flags: Any, name: str) -> Path:

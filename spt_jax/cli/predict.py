@@ -12,10 +12,12 @@ from spt_jax.cli.options import (
     add_distributed_flags,
     add_fetch_flag,
     add_mesh_flags,
+    add_prompt_flag,
     connected,
     make_parser,
     read_decode_flags,
     read_mesh_flags,
+    read_prompt_flag,
     stdout_to_stderr_if,
 )
 from spt_jax.cli.parser import Parser
@@ -82,14 +84,7 @@ def _add_row_flags(parser: Parser) -> None:
     parser.add_flag(
         "model", str | None, None, "Frozen model, as `spt-jax train --model` takes it.", metavar="M"
     )
-    parser.add_argument(
-        "--prompt",
-        action="append",
-        default=[],
-        metavar="NAME=PATH",
-        help="A prompt of the model and the name by which rows ask for it: a run, a "
-        "prompt.safetensors, a .npy file or the folder of a PEFT adapter; may be given again.",
-    )
+    add_prompt_flag(parser)
     parser.add_argument(
         "--input",
         metavar="ROWS",
@@ -195,7 +190,7 @@ def _answer_texts(flags: Any) -> None:
 
 
 def _answer_rows(flags: Any, argv: Sequence[str]) -> None:
-    prompts, decode = _read_prompts(flags.prompt), read_decode_flags(flags)
+    prompts, decode = read_prompt_flag(flags.prompt), read_decode_flags(flags)
     sizes = {name: flags[name] for name in ("inputs_length", "targets_length", "batch_size")}
     for name, size in {**sizes, "window": flags.window}.items():
         require(size is None or size >= 1, f"{name} is {size}, expected 1 or more")
@@ -252,18 +247,3 @@ def _answer_file(
             f"{result['failed']} of {result['failed'] + result['answered']} rows failed; "
             f"see {result['errors'] or 'the lines above'}"
         )
-
-
-def _read_prompts(given: Sequence[str]) -> dict[str, str]:
-    prompts: dict[str, str] = {}
-    for text in given:
-        name, equals, path = text.partition("=")
-        if not (name and equals and path):
-            raise ValueError(f"--prompt is '{text}', expected NAME=PATH, such as sst2=runs/sst2")
-        if name in prompts:
-            raise ValueError(
-                f"two prompts are named '{name}', {prompts[name]} and {path}; "
-                "give one of them another name"
-            )
-        prompts[name] = path
-    return prompts

@@ -63,7 +63,7 @@ def generate(
         if row_numbers is None:
             row_numbers = jnp.arange(inputs.shape[0])
         choose = make_sampler(config, key, row_numbers)
-    ids, log_probs = write(
+    ids, log_probs, _ = write(
         model, params, inputs, choose, length=length, prompt_mask=prompt_mask, encoded=encoded
     )
     ended = ids == EOS_ID

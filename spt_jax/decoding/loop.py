@@ -6,6 +6,7 @@ on the other rows of its batch. All functions are pure and can be jitted.
 
 import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,20 @@ Encoded = tuple[Float[Array, "B S D"], Bool[Array, "B S"]]
 """The encoder's output and its mask, as returned by `forward.encode`."""
 
 
+class Written(NamedTuple):
+    """What `write` returns for the rows of a batch.
+
+    Args:
+        ids: Token ids, 0 after EOS.
+        log_probs: Log-probability of the ids of each row; -inf for a row of padding alone.
+        of_tokens: Log-probability of each id, 0 after EOS.
+    """
+
+    ids: Int[Array, "B U"]
+    log_probs: Float[Array, " B"]
+    of_tokens: Float[Array, "B U"]
+
+
 @struct.dataclass
 class _Loop:
     """The state of decoding before it reads position `position`.
@@ -35,6 +50,7 @@ class _Loop:
         last: Id at that position, one per row.
         ids: Ids that were written so far, then 0.
         log_probs: Log-probability of these ids.
+        of_tokens: Log-probability of each of these ids, then 0.
         done: True for rows that have ended.
         past: Keys and values of the targets so far.
     """
@@ -43,6 +59,7 @@ class _Loop:
     last: Int[Array, "B 1"]
     ids: Int[Array, "B U"]
     log_probs: Float[Array, " B"]
+    of_tokens: Float[Array, "B U"]
     done: Bool[Array, " B"]
     past: Past
 
@@ -56,7 +73,7 @@ def write(
     length: int,
     prompt_mask: Bool[Array, "B P"] | None = None,
     encoded: Encoded | None = None,
-) -> tuple[Int[Array, "B U"], Float[Array, " B"]]:
+) -> Written:
     """Write the tokens that `choose` takes, until every row has written EOS.
 
     Args:
@@ -70,8 +87,8 @@ def write(
         encoded: Result of `forward.encode` for these arguments, if it was computed before.
 
     Returns:
-        Ids, 0 after EOS, and their log-probability under the model, also if `choose` draws from
-        another distribution. A row of padding alone has ids 0 and log-probability -inf.
+        Ids and their log-probabilities under the model, also if `choose` draws from another
+        distribution. A row of padding alone has ids 0.
     """
     states, mask = encoded or encode(model, params, inputs, prompt_mask=prompt_mask)
     batch, empty = inputs.shape[0], ~jnp.any(inputs > 0, axis=1)
@@ -89,12 +106,16 @@ def write(
         )
         ids = choose(logits[:, 0], loop.position).astype(jnp.int32)
         ids = jnp.where(loop.done, 0, ids)[:, None]
-        log_probs = jnp.take_along_axis(jax.nn.log_softmax(logits[:, 0]), ids, axis=1)[:, 0]
+        log_probs = jnp.take_along_axis(jax.nn.log_softmax(logits[:, 0]), ids, axis=1)
+        log_probs = jnp.where(loop.done[:, None], 0, log_probs)
         return _Loop(
             position=loop.position + 1,
             last=ids,
             ids=jax.lax.dynamic_update_slice_in_dim(loop.ids, ids, loop.position, axis=1),
-            log_probs=jnp.where(loop.done, loop.log_probs, loop.log_probs + log_probs),
+            log_probs=loop.log_probs + log_probs[:, 0],
+            of_tokens=jax.lax.dynamic_update_slice_in_dim(
+                loop.of_tokens, log_probs, loop.position, axis=1
+            ),
             done=loop.done | (ids[:, 0] == EOS_ID),
             past=after.past,
         )
@@ -104,11 +125,12 @@ def write(
         last=jnp.full((batch, 1), START_ID, jnp.int32),
         ids=jnp.zeros((batch, length), jnp.int32),
         log_probs=jnp.where(empty, -jnp.inf, jnp.zeros((), wide(model.dtype))),
+        of_tokens=jnp.zeros((batch, length), wide(model.dtype)),
         done=empty,
         past=cache.past,
     )
     end = jax.lax.while_loop(running, write_one, start)
-    return end.ids, end.log_probs
+    return Written(end.ids, end.log_probs, end.of_tokens)
 
 
 def likeliest(logits: Float[Array, "B V"], position: Int[Array, ""]) -> Int[Array, " B"]:
@@ -125,7 +147,7 @@ def greedy(
     prompt_mask: Bool[Array, "B P"] | None = None,
 ) -> Int[Array, "B U"]:
     """Return the ids that `write` gives with `likeliest`."""
-    return write(model, params, inputs, likeliest, length=length, prompt_mask=prompt_mask)[0]
+    return write(model, params, inputs, likeliest, length=length, prompt_mask=prompt_mask).ids
 
 
 def answer_log_probs(

@@ -2,11 +2,12 @@
 
 Rows of different prompts share a batch, and what a row gets does not depend on the other rows.
 `Predictor` answers texts. Evaluation answers tokenized rows by `answer_batches`, with scores of the
-label words. There is one compilation for each length bucket.
+label words. The server runs `write_batch` and `score_batch`, whose rows have settings of their own.
+There is one compilation for each length bucket.
 """
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +19,8 @@ from spt_jax.config.train import DataConfig
 from spt_jax.data.example import Example
 from spt_jax.data.pipeline import TokenizedSplit, encode_inputs, eval_batches
 from spt_jax.decoding.generate import generate
-from spt_jax.decoding.loop import answer_log_probs
+from spt_jax.decoding.loop import answer_log_probs, write
+from spt_jax.decoding.sampling import make_row_sampler
 from spt_jax.distributed.preemption import poll
 from spt_jax.errors import require
 from spt_jax.forward import encode
@@ -26,7 +28,7 @@ from spt_jax.models.backbone import Backbone
 from spt_jax.prompts.bank import BankArrays, PromptBank
 from spt_jax.sharding import constrain, place_batch, spreadable_rows
 from spt_jax.t5 import T5
-from spt_jax.typing import Array, Float, Int, Key, Params
+from spt_jax.typing import Array, Float, Int, Key, Params, UInt
 
 
 class Answers(NamedTuple):
@@ -86,7 +88,53 @@ def answer_batch(
     return constrain(ids, "...", model.mesh), constrain(scores, "..", model.mesh)
 
 
-def answer_batches(
+@functools.partial(jax.jit, static_argnames=("model", "length"))
+def write_batch(
+    model: T5,
+    params: Params,
+    bank: BankArrays,
+    task_ids: Int[Array, " B"],
+    inputs: Int[Array, "B T"],
+    temperatures: Float[Array, " B"],
+    top_ps: Float[Array, " B"],
+    seeds: UInt[Array, " B"],
+    row_numbers: Int[Array, " B"],
+    *,
+    length: int,
+) -> tuple[Int[Array, "B U"], Float[Array, "B U"]]:
+    """Write an answer to each row by settings of its own; see `make_row_sampler`.
+
+    The first five arguments and `length` are those of `answer_batch`.
+
+    Returns:
+        Ids, 0 after EOS, and the log-probability of each. Every process holds both whole.
+    """
+    params, mask = bank.prompted(params, task_ids)
+    choose = make_row_sampler(temperatures, top_ps, seeds, row_numbers)
+    written = write(model, params, inputs, choose, length=length, prompt_mask=mask)
+    return constrain(written.ids, "..", model.mesh), constrain(written.of_tokens, "..", model.mesh)
+
+
+@functools.partial(jax.jit, static_argnames=("model",))
+def score_batch(
+    model: T5,
+    params: Params,
+    bank: BankArrays,
+    task_ids: Int[Array, " B"],
+    inputs: Int[Array, "B T"],
+    answers: Int[Array, "B W U"],
+) -> tuple[Float[Array, "B W"]]:
+    """Return the log-probability of each given answer, whole in every process.
+
+    The arguments are those of `answer_batch`; nothing is generated.
+    """
+    params, mask = bank.prompted(params, task_ids)
+    scores = answer_log_probs(model, params, inputs, answers, prompt_mask=mask)
+    return (constrain(scores, "..", model.mesh),)
+
+
+def run_batches(
+    program: Callable[..., Sequence[Array]],
     model: T5,
     params: Params,
     bank: BankArrays,
@@ -95,21 +143,22 @@ def answer_batches(
     data: DataConfig,
     batch_size: int,
     **options: Any,
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Answer rows in batches of rows of similar length.
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """Run a program on rows, in batches of rows of similar length.
 
     Args:
+        program: `answer_batch`, or a function of the same first five arguments.
         model: The T5.
         params: `{"t5": ...}`.
         bank: Prompts of the tasks.
         inputs: Token ids of each row, its end marker last.
-        of_rows: Arguments of `answer_batch` that have an entry for each row, such as `task_ids`.
-        data: Buckets, and most tokens of inputs and answers.
+        of_rows: Arguments of the program that have an entry for each row, such as `task_ids`.
+        data: Buckets, and most tokens of inputs.
         batch_size: Rows of a batch, rounded up so that the devices share them evenly.
-        options: Further arguments of `answer_batch`.
+        options: Further arguments of the program.
 
     Yields:
-        Indices int32[n] of the rows of a batch, and their ids and scores.
+        Indices int32[n] of the rows of a batch, and what the program returns for these rows.
 
     Raises:
         Preempted: A signal came where signals are notices; see `distributed/preemption.py`.
@@ -121,15 +170,50 @@ def answer_batches(
         rows = np.resize(indices, size)  # any rows in the places of padding, which has no inputs
         arrays = {name: values[rows] for name, values in of_rows.items()}
         placed = place_batch({"inputs": batch["inputs"], **arrays}, model.mesh)
-        ids, scores = answer_batch(
-            model, params, bank, **placed, length=data.targets_length, **options
-        )
-        yield indices, np.asarray(ids)[: len(indices)], np.asarray(scores)[: len(indices)]
+        found = program(model, params, bank, **placed, **options)
+        yield indices, *(np.asarray(values)[: len(indices)] for values in found)
+
+
+def answer_batches(
+    model: T5,
+    params: Params,
+    bank: BankArrays,
+    inputs: Sequence[np.ndarray],
+    of_rows: Mapping[str, np.ndarray],
+    data: DataConfig,
+    batch_size: int,
+    **options: Any,
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """Run `answer_batch` on rows, with answers of `data.targets_length`; see `run_batches`.
+
+    Yields:
+        Indices int32[n] of the rows of a batch, and their ids and scores.
+    """
+    length = data.targets_length
+    yield from run_batches(
+        answer_batch, model, params, bank, inputs, of_rows, data, batch_size,
+        length=length, **options,
+    )  # fmt: skip
 
 
 def require_seed(seed: int) -> None:
     """Raise ValueError unless a seed has 32 bits; jax would leave out the others."""
     require(0 <= seed < 2**32, f"seed is {seed}, expected 0 or more, and less than 2**32")
+
+
+def length_problem(tokens: int, longest: int) -> str | None:
+    """Return what is wrong with a text of so many tokens, its end marker counted; None if nothing.
+
+    Args:
+        tokens: Number of tokens of the text.
+        longest: Most tokens of a text.
+    """
+    if tokens <= longest:
+        return None
+    return (
+        f"the text has {tokens} tokens with its end marker but inputs_length is {longest}; "
+        f"set --inputs_length to {tokens} or more"
+    )
 
 
 class Predictor:
@@ -223,10 +307,4 @@ class Predictor:
     def _problem(self, name: str | None, ids: Sequence[int]) -> str | None:
         if problem := self.bank.problem(name):
             return problem
-        tokens, longest = len(ids) + 1, self._data.inputs_length
-        if tokens > longest:
-            return (
-                f"the text has {tokens} tokens with its end marker but inputs_length is {longest}; "
-                f"set --inputs_length to {tokens} or more"
-            )
-        return None
+        return length_problem(len(ids) + 1, self._data.inputs_length)

@@ -1,0 +1,1 @@
+"""One frozen model behind an address: its prompts answer the requests of many clients."""
