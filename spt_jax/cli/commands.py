@@ -6,6 +6,7 @@ from spt_jax.cli.convert import convert
 from spt_jax.cli.data import data
 from spt_jax.cli.evaluate import evaluate
 from spt_jax.cli.inspect import inspect
+from spt_jax.cli.interpret import interpret
 from spt_jax.cli.nearest import nearest
 from spt_jax.cli.plan import plan
 from spt_jax.cli.predict import predict
@@ -26,6 +27,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
         predict,
         serve,
         nearest,
+        interpret,
         inspect,
         data,
         pretrain,
