@@ -25,7 +25,6 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
         report,
         evaluate,
         predict,
-        serve,
         nearest,
         interpret,
         inspect,
@@ -34,6 +33,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
         convert,
         prompt,
         plan,
+        serve,
     )
 }
 """Each in its module of `spt_jax.cli`; none of them imports jax before it runs."""
