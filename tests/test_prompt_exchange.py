@@ -50,6 +50,20 @@ def run(tmp_path_factory):
 # What is written and read.
 
 
+@pytest.mark.parametrize("task", [0, 1])
+def test_a_task_of_a_multitask_adapter_folds_into_a_prompt(tmp_path, task):
+    write = multitask(task=f"#{task}")
+    found = read_prompt(write(tmp_path))
+    columns, rows = (write.tensors[f"prefix_task_{side}"][task] for side in ("cols", "rows"))
+    np.testing.assert_allclose(found.prompt, PROMPT * (columns @ rows), rtol=1e-6)
+    assert found.format == "peft"
+
+
+def test_a_path_that_ends_like_a_task_is_a_path(tmp_path):
+    path = npy(PROMPT)(tmp_path).rename(tmp_path / "p.npy#1")
+    np.testing.assert_array_equal(read_prompt(path).prompt, PROMPT)
+
+
 @pytest.mark.parametrize("format", ["peft", "npy", "safetensors"])
 def test_a_prompt_comes_back_from_every_format(tmp_path, run, format):
     out, back = tmp_path / "deep/out", tmp_path / "back.safetensors"
@@ -246,6 +260,25 @@ def adapter(tensors=None, **config):
     return lambda folder: write_adapter(folder / "a", tensors, **config)
 
 
+def multitask(rows=4, task="", submodules=1):
+    """An adapter of two tasks with rank 2."""
+    rng = np.random.default_rng(3)
+    tensors = {
+        "prompt_embeddings": np.concatenate([PROMPT] * submodules),
+        "prefix_task_cols": rng.standard_normal((2, rows, 2)).astype(np.float32),
+        "prefix_task_rows": rng.standard_normal((2, 2, 16)).astype(np.float32),
+    }
+
+    def write(folder):
+        settings = {"num_transformer_submodules": submodules, "num_virtual_tokens": 4}
+        settings["peft_type"] = "MULTITASK_PROMPT_TUNING"
+        made = write_adapter(folder / "a", tensors, **settings)
+        return f"{made}{task}"
+
+    write.tensors = tensors
+    return write
+
+
 def damaged(name, change):
     def write(folder):
         path = write_adapter(folder / "a") / name
@@ -274,7 +307,31 @@ WIDE = {"prompt_embeddings": np.ones((8, 24), np.float32)}
 REFUSED = {
     "prefix tuning": (adapter(peft_type="PREFIX_TUNING"), "'PREFIX_TUNING', which puts keys and"),
     "LoRA": (adapter(peft_type="LORA"), "'LORA', which is no prompt; expected PROMPT_TUNING or P_"),
-    "multitask": (adapter(peft_type="MULTITASK_PROMPT_TUNING"), "a product of matrices for every"),
+    "multitask without factors": (
+        adapter(peft_type="MULTITASK_PROMPT_TUNING"),
+        r"holds the tensors \['prompt_embeddings'\], expected 'prompt_embeddings and prefix_task_c",
+    ),
+    "multitask of another length": (
+        multitask(rows=3),
+        r"has prefix_task_cols \[2, 3, 2\] and prefix_task_rows \[2, 2, 16\], expected \[tasks, 4,",
+    ),
+    "multitask for the decoder too": (
+        multitask(rows=8, task="#0", submodules=2),
+        "a has vectors for the decoder too .*, which no prompt here has; expected one with num_tr",
+    ),
+    "multitask without a task": (
+        multitask(),
+        "has 2 tasks and no task is named; give one as '.*a#0' to '.*a#1'",
+    ),
+    "multitask beyond": (multitask(task="#2"), "has 2 tasks and task 2 is asked for; give one as"),
+    "a task of one prompt": (
+        lambda folder: f"{write_adapter(folder / 'a')}#0",
+        "has one prompt, but task 0 of it is asked for; leave '#0' out",
+    ),
+    "a task of an array": (
+        lambda folder: f"{npy(PROMPT)(folder)}#1",
+        "p.npy#1' names a task, but '.*p.npy' is no PEFT adapter",
+    ),
     "no type": (adapter(peft_type=None), "has peft_type None"),
     "decoder only": (adapter(task_type="CAUSAL_LM"), "'CAUSAL_LM', expected 'SEQ_2_SEQ_LM'"),
     "no length": (adapter(num_virtual_tokens=True), "num_virtual_tokens True, expected a whole"),

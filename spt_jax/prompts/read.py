@@ -3,10 +3,12 @@
 safetensors    a run, or its prompt.safetensors     says model, task and scores
 npy            an array of Google's prompt tuning   says nothing
 peft           the folder of a PEFT adapter         says the base model
+               FOLDER#K is task K of a multitask adapter
 
 Each may be on this machine or in a bucket. What is read is finite float32 [P, D], or an error.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -93,9 +95,9 @@ def read_prompt(path: str | Path) -> StoredPrompt:
         FileNotFoundError: It does not exist, or a file of it is missing.
         ValueError: It holds no finite float32 [P, D], or a prompt that belongs to a tuned model.
     """
-    path = Path(path)
+    path, task = _split_task(Path(path))
     with open_run(path) as place:
-        prompt, metadata, format, origin = _read(place)
+        prompt, metadata, format, origin = _read(place, task)
         check_finite(prompt, str(origin))
     if address := find_address(path):
         origin = str(origin).replace(str(place), address)
@@ -123,10 +125,18 @@ def read_start(run: str | Path) -> StoredPrompt:
     return StoredPrompt(prompt, metadata, "safetensors", f"{run}/{file.name}")
 
 
-def _read(path: Path) -> tuple[np.ndarray, dict[str, str], Format, Path]:
+def _split_task(path: Path) -> tuple[Path, int | None]:
+    """Return the path of a prompt, and the number of a task if it ends in '#K'."""
+    match = re.fullmatch(r"(.+)#(\d+)", str(path))
+    return (path, None) if match is None or path.exists() else (Path(match[1]), int(match[2]))
+
+
+def _read(path: Path, task: int | None) -> tuple[np.ndarray, dict[str, str], Format, Path]:
+    if path.is_dir() and (path / CONFIG).is_file():
+        return *read_peft(path, task), "peft", path
+    if task is not None:
+        raise ValueError(f"'{path}#{task}' names a task, but '{path}' is no PEFT adapter")
     if path.is_dir():
-        if (path / CONFIG).is_file():
-            return *read_peft(path), "peft", path
         return *_read_run(RunFolder(path)), "safetensors", RunFolder(path).prompt_file
     if path.name in (CONFIG, TENSORS):
         raise ValueError(f"{path} is a file of a PEFT adapter; give the folder, {path.parent}")

@@ -3,6 +3,7 @@
 import functools
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -22,7 +23,13 @@ from parity.cases import (
     talkative,
 )
 from parity.torch_t5 import torch_model
-from peft import PeftModel, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
+from peft import (
+    MultitaskPromptTuningConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+)
 from peft import get_peft_model as wrap
 
 from spt_jax.decoding.loop import greedy
@@ -132,3 +139,37 @@ def test_prefix_tuning_of_peft_is_refused(tmp_path):
     with pytest.raises(ValueError, match="'PREFIX_TUNING', which puts keys and values into every"):
         import_prompt(tmp_path / "theirs", tmp_path / "ours.safetensors")
     assert not (tmp_path / "ours.safetensors").exists()
+
+
+def test_a_task_of_their_multitask_prompt_is_a_prompt_here(tmp_path):
+    config, t5, prompt, batch = random_case("v1_1", "3+1")
+    settings = MultitaskPromptTuningConfig(
+        task_type="SEQ_2_SEQ_LM",
+        num_tasks=3,
+        num_ranks=2,
+        num_virtual_tokens=len(prompt),
+        num_transformer_submodules=1,
+        prompt_tuning_init="RANDOM",
+    )
+    model = wrap(torch_model(config, t5, torch.float32), settings).eval()
+    model.save_pretrained(tmp_path / "multitask")
+    inputs, targets = (torch.tensor(batch[key]).long() for key in ("inputs", "targets"))
+    answers = []
+    for task in range(3):
+        with torch.no_grad():
+            theirs = model(
+                input_ids=inputs,
+                attention_mask=(inputs > 0).long(),
+                labels=targets,  # shifted right, they are the decoder's input
+                task_ids=torch.full((len(inputs),), task),
+                use_cache=False,
+            ).logits.numpy()
+        import_prompt(f"{tmp_path}/multitask#{task}", tmp_path / f"{task}.safetensors")
+        folded, _ = load_prompt(tmp_path / f"{task}.safetensors")
+        params = our_params({"t5": t5, "prompt": folded}, "float32")
+        ours = quick_jit(functools.partial(forward, T5(config)))(
+            params, jnp.asarray(batch["inputs"]), jnp.asarray(batch["targets"])
+        )
+        assert relative_difference(np.asarray(ours), theirs) <= LIMIT
+        answers.append(theirs)
+    assert np.abs(answers[0] - answers[1]).max() > 1e-3
