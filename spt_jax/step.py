@@ -141,7 +141,8 @@ def train_step(
         trained, frozen, batch, key, model=model, loss=loss, accumulate=accumulate
     )
     grads, distance = _add_pull(pull, trained, grads, sums, loss)
-    return _apply(state, sums, *unfold(grads), distance, tx)
+    [grads] = unfold(grads)
+    return _apply(state, sums, grads, distance, tx)
 
 
 def _add_pull(
@@ -275,7 +276,8 @@ def train_steps(
         gradient = jax.tree.map(lambda g, k=k, n=n: g[k, longest - n :], grads)
         pull = None if pulls is None else pulls[k]
         gradient, distance = _add_pull(pull, folded[k], gradient, of_run, loss)
-        state, of_step = _apply(state, of_run, *unfold[k](gradient), distance, tx)
+        [gradient] = unfold[k](gradient)
+        state, of_step = _apply(state, of_run, gradient, distance, tx)
         nexts.append(state)
         metrics.append(of_step)
     return tuple(nexts), tuple(metrics)

@@ -261,14 +261,14 @@ def search_words(
     )
     # Steps of a tenth of an embedding's elements, so that a vector can leave its word.
     tx = optax.adam(0.1 * float(np.sqrt(np.mean(np.square(table)))))
-    vectors = jnp.asarray(prompt)
+    vectors: Any = jnp.asarray(prompt)
     state, mask = tx.init(vectors), jnp.ones(len(prompt), bool)
     lowest, best = np.inf, np.zeros(len(prompt), int)
     for step in range(steps):
         ids = nearest(vectors, table, 1)["cosine"][0][:, 0]
-        batch = {name: jnp.asarray(array) for name, array in batches[step].items()}
+        batch = jax.tree.map(jnp.asarray, batches[step])
         loss, slope = gradient(jnp.asarray(table[ids]), batch, mask)
-        mean = float(loss) / float((batch["targets"] > 0).sum())
+        mean = float(loss) / float(jnp.sum(batch["targets"] > 0))
         if mean < lowest:
             lowest, best = mean, ids
         updates, state = tx.update(slope, state)
