@@ -21,6 +21,7 @@ setup(
     package_dir={"spt_jax.configs": "configs"},  # `--config quickstart` works without a checkout
     package_data={
         "spt_jax": ["py.typed", "backbones/**/*"],
+        "spt_jax.serving": ["page.html"],
         "spt_jax.configs": ["*.yaml", "*/*.yaml"],
     },
     entry_points={"console_scripts": ["spt-jax = spt_jax.cli.main:main"]},

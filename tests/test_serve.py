@@ -1,8 +1,7 @@
 """The server on a real port of this machine: what clients send, and what they get."""
 
-import asyncio
-import io
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -18,16 +17,17 @@ pytest.importorskip("uvicorn", reason="needs the extra `serve`")
 pytest.importorskip("prometheus_client", reason="needs the extra `serve`")
 httpx = pytest.importorskip("httpx", reason="needs httpx")
 
+from support.server import Running  # noqa: E402
+
 from spt_jax.config.devices import MeshConfig  # noqa: E402
 from spt_jax.config.serve import ServeConfig  # noqa: E402
 from spt_jax.models.backbone import load_backbone  # noqa: E402
-from spt_jax.serving import server as serving_server  # noqa: E402
+from spt_jax.prompts.words import words_of  # noqa: E402
 from spt_jax.serving.engine import Engine  # noqa: E402
-from spt_jax.serving.telemetry import Telemetry  # noqa: E402
 
 TEXT = tiny.sentences()[0][0]
-LIMITS = ServeConfig(port=0, timeout=30, max_body=4000, read_timeout=1, max_connections=20)
 ROUTES = (
+    ("GET", "/"),
     ("GET", "/health/live"),
     ("GET", "/health/ready"),
     ("GET", "/metrics"),
@@ -37,59 +37,11 @@ ROUTES = (
     ("POST", "/v1/completions"),
     ("POST", "/v1/classify"),
     ("GET", "/v1/prompts"),
+    ("GET", "/v1/prompts/animals/words"),
     ("PUT", "/v1/prompts/animals"),
     ("DELETE", "/v1/prompts/animals"),
     ("GET", "/nowhere"),
 )
-
-
-class Running:
-    """A server in a thread, on a port of its own, before an engine that runs already."""
-
-    def __init__(self, engine, config=LIMITS, **options):
-        self.log, self.telemetry = io.StringIO(), Telemetry()
-        self.server = serving_server.make_server(
-            engine, config, telemetry=self.telemetry, log=self.log, **options
-        )
-        self.socket = serving_server.bind(config)
-        self.address = self.socket.getsockname()[:2]
-        self.url = "http://{}:{}".format(*self.address)
-        self._client = httpx.Client(base_url=self.url, timeout=30, trust_env=False, verify=False)
-        self._thread = threading.Thread(
-            target=lambda: asyncio.run(self.server.serve([self.socket]))
-        )
-
-    def __enter__(self):
-        self._thread.start()
-        while not self.server.started:
-            time.sleep(0.01)
-        return self
-
-    def __exit__(self, *_):
-        self.server.should_exit = True
-        self._client.close()
-        self._thread.join(60)
-
-    def ask(self, method, path, **options):
-        return self._client.request(method, path, **options)
-
-    def post(self, path, /, **body):
-        return self.ask("POST", path, json=body)
-
-    def send(self, data, seconds=10.0):
-        """What comes back for raw bytes, until the server closes or `seconds` have passed."""
-        with socket.create_connection(self.address, timeout=seconds) as connection:
-            connection.sendall(data)
-            answer = b""
-            try:
-                while part := connection.recv(65536):
-                    answer += part
-            except TimeoutError:
-                return answer, False
-        return answer, True
-
-    def lines(self):
-        return [json.loads(line) for line in self.log.getvalue().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -358,6 +310,27 @@ def test_strange_prompts_are_refused_and_change_nothing(server, folder, tmp_path
     found = server.ask("DELETE", "/v1/prompts/nothing")
     assert problem(found, 404).startswith("unknown prompt 'nothing'")
     assert server.post("/v1/completions", model="animals", prompt=TEXT).status_code == 200
+
+
+def test_the_words_of_a_prompt_are_those_of_nearest(server, engine):
+    found = server.ask("GET", "/v1/prompts/pairs/words").json()
+    rows = words_of(engine.prompt_set.prompts["pairs"].stored.prompt, engine.backbone, 3)
+    assert [vector["position"] for vector in found["vectors"]] == [0, 1, 2, 3, 4]
+    for vector, row in zip(found["vectors"], rows, strict=True):
+        assert [word["word"] for word in vector["words"]] == [word for word, _ in row["cosine"]]
+    unknown = server.ask("GET", "/v1/prompts/tiny-0/words")
+    assert problem(unknown, 404).startswith("unknown prompt 'tiny-0'; the bank has animals")
+
+
+def test_the_page_loads_nothing_else_and_its_headers_allow_no_other_script(server):
+    found = server.ask("GET", "/")
+    assert found.headers["content-type"].startswith("text/html")
+    policy = found.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'; script-src 'sha256-") and "unsafe" not in policy
+    assert re.findall(r"(?:src|href|action|url)\s*[=(]\s*[\"']?([^\"'\s)>]+)", found.text) == [
+        "data:,"
+    ]
+    assert "http" not in found.text.partition("<body>")[2] and "innerHTML" not in found.text
 
 
 def test_a_server_that_may_load_nothing_says_so(engine):

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from spt_jax.errors import one_line, require
@@ -28,19 +27,21 @@ def nearest(
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return the `k` nearest rows of `table` to each vector of a prompt.
 
+    The computation is in numpy, so nothing is compiled for a prompt of a new length.
+
     Returns:
         For `cosine` (largest first) and `l2` (smallest first): ids [P, k] and values [P, k].
     """
-    prompt, table = jnp.asarray(prompt, jnp.float32), jnp.asarray(table, jnp.float32)
+    prompt, table = np.asarray(prompt, np.float32), np.asarray(table, np.float32)
     dots = prompt @ table.T
-    p_norm = jnp.linalg.norm(prompt, axis=1, keepdims=True)
-    t_norm = jnp.linalg.norm(table, axis=1, keepdims=True).T
-    cosine = dots / jnp.maximum(p_norm * t_norm, 1e-12)
-    l2 = jnp.sqrt(jnp.maximum(jnp.square(p_norm) - 2 * dots + jnp.square(t_norm), 0.0))
+    p_norm = np.linalg.norm(prompt, axis=1, keepdims=True)
+    t_norm = np.linalg.norm(table, axis=1, keepdims=True).T
+    cosine = dots / np.maximum(p_norm * t_norm, 1e-12)
+    l2 = np.sqrt(np.maximum(np.square(p_norm) - 2 * dots + np.square(t_norm), 0.0))
 
     def first(values, sign):
-        order = jnp.argsort(sign * values, axis=1)[:, :k]
-        return np.asarray(order), np.asarray(jnp.take_along_axis(values, order, axis=1))
+        order = np.argsort(sign * values, axis=1, kind="stable")[:, :k]
+        return order, np.take_along_axis(values, order, axis=1)
 
     return {"cosine": first(cosine, -1), "l2": first(l2, 1)}
 

@@ -33,14 +33,21 @@ from spt_jax.serving.forms import (
     ModelList,
     ProblemAnswer,
     PromptList,
+    PromptWords,
     explain,
     make_classification,
     make_completion,
+    make_words,
 )
 from spt_jax.serving.gate import Gate, problem_body
+from spt_jax.serving.page import HEADERS as PAGE_HEADERS
+from spt_jax.serving.page import PAGE
 from spt_jax.serving.telemetry import CONTENT_TYPE, Telemetry
 
 T = TypeVar("T")
+
+NEAREST = 3
+"""Words of each vector of a prompt."""
 
 _NOT_READY = 5
 """Seconds after which a client may ask again while programs are compiled."""
@@ -122,6 +129,11 @@ def make_app(
         require_ready(engine)
         future = await run_in_threadpool(ask, submit)
         return await _wait(request, future, config.timeout, ask)
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        """Return the page that asks all prompts about a text."""
+        return Response(PAGE, headers=PAGE_HEADERS, media_type="text/html")
 
     @app.get("/health/live")
     async def live() -> dict[str, str]:
@@ -210,6 +222,12 @@ def make_app(
             free=bank.names.count(None),
             longest=bank.arrays.vectors.shape[1],
         )
+
+    @app.get("/v1/prompts/{name}/words")
+    async def show_words(name: str) -> PromptWords:
+        """Return the words nearest to each vector of a prompt."""
+        rows = await run_in_threadpool(ask, functools.partial(engine.words, name, NEAREST))
+        return make_words(name, rows)
 
     def require_allowed() -> None:
         if not allow_load:

@@ -30,6 +30,7 @@ from spt_jax.evaluation.scores import encode_answers
 from spt_jax.models.backbone import Backbone
 from spt_jax.prediction.inputs import InputForm
 from spt_jax.prediction.predictor import length_problem, require_seed
+from spt_jax.prompts.words import words_of
 from spt_jax.serving.batcher import WORDS, Batcher, BatchReport, Output, Row
 from spt_jax.serving.prompts import (
     LoadedPrompt,
@@ -328,6 +329,17 @@ class Engine:
             return rankings
 
         return self.batcher.submit(rows, prompts.bank, finish)
+
+    def words(self, name: str, k: int) -> list[dict]:
+        """Return the words nearest to each vector of a prompt, as `words_of` does.
+
+        Raises:
+            UnknownModel: There is no such prompt.
+        """
+        prompt = self.prompt_set.prompts.get(name)
+        if prompt is None:
+            raise UnknownModel(self.prompt_set.bank.problem(name))
+        return words_of(prompt.stored.prompt, self.backbone, k)
 
     def load(self, name: str) -> "Future[LoadedPrompt]":
         """Load a prompt from the folder of prompts, by its name alone.

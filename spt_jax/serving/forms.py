@@ -224,6 +224,28 @@ class PromptList(BaseModel):
     longest: int
 
 
+class Word(BaseModel):
+    """A piece of the vocabulary, and its cosine with a vector."""
+
+    word: str
+    cosine: float
+
+
+class VectorWords(BaseModel):
+    """A vector of a prompt: its position from 0, its norm, and the words nearest to it."""
+
+    position: int
+    norm: float
+    words: list[Word]
+
+
+class PromptWords(BaseModel):
+    """The answer to `GET /v1/prompts/NAME/words`."""
+
+    name: str
+    vectors: list[VectorWords]
+
+
 class Problem(BaseModel):
     """What is wrong with a request, in one sentence."""
 
@@ -299,6 +321,21 @@ def make_classification(id: str, created: int, found: Sequence[Ranking]) -> Clas
         ],
         usage=Usage(prompt_tokens=inputs, completion_tokens=0, total_tokens=inputs),
         batches=make_batches([one.batch for one in found]),
+    )
+
+
+def make_words(name: str, rows: Sequence[Mapping[str, Any]]) -> PromptWords:
+    """Return what `words_of` gives for a prompt as an answer."""
+    return PromptWords(
+        name=name,
+        vectors=[
+            VectorWords(
+                position=row["position"],
+                norm=row["norm"],
+                words=[Word(word=word, cosine=cosine) for word, cosine in row["cosine"]],
+            )
+            for row in rows
+        ],
     )
 
 
