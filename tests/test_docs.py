@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = (
     "README.md",
     "docs/running.md",
+    "docs/serving.md",
     "docs/studies.md",
     "docs/sweeps.md",
     "docs/spt-nano.md",

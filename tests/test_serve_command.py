@@ -1,5 +1,6 @@
 """The command `spt-jax serve`: what it refuses, and a whole life from start to SIGTERM."""
 
+import dataclasses
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from support import serving, tiny
@@ -18,6 +20,7 @@ from spt_jax.cli import main as cli
 httpx = pytest.importorskip("httpx", reason="needs httpx")
 pytest.importorskip("uvicorn", reason="needs the extra `serve`")
 TEXT = tiny.sentences()[0][0]
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -121,3 +124,47 @@ def test_a_server_starts_answers_under_load_and_ends_with_code_0(tmp_path):
     assert answered[-1] == {"event": "ended"}
     logged = [line["status"] for line in answered if line["event"] == "request"]
     assert sorted(logged) == [200] * len(statuses) + [401]  # nothing was lost
+
+
+@pytest.mark.parametrize("name", ["cpu.Dockerfile", "cuda.Dockerfile", "spt-jax.service"])
+def test_the_files_of_deploy_name_options_and_files_that_exist(name, capsys):
+    text = (ROOT / "deploy" / name).read_text()
+    assert cli.main(["serve", "--help"]) == 0
+    helped = capsys.readouterr().out
+    [command] = re.findall(r"^(?:ENTRYPOINT|ExecStart=).*serve.*$", text, re.M)
+    options = re.findall(r"--[\w-]+", command)
+    assert options and all(f"  {option} " in helped for option in options)
+    for copied in re.findall(r"^COPY (.+) \S+$", text, re.M):
+        assert all((ROOT / file).exists() for file in copied.split())
+    assert name.endswith(".service") == ("COPY" not in text)
+    assert "SPT_JAX_API_KEY" in text
+
+
+@pytest.mark.slow
+def test_the_python_of_the_docs_runs_as_it_stands(tmp_path, monkeypatch, capsys):
+    """With a tiny model in place of spt-nano, and on another port."""
+    client, engine = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "serving.md").read_text(), re.DOTALL
+    )
+    pytest.importorskip("openai", reason="needs openai")
+    paths = serving.write_prompts(tmp_path)
+    (tmp_path / "runs").mkdir()
+    Path(paths["animals"]).rename(tmp_path / "runs" / "quickstart")
+    monkeypatch.chdir(tmp_path)
+    engine = engine.replace('"spt-nano"', repr(str(tmp_path / "tiny")))
+    exec(engine, {})
+    written, ranked = capsys.readouterr().out.splitlines()
+    assert written.startswith("['") and ranked.startswith("Label(label=")
+    from support.server import Running
+
+    from spt_jax.config.devices import MeshConfig
+    from spt_jax.models.backbone import load_backbone
+    from spt_jax.serving.engine import Engine
+
+    backbone = load_backbone(str(tmp_path / "tiny"), mesh=MeshConfig(data=1))
+    config = dataclasses.replace(serving.CONFIG, inputs_length=48)
+    with Engine(backbone, {"library": "runs/quickstart"}, config) as serves:
+        serves.wait_until_ready(300)
+        with Running(serves) as running:
+            exec(client.replace("http://127.0.0.1:8000", running.url), {})
+    assert capsys.readouterr().out.splitlines()[:2] == ["tiny-0", "library"]

@@ -1,0 +1,20 @@
+# The server on an NVIDIA GPU: driver 580 or newer, and NVIDIA's container toolkit on the host.
+# From the root of the repository:
+#   docker build -f deploy/cuda.Dockerfile -t spt-jax:cuda .
+#   docker run --gpus all ... spt-jax:cuda --model ...
+# CUDA comes with jax, so the base image needs none.
+FROM python:3.12-slim
+WORKDIR /opt/spt_jax
+COPY setup.py pyproject.toml README.md LICENSE ./
+COPY configs configs
+COPY spt_jax spt_jax
+RUN pip install --no-cache-dir ".[serve,cuda13]" && useradd --create-home server
+USER server
+# Compiled programs are kept here; mount a volume to keep them from one container to the next.
+ENV SPT_JAX_CACHE=/home/server/cache JAX_PLATFORMS=cuda
+ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+WORKDIR /home/server
+EXPOSE 8000
+STOPSIGNAL SIGTERM
+# Inside a container 127.0.0.1 cannot be reached. Give a key: docker run -e SPT_JAX_API_KEY=...
+ENTRYPOINT ["spt-jax", "serve", "--host=0.0.0.0"]
