@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from spt_jax.t5 import T5, Segments
+from spt_jax.t5.attention import padded_length
 from spt_jax.typing import Array, Bool, Float, Int, Key, Params
 
 START_ID = 0
@@ -89,10 +90,16 @@ def encode(
         segments: The example of each position, if rows hold several examples.
         dropout_key: Key of the dropout, which is off without one.
 
+    Returns:
+        Both with S = P + T positions; on TPU with padding to a multiple of 8, which the attention
+        kernel needs.
+
     Raises:
         ValueError: Rows that hold several examples have a prompt, or the width of the prompt is
             not that of the model.
     """
+    if segments is None:
+        inputs = _pad(model, inputs, params["prompt"].shape[-2] if "prompt" in params else 0)
     embedded, mask = apply_t5(model, params, inputs, method="embed"), inputs > 0
     if "prompt" in params:
         if segments is not None:
@@ -114,6 +121,13 @@ def encode(
         method="encode",
     )
     return encoded, mask
+
+
+def _pad(model: T5, inputs: Int[Array, "B T"], prompt: int) -> Int[Array, "B t"]:
+    """Return inputs with the padding that `padded_length` wants behind a prompt and them."""
+    length = prompt + inputs.shape[1]
+    more = padded_length(length, model.attention, model.mesh) - length
+    return jnp.pad(inputs, ((0, 0), (0, more))) if more else inputs
 
 
 def decode(

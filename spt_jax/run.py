@@ -229,6 +229,7 @@ def prepare_runs(configs: Sequence[TrainConfig]) -> list[Run]:
         param_dtype=first.param_dtype,
         dropout_rate=first.dropout_rate,
         remat=first.remat,
+        attention=first.attention,
         mesh=first.mesh,
         rows=len(configs) * first.data.batch_size // first.optimizer.accumulate,
         tune=first.tune,

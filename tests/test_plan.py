@@ -1,6 +1,7 @@
 """Plans of tiny models by the real compiler, and the counting that they rest on."""
 
 import dataclasses
+import functools
 import importlib.util
 import json
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 from support import tiny
 
 from spt_jax.cli import main as cli
@@ -24,7 +26,7 @@ from spt_jax.planning.programs import lower_decoding
 from spt_jax.planning.topologies import CHIPS, GIB, load_topology
 from spt_jax.prediction import predictor
 from spt_jax.sharding import make_mesh
-from spt_jax.t5 import PRESETS, thresholds
+from spt_jax.t5 import PRESETS, attention_kernel, thresholds
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
@@ -295,6 +297,45 @@ def test_traffic_and_collectives_of_a_loop():
     body, entry = (128 + 4 + 128) + (128 + 256), 2 * 768
     assert found.bytes_run - found.bytes_once == 5 * body
     assert found.bytes_once >= body + entry
+
+
+def test_a_kernel_counts_as_it_tells_the_compiler():
+    q = jnp.ones((2, 8, 32))
+    arrays = q, q, q, jnp.ones((2, 8, 8)), jnp.ones((2, 1, 8))
+    attend = functools.partial(attention_kernel.forward, width=16, interpret=True)
+
+    def run(arrays):
+        return jax.lax.scan(lambda carry, _: (carry, attend(*arrays)), 0, length=3)[1]
+
+    products = 2 * 2 * (2 * 2) * 8 * 8 * 16
+    assert plan.count_products(jax.make_jaxpr(run)(arrays), 1) == (products, 3 * products)
+
+    mesh = make_mesh(MeshConfig(data=2))
+    rows = PartitionSpec("data")
+    specs = (rows,) * 3 + (PartitionSpec(), rows)
+    on_mesh = jax.shard_map(attend, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)
+    assert plan.count_products(jax.make_jaxpr(on_mesh)(*arrays), 1) == (products, products)
+
+
+PLACED = """HloModule jit_step
+
+ENTRY %main (x: bf16[8,4]) -> bf16[8,4] {
+  %x = bf16[8,4]{1,0:T(8,128)(2,1)} parameter(0)
+  %begin = (bf16[8,4]{1,0:T(8,128)(2,1)S(1)}, bf16[8,4]{1,0}, u32[]{:S(2)}) copy-start(%x)
+  %fast = bf16[8,4]{1,0:T(8,128)(2,1)S(1)} copy-done(%begin)
+  %twice = bf16[8,4]{1,0:T(8,128)(2,1)S(1)} fusion(%fast, %x), BACKEND
+  %t5_attention.2 = bf16[8,4]{1,0} custom-call(%twice, %x), custom_call_target="tpu_custom_call"
+  ROOT %out = bf16[8,4]{1,0} copy(%t5_attention.2)
+}
+""".replace("BACKEND", 'backend_config={"estimated_cycles":"70"}')
+
+
+def test_what_leaves_the_chip_is_counted_apart():
+    found = hlo.count(PLACED)
+    # Read by the copy, the fusion and the kernel; written by the kernel; the last copy does both.
+    assert found.hbm_run == 6 * 64
+    assert found.bytes_run == (2 + 3 + 3 + 2) * 64
+    assert (found.cycles, found.kernels) == (70, {"t5_attention": 1})
 
 
 SPLIT = """HloModule jit_step

@@ -16,6 +16,16 @@ Remat = Literal["none", "light", "minimal", "full"]
     full       all but the layer's input
 """
 
+AttentionVersion = Literal["auto", "plain", "fused"]
+"""What computes the encoder's attention.
+
+    auto       `fused` on TPU, `plain` elsewhere
+    plain      programs of XLA, which pass the scores to each other through the memory of the device
+    fused      a kernel that does not write scores, where the shapes allow it: rows are not packed,
+               and at most 1,152 positions with the prompt. It is written for TPU; on other devices
+               it is interpreted, which is slow and meant for tests.
+"""
+
 Axis = Annotated[int, Rule(lambda n: n >= 1 or n == -1, "1 or more, or -1 for what is left")]
 
 

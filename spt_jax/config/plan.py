@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from spt_jax.config.devices import MeshConfig, Remat
+from spt_jax.config.devices import AttentionVersion, MeshConfig, Remat
 from spt_jax.config.fields import Config, Count, CountOrZero, Rate
 from spt_jax.errors import require
 
@@ -22,6 +22,7 @@ class PlanConfig(Config):
         prompt_length: Vectors of the prompt.
         mesh: Grid of devices that share the work; null chooses it as `train` does.
         remat: Values of each layer that the backward pass computes again, as in `train`.
+        attention: What computes the encoder's attention, as in `train`.
         dtype: Type of the activations.
         param_dtype: Type of the frozen weights. Weights that are tuned are float32.
         tune: Train the `prompt` alone, or the whole `model`.
@@ -42,6 +43,7 @@ class PlanConfig(Config):
     prompt_length: int = 100
     mesh: MeshConfig | None = None
     remat: Remat = "none"
+    attention: AttentionVersion = "auto"
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     param_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     tune: Literal["prompt", "model"] = "prompt"

@@ -20,6 +20,7 @@ SHARED = (
     "param_dtype",
     "dropout_rate",
     "remat",
+    "attention",
     "mesh",
     "loss",
     "data.batch_size",

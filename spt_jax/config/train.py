@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from spt_jax.config.devices import MeshConfig, Remat
+from spt_jax.config.devices import AttentionVersion, MeshConfig, Remat
 from spt_jax.config.fields import (
     Config,
     Count,
@@ -417,6 +417,9 @@ class TrainConfig(Config):
             for less memory and more time: `none` (only those that cost little), `light` (also keys
             and values, for TPU), `minimal` (all but the products with weights) or `full` (the whole
             layer). May differ when a run is resumed.
+        attention: What computes the encoder's attention: `plain` programs of XLA, or `fused`, a
+            kernel for TPU that does not write scores to memory, where the shapes allow it; `auto`
+            is `fused` on TPU. May differ when a run is resumed.
     """
 
     task: TaskConfig
@@ -435,6 +438,7 @@ class TrainConfig(Config):
     param_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     dropout_rate: Rate = 0.1
     remat: Remat = "none"
+    attention: AttentionVersion = "auto"
 
     def check(self) -> None:
         require(

@@ -31,7 +31,7 @@ from spt_jax.models.open import (
 from spt_jax.pytree import count_params, fingerprint, named_leaves, nbytes
 from spt_jax.runs.log import sync_tree
 from spt_jax.runs.progress import say
-from spt_jax.t5 import PRESETS, T5, Remat, T5Config
+from spt_jax.t5 import PRESETS, T5, AttentionVersion, Remat, T5Config
 from spt_jax.tokenizers.base import Tokenizer
 from spt_jax.typing import PyTree
 
@@ -83,6 +83,7 @@ def load_backbone(
     param_dtype: str = "auto",
     dropout_rate: float = 0.0,
     remat: Remat = "none",
+    attention: AttentionVersion = "auto",
     mesh: MeshConfig | None = None,
     rows: int | None = None,
     tune: str = "prompt",
@@ -96,6 +97,7 @@ def load_backbone(
         param_dtype: Dtype of the weights in memory, likewise.
         dropout_rate: Dropout rate of the model in training.
         remat: Activations that are computed again in the backward pass; see `T5`.
+        attention: What computes the encoder's attention; see `T5`.
         mesh: How devices share the model and the rows; None leaves the choice to `automesh`.
         rows: Rows of a batch, for that choice; None if not known.
         tune: `model` where the weights will be trained, which takes float32 and more memory.
@@ -130,6 +132,7 @@ def load_backbone(
         dropout_rate=dropout_rate,
         remat=remat,
         mesh=placed,
+        attention=attention,
     )
     if isinstance(source, Base):
         params = restore_base(source, param_dtype=weights.name, mesh=placed)

@@ -5,14 +5,17 @@ the bound in the loop's condition says.
 
     bytes of an instruction = its operands + its results; of a slice or an update, the slice
 
+An array lies in the chip's main memory (HBM), or in its small fast memory (VMEM) if the compiler
+says `S(1)` in the array's layout.
+
 Programs of one and two layers, extrapolated to all layers, would need no parser. They are not used
 because they would have to give every cell of the table in docs/tpu.md again, which takes hours.
 """
 
 import math
 import re
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 COLLECTIVES = (
@@ -54,12 +57,19 @@ class Counts:
     Args:
         bytes_once: Memory traffic with the body of each loop counted once.
         bytes_run: Memory traffic with the body counted as often as it runs.
+        hbm_run: Part of `bytes_run` from and to HBM.
+        cycles: Clock cycles as the compiler estimates them, with the body of a loop counted as
+            often as it runs. It has no estimate for Pallas kernels.
+        kernels: Pallas kernels, and how often each runs.
         collectives: Collectives by kind.
         estimated: Whether the traffic is an estimate.
     """
 
     bytes_once: float = 0
     bytes_run: float = 0
+    hbm_run: float = 0
+    cycles: float = 0
+    kernels: Counter[str] = field(default_factory=Counter)
     collectives: dict[str, Collectives] = field(default_factory=lambda: defaultdict(Collectives))
     estimated: bool = False
 
@@ -100,11 +110,23 @@ def _closing(text: str, start: int) -> int:
 
 def nbytes(type: str) -> int:
     """Return the bytes of a type, or of all parts of a tuple."""
-    arrays = re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", type)
-    return sum(
-        _SIZES.get(kind, 0) * math.prod(int(size) for size in sizes.split(",") if size)
-        for kind, sizes in arrays
-    )
+    return sum(size for size, _ in _arrays(type))
+
+
+def hbm_bytes(type: str) -> int:
+    """Return the bytes of the parts of a type that lie in HBM."""
+    return sum(size for size, in_hbm in _arrays(type) if in_hbm)
+
+
+def _arrays(type: str) -> list[tuple[int, bool]]:
+    """Return of each array of a type its bytes, and whether it lies in HBM."""
+    return [
+        (
+            _SIZES.get(kind, 0) * math.prod(int(size) for size in sizes.split(",") if size),
+            re.search(r"S\([12]\)", layout) is None,
+        )
+        for kind, sizes, layout in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\](\{[^}]*\})?", type)
+    ]
 
 
 def count(text: str) -> Counts:
@@ -119,11 +141,28 @@ def count(text: str) -> Counts:
                 result = _result(instruction)
                 counts.collectives[kind].count += times
                 counts.collectives[kind].bytes += times * nbytes(result)
-            if not fused and instruction.op not in _FREE and not instruction.op.endswith("-done"):
+            if fused:
+                continue
+            cycles = re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes)
+            counts.cycles += times * int(cycles[1]) if cycles else 0
+            kernel = _is_kernel(instruction)
+            if kernel:
+                counts.kernels[_kernel_name(instruction)] += times
+            if kernel or (instruction.op not in _FREE and not instruction.op.endswith("-done")):
                 moved = _traffic(program, instruction, types)
                 counts.bytes_once += moved
                 counts.bytes_run += times * moved
+                counts.hbm_run += times * _hbm_traffic(program, instruction, types)
     return counts
+
+
+def _is_kernel(instruction: Instruction) -> bool:
+    return instruction.op == "custom-call" and '"tpu_custom_call"' in instruction.attributes
+
+
+def _kernel_name(instruction: Instruction) -> str:
+    """Return the name of a Pallas kernel, which the compiler numbers: `t5_attention.3`."""
+    return instruction.name.partition(".")[0]
 
 
 def _is_continued(instruction: Instruction, channels: set[str]) -> bool:
@@ -180,17 +219,30 @@ def _trips(program: Program, condition: str) -> int:
     return max(bounds, default=1)
 
 
-def _traffic(program: Program, instruction: Instruction, types: dict[str, str]) -> int:
-    """Return the bytes that an instruction reads and writes."""
-    operands = [nbytes(types.get(name, "")) for name in instruction.operands]
+def _hbm_traffic(program: Program, instruction: Instruction, types: dict[str, str]) -> int:
+    """Return the bytes that an instruction reads from HBM and writes to it."""
+    if instruction.op in ("copy-start", "slice-start"):  # of an array, or of a part, to another
+        (size, in_hbm), (other, from_hbm), *_ = _arrays(instruction.type)
+        return min(size, other) * (in_hbm + from_hbm)
+    return _traffic(program, instruction, types, hbm_bytes)
+
+
+def _traffic(
+    program: Program,
+    instruction: Instruction,
+    types: dict[str, str],
+    size: Callable[[str], int] = nbytes,
+) -> int:
+    """Return the bytes that an instruction reads and writes; `size` returns those of a type."""
+    operands = [size(types.get(name, "")) for name in instruction.operands]
     called = re.search(r"calls=%?([^\s,}]+)", instruction.attributes)
     if instruction.op == "dynamic-slice":
-        return 2 * nbytes(instruction.type)
+        return 2 * size(instruction.type)
     if instruction.op == "dynamic-update-slice":
         return 2 * operands[1]
     if instruction.op.endswith("-start") and not called:
-        return 2 * nbytes(instruction.type.rsplit(", ", 1)[0].rsplit("(", 1)[-1])
-    result = nbytes(instruction.type)
+        return 2 * size(instruction.type.rsplit(", ", 1)[0].rsplit("(", 1)[-1])
+    result = size(instruction.type)
     if called and instruction.op == "fusion":
         body = program[called[1]]
         sizes = {inner.name: inner.type for inner in body}
@@ -203,11 +255,11 @@ def _traffic(program: Program, instruction: Instruction, types: dict[str, str]) 
             users = [user for user in body if inner.name in user.operands]
             sliced = [user for user in users if user.operands[0] == inner.name]
             if users and users == [user for user in sliced if user.op == "dynamic-slice"]:
-                operands[number] = sum(nbytes(user.type) for user in users)
+                operands[number] = sum(size(user.type) for user in users)
             updates = [user for user in users if user.op == "dynamic-update-slice"]
             if updates and len(users) == len(updates) and updates[0].operands[0] == inner.name:
-                update = nbytes(sizes.get(updates[0].operands[1], ""))
-                operands[number], result = 0, result - nbytes(inner.type) + update
+                update = size(sizes.get(updates[0].operands[1], ""))
+                operands[number], result = 0, result - size(inner.type) + update
     return sum(operands) + result
 
 

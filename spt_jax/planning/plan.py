@@ -50,8 +50,10 @@ def plan(config: PlanConfig, *, suggest: bool = True) -> dict[str, Any]:
         The result of `spt-jax plan --json`. The figures of the training step, or of decoding if
         only that is planned, are at the top: `fits`, `peak_bytes_per_device`,
         `limit_bytes_per_device`, `flops`, `bytes_accessed`, `compile_seconds`, `collectives`,
-        `roofline_seconds`, ... `decode` contains those of decoding. If a program does not fit, its
-        peak is the compiler's estimate, and `would_fit` has the options to change.
+        `roofline_seconds`, ... `hbm_bytes` is the part of the traffic that leaves the chip, and
+        `cycles` is the compiler's estimate without the `kernels`. `decode` contains those of
+        decoding. If a program does not fit, its peak is the compiler's estimate, and `would_fit`
+        has the options to change.
 
     Raises:
         ValueError: The topology or model is unknown, `libtpu` is missing, or the mesh does not
@@ -103,6 +105,7 @@ def _compile(
         dropout_rate=config.dropout_rate if name == "train" else 0.0,
         remat=config.remat,
         mesh=mesh,
+        attention=config.attention,
     )
     started = time.perf_counter()
     traced, lowered = PROGRAMS[name](model, config)
@@ -147,6 +150,9 @@ def _compile(
         "flops": flops,
         "bytes_accessed": moved,
         "bytes_estimated": counts.estimated,
+        "hbm_bytes": None if counts.estimated else counts.hbm_run,
+        "cycles": None if counts.estimated else counts.cycles,
+        "kernels": dict(counts.kernels),
         "collectives": {
             kind: dataclasses.asdict(found) for kind, found in sorted(counts.collectives.items())
         },
@@ -185,7 +191,9 @@ def _needed_bytes(message: str) -> int | None:
 
 
 def count_products(jaxpr: Any, steps: int) -> tuple[float, float]:
-    """Count the operations of all matrix products of a traced program.
+    """Count the operations of all matrix products of a traced program, on all devices together.
+
+    A Pallas kernel counts as many as it tells the compiler (`cost_estimate`).
 
     Args:
         jaxpr: The program.
@@ -203,11 +211,17 @@ def count_products(jaxpr: Any, steps: int) -> tuple[float, float]:
             depth = float(np.prod([left[axis] for axis in contracted]))
             product = 2 * depth * float(np.prod(equation.outvars[0].aval.shape))
             once, run = once + product, run + product
+        if equation.primitive.name == "pallas_call":
+            products = equation.params["cost_estimate"].flops
+            once, run = once + products, run + products
+            continue
         trips, compiled = 1, 1  # how often the body runs, and how often the program has it
         if equation.primitive.name == "while":
             trips = steps
         elif equation.primitive.name == "scan":
             trips, compiled = equation.params["length"], equation.params["unroll"]
+        elif equation.primitive.name == "shard_map":  # the body has the part of one device
+            trips = compiled = equation.params["mesh"].size
         for inner in jax.extend.core.jaxprs_in_params(equation.params):
             inner_once, inner_run = count_products(inner, steps)
             once, run = once + compiled * inner_once, run + trips * inner_run

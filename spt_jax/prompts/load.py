@@ -197,6 +197,7 @@ def _load_backbone(
         model,
         dtype=config.dtype,
         param_dtype=config.param_dtype,
+        attention=config.attention,
         mesh=mesh,
         rows=config.eval.batch_size,
         offline=model not in fetch,

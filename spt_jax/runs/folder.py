@@ -36,7 +36,16 @@ from spt_jax.config.train import TrainConfig
 from spt_jax.distributed.main_process import main_only, main_process
 from spt_jax.runs.log import lock_folder, read_log, write_atomic, write_json_atomic
 
-RESUMABLE = ("eval.", "log.", "mesh", "remat", "task.encoding", "task.missing", "task.quoting")
+RESUMABLE = (
+    "eval.",
+    "log.",
+    "mesh",
+    "remat",
+    "attention",
+    "task.encoding",
+    "task.missing",
+    "task.quoting",
+)
 """Settings that may differ when a run is resumed, beside more `steps`.
 
 How files of rows are read may differ because the data that comes of it may not: its fingerprint is

@@ -24,7 +24,7 @@ from spt_jax.errors import require, suggest
 Options = Mapping[str, Any]
 """Options of a run by their dotted names, such as {"prompt.length": 20}."""
 
-WITHOUT_EFFECT = ("log", "mesh", "remat", "eval.batch_size", "eval.baselines")
+WITHOUT_EFFECT = ("log", "mesh", "remat", "attention", "eval.batch_size", "eval.baselines")
 """Options, and sections of them, that change nothing in what a run learns."""
 
 RESULTS_FILE = "results.json"

@@ -1,7 +1,8 @@
 """Multi-head attention of T5: the entrance, the Flax module and the relative position bias.
 
 `dot_product_attention` computes what `plain_attention` defines. `project_and_attend` chooses the
-version of it that is fastest on the platform: another version, such as a kernel, is added there.
+version of it that is fastest on the platform: `attention_vjp`, which leaves the programs to XLA, or
+`fused_attention`, a kernel for TPU. Another version is added there.
 
 T5 does not divide the scores by sqrt(H): the initial query kernel is smaller by that factor. The
 bias depends only on the distance between key and query, and one table serves all layers of a
@@ -18,9 +19,12 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.tree_util import Partial
 
+from spt_jax.config.devices import AttentionVersion
+from spt_jax.errors import choose
 from spt_jax.sharding import constrain, platform
 from spt_jax.t5.attention_vjp import attention_vjp
 from spt_jax.t5.config import T5Config
+from spt_jax.t5.fused_attention import MULTIPLE, fits_kernel, fused_attention
 from spt_jax.t5.layers import Dense, DType, RMSNorm
 from spt_jax.t5.plain_attention import plain_attention
 from spt_jax.typing import Array, Bool, Float, Int
@@ -36,6 +40,7 @@ def dot_product_attention(
     keep: Float[Array, "B N 1 S"] | None = None,
     layout: str = "BSNH",
     mesh: Mesh | None = None,
+    version: AttentionVersion = "auto",
 ) -> Float[Array, "B T N H"]:
     """Attend, as `jax.nn.dot_product_attention` with `scale=1.0` does.
 
@@ -49,10 +54,17 @@ def dot_product_attention(
         layout: The axes B, S, N and H of keys and values in any order, or B, S and H in any order
             if all heads share them.
         mesh: The devices; jax's default where None.
+        version: What computes it, see `config.devices.AttentionVersion`.
     """
-    operands = query, key, value
     return project_and_attend(
-        Partial(_as_given), operands, bias, mask, keep=keep, layout=layout, mesh=mesh
+        Partial(_as_given),
+        (query, key, value),
+        bias,
+        mask,
+        keep=keep,
+        layout=layout,
+        mesh=mesh,
+        version=version,
     )
 
 
@@ -69,24 +81,47 @@ def project_and_attend(
     keep: Float[Array, "B N 1 S"] | None = None,
     layout: str = "BSNH",
     mesh: Mesh | None = None,
+    version: AttentionVersion = "auto",
 ) -> Float[Array, "B T N H"]:
     """Return `dot_product_attention(*project(*operands), ...)` by the platform's fastest version.
 
     The backward pass projects keys and values again instead of keeping them. `project` is a
     `Partial` that holds all arrays it needs besides the operands, such as kernels.
     """
-    queries, _, _ = jax.eval_shape(project, *operands)
+    queries, keys, _ = jax.eval_shape(project, *operands)
     few = queries.shape[1] < queries.shape[3]
     kind = platform(mesh)
-    if kind not in ("cpu", "gpu", "tpu"):  # the versions below were not measured there
+    interpret = kind != "tpu"
+    # For few queries the scores are small beside the keys.
+    fused = uses_kernel(version, mesh) and not few
+    if fused and fits_kernel(queries, keys, bias, mask, layout, mesh, interpret):
+        result = fused_attention(
+            project, operands, bias, mask, keep, mesh=mesh, interpret=interpret
+        )
+    elif kind not in ("cpu", "gpu", "tpu"):  # the versions below were not measured there
         result = plain_attention(*project(*operands), bias, mask, keep=keep, layout=layout)
     else:
         kept = few or kind != "tpu"
-        version = functools.partial(attention_vjp, layout=layout, keep_weights=kept)
+        attend = functools.partial(attention_vjp, layout=layout, keep_weights=kept)
         if few and kind == "tpu":  # the weights are small, but not those of all layers together
-            version = jax.checkpoint(version, prevent_cse=False)
-        result = version(project, operands, bias, mask, keep)
+            attend = jax.checkpoint(attend, prevent_cse=False)
+        result = attend(project, operands, bias, mask, keep)
     return constrain(result, "BTNH", mesh)
+
+
+def uses_kernel(version: AttentionVersion, mesh: Mesh | None) -> bool:
+    """Return whether attention runs as a kernel where its shapes allow that (`fits_kernel`).
+
+    Raises:
+        ValueError: `version` is no `config.devices.AttentionVersion`.
+    """
+    choices = {"auto": platform(mesh) == "tpu", "plain": False, "fused": True}
+    return choose("attention", version, choices)
+
+
+def padded_length(length: int, version: AttentionVersion, mesh: Mesh | None) -> int:
+    """Return the positions that the encoder's input should have: `length`, or some padding more."""
+    return -(-length // MULTIPLE) * MULTIPLE if uses_kernel(version, mesh) else length
 
 
 def relative_position_bucket(
@@ -156,6 +191,7 @@ class Attention(nn.Module):
     dtype: DType
     dropout_rate: float
     mesh: Mesh | None
+    version: AttentionVersion = "auto"
 
     def setup(self):
         c = self.config
@@ -204,7 +240,9 @@ class Attention(nn.Module):
 
         project = Partial(project, norm.scale, [d.kernel for d in dense])
         operands, keep = (x, norm.inverse(x)), self._keep(x, mask, train)
-        x = project_and_attend(project, operands, bias, mask, keep=keep, mesh=self.mesh)
+        x = project_and_attend(
+            project, operands, bias, mask, keep=keep, mesh=self.mesh, version=self.version
+        )
         return self._out(x)
 
     def __call__(
@@ -237,6 +275,7 @@ class Attention(nn.Module):
             mask=mask,
             keep=self._keep(x, mask, train),
             mesh=self.mesh,
+            version=self.version,
         )
         if isinstance(others, tuple):
             return self._out(attend(queries, *others, layout=layout))

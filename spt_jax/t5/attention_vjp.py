@@ -49,8 +49,13 @@ def attention_vjp(
     `mask`, `keep` and `layout` are those of `attention.dot_product_attention`.
     """
     if keep is not None and "N" in layout:  # the values are smaller than the weights
-        project, keep = Partial(_drop_values, project, jnp.einsum(f"BNHS->{layout}", keep)), None
+        project, keep = drop_values(project, jnp.einsum(f"BNHS->{layout}", keep)), None
     return _attend(layout, keep_weights, project, operands, bias, mask, keep)
+
+
+def drop_values(project: Any, keep: Array) -> Partial:
+    """Return a projection like `project` whose values are multiplied by `keep`."""
+    return Partial(_drop_values, project, keep)
 
 
 def _drop_values(project: Any, keep: Array, *operands: Array) -> tuple[Array, Array, Array]:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from spt_jax.config.devices import Remat
+from spt_jax.config.devices import AttentionVersion, Remat
 from spt_jax.sharding import constrain, platform
 from spt_jax.t5 import thresholds
 from spt_jax.t5.attention import RelativePositionBias
@@ -33,10 +33,15 @@ class _Stack(nn.Module):
     dropout_rate: float
     remat: Remat
     mesh: Mesh | None
+    attention: AttentionVersion
 
     def _layers(self, layer: type[nn.Module], layers: int, arguments: int, static: int) -> Any:
         stack: Any = scan_layers(layer, layers, arguments, static, self.remat, self.mesh)
-        return stack(self.config, self.dtype, self.dropout_rate, self.remat, self.mesh)
+        return stack(*self._parts())
+
+    def _parts(self) -> tuple:
+        parts = self.config, self.dtype, self.dropout_rate, self.remat, self.mesh
+        return *parts, self.attention
 
     def _bias(self, bidirectional: bool) -> RelativePositionBias:
         return RelativePositionBias(self.config, bidirectional, self.dtype, self.mesh)
@@ -87,8 +92,7 @@ class Decoder(_Stack):
         return self._dropout(self.decoder_norm(x), train)
 
     def _run_layer(self, params, *args, method) -> Any:
-        parts = self.config, self.dtype, self.dropout_rate, self.remat, self.mesh
-        layer = DecoderLayer(*parts, parent=None)
+        layer = DecoderLayer(*self._parts(), parent=None)
         return layer.apply({"params": params}, *args, method=method)
 
     def _stacked(self) -> Any:
@@ -179,6 +183,7 @@ class T5(nn.Module):
         dropout_rate: Rate of the dropout in calls with `train=True`.
         remat: What the backward pass computes again in each layer, see `config.devices.Remat`.
         mesh: Devices that activations are laid out over; None leaves that to XLA.
+        attention: What computes the encoder's attention, see `config.devices.AttentionVersion`.
     """
 
     config: T5Config
@@ -186,9 +191,10 @@ class T5(nn.Module):
     dropout_rate: float = 0.0
     remat: Remat = "none"
     mesh: Mesh | None = None
+    attention: AttentionVersion = "auto"
 
     def setup(self):
-        parts = self.config, self.dtype, self.dropout_rate, self.remat, self.mesh
+        parts = self.config, self.dtype, self.dropout_rate, self.remat, self.mesh, self.attention
         self.token_embedder = Embedder(self.config, self.dtype, self.mesh)
         self.encoder = Encoder(*parts)
         self.decoder = Decoder(*parts)

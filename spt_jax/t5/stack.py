@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 from jax.sharding import Mesh
 
-from spt_jax.config.devices import Remat
+from spt_jax.config.devices import AttentionVersion, Remat
 from spt_jax.sharding import constrain, platform
 from spt_jax.t5 import thresholds
 from spt_jax.t5.attention import Attention
@@ -86,12 +86,15 @@ class _Layer(nn.Module):
     dropout_rate: float
     remat: Remat
     mesh: Mesh | None
+    attention_version: AttentionVersion = "auto"
 
     def _norm(self) -> RMSNorm:
         return RMSNorm(self.config.d_model, self.config.layer_norm_epsilon, self.dtype)
 
     def _attention(self) -> Attention:
-        return Attention(self.config, self.dtype, self.dropout_rate, self.mesh)
+        return Attention(
+            self.config, self.dtype, self.dropout_rate, self.mesh, self.attention_version
+        )
 
     def _mlp(self) -> MLP:
         return MLP(self.config, self.dtype, self.dropout_rate, self.mesh)
