@@ -199,7 +199,7 @@ def test_help_explains_every_field(run):
 
 TASK = "--task.name=library"
 USAGE_ERRORS = {
-    "": "no command is given; commands: train, sweep, report, evaluate, predict, serve, nearest",
+    "": "no command is given; commands: train, sweep, report, evaluate, predict, nearest, interp",
     "trian": r"unknown command 'trian'; commands: train, .* \(did you mean 'train'\?\)",
     f"train {TASK} --prompt.lenght=3": r"unknown option 'prompt.lenght'; PromptConfig has: file, "
     r"init, length, parameterization, rank, text, wayward \(did you mean 'prompt.length'\?\)",

@@ -365,3 +365,85 @@ def test_reading_a_task_imports_no_array_library(write):
         [sys.executable, "-c", code], check=True, capture_output=True, text=True
     )
     assert output.stdout.strip() == "[]"
+
+
+# Mixtures, and fewer rows.
+
+
+def rows_of(task, sizes):
+    """Built-in rows of a split, whose texts name their task."""
+    return lambda: {
+        split: [LabeledText(f"{task} {split} {i}", "ab"[i % 2]) for i in range(n)]
+        for split, n in sizes.items()
+    }
+
+
+@pytest.fixture
+def built_in(monkeypatch):
+    """Tasks of 300, 50 and 10 training rows; the last has other label words."""
+    for name, words, train in (("big", ("a", "b"), 300), ("mid", ("a", "b"), 50)):
+        sizes = {"train": train, "dev": 4, "test": 6}
+        monkeypatch.setitem(tasks.BUILT_IN, name, (rows_of(name, sizes), words))
+    sizes = {"train": 10, "dev": 3, "test": 3}
+    monkeypatch.setitem(tasks.BUILT_IN, "small", (rows_of("small", sizes), ("a", "b", "c")))
+
+
+def test_a_mixture_draws_each_task_by_its_rows_up_to_a_cap(built_in):
+    names = ["big", "mid", "small"]
+    task = load_task(TaskConfig(name="all", mixture=names, mixture_cap=100))
+    of = Counter(example.inputs.split()[0] for example in task.splits["train"])
+    assert of == {"big": 100, "mid": 50, "small": 10}
+    assert [len(task.splits[name]) for name in ("dev", "test")] == [11, 15]
+    assert task.name == "all" and task.label_words is None and task.metrics == ("accuracy",)
+    assert task.prompt_words == ("a", "b", "c")
+    assert task.notes == (
+        "big: 100 of 300 train rows, 4 dev, 6 test",
+        "mid: 50 of 50 train rows, 4 dev, 6 test",
+        "small: 10 of 10 train rows, 3 dev, 3 test",
+        "mixture of 3 tasks: 160 train rows, answers are free text",
+    )
+    kept = {e.inputs for e in task.splits["train"] if e.inputs.startswith("big")}
+    assert kept != {f"big train {i}" for i in range(100)}  # a sample, not the first rows
+    again = load_task(TaskConfig(name="all", mixture=names, mixture_cap=100))
+    assert again == task
+    test = load_test(TaskConfig(name="boolq", mixture=names))
+    assert len(test.splits["test"]) == 15 and list(test.splits) == ["test"]
+
+
+def test_few_training_rows_are_a_fixed_sample(built_in):
+    task = load_task(TaskConfig(name="big", max_train_rows=32))
+    assert len(task.splits["train"]) == 32 and len(task.splits["test"]) == 6
+    assert {e.targets for e in task.splits["train"]} == {"a", "b"}
+    assert task.notes[-1] == "train has 32 of these 300 rows, a fixed random sample"
+    more = load_task(TaskConfig(name="big", max_train_rows=64)).splits["train"]
+    assert set(task.splits["train"]) < set(more)
+    whole = load_task(TaskConfig(name="big", max_train_rows=300))
+    assert whole == load_task(TaskConfig(name="big"))
+    mixed = load_task(TaskConfig(name="x", mixture=["big", "mid"], max_train_rows=7))
+    assert len(mixed.splits["train"]) == 7
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mixture": ["big"]}, r'task.mixture is \["big"\], expected two or more different tasks'),
+        ({"mixture": ["big", "big"]}, "expected two or more different tasks"),
+        (
+            {"name": None, "mixture": ["big", "mid"]},
+            "task.name is null with task.mixture, ex",
+        ),
+        (
+            {"name": "big", "mixture": ["big", "mid"]},
+            "task.name is 'big' with task.mixture",
+        ),
+        (
+            {"mixture": ["big", "mid"], "metrics": ["accuracy"]},
+            "task.metrics is set beside task.mixture, whose tasks have their own rows",
+        ),
+        ({"mixture": ["big", "nowhere"]}, "unknown task 'nowhere'; built-in tasks: "),
+        ({"max_train_rows": 0}, "task.max_train_rows is 0, expected 1 or more"),
+    ],
+)
+def test_mixtures_that_are_none(built_in, options, message):
+    with pytest.raises(ValueError, match=message):
+        load_task(TaskConfig(**{"name": "title", **options}))

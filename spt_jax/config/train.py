@@ -135,6 +135,11 @@ class TaskConfig(Config, section="task"):
 
     Args:
         name: Name of a task (`spt-jax train --task.name=?` lists them), or a title for your own.
+        mixture: Names of tasks whose rows are learned together by one prompt, to start others from
+            (SPoT); `name` is then a title. A task is drawn in proportion to its training rows, at
+            most `mixture_cap` of them. All answers are free text, scored by exact match.
+        mixture_cap: Most training rows of a task of a mixture, a fixed random sample; T5's limit.
+        max_train_rows: Train on a fixed random sample of so many rows; null for all.
         origin: Where the rows of a task of the papers come from: `tfds`, `hub`, or a folder (or
             gs://BUCKET/FOLDER) with the files that its authors distribute, such as BoolQ/val.jsonl,
             MNLI/dev_matched.tsv or train-v1.1.json, or with train.jsonl and validation.jsonl (or
@@ -171,6 +176,9 @@ class TaskConfig(Config, section="task"):
     """
 
     name: str | None = None
+    mixture: list[str] | None = None
+    mixture_cap: Count = 2**19
+    max_train_rows: Count | None = None
     origin: str = "tfds"
     prefix: bool = False
     dev_from_train: bool = False
@@ -192,6 +200,8 @@ class TaskConfig(Config, section="task"):
     quoting: Literal["auto", "csv", "none"] = "auto"
 
     def check(self) -> None:
+        if self.mixture is not None:
+            self._check_mixture(self.mixture)
         if self.source is None:
             require(
                 self.name is not None,
@@ -220,6 +230,22 @@ class TaskConfig(Config, section="task"):
             f"task.encoding is '{self.encoding}', expected a name such as utf-8, cp1252, latin-1, "
             "utf-16-le, gb18030 or shift_jis",
         )
+
+    def _check_mixture(self, names: list[str]) -> None:
+        require(
+            len(names) > 1 and len(set(names)) == len(names),
+            f"task.mixture is {show(names)}, expected two or more different tasks",
+        )
+        require(
+            self.name is not None and self.name not in names,
+            f"task.name is {show(self.name)} with task.mixture, expected a title for the mixture",
+        )
+        for option in ("source", "metrics"):
+            require(
+                getattr(self, option) is None,
+                f"task.{option} is set beside task.mixture, whose tasks have their own rows and "
+                "are scored by exact match; leave it out",
+            )
 
 
 def _is_text_encoding(name: str) -> bool:

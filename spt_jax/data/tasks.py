@@ -14,7 +14,15 @@ from typing import NamedTuple
 
 from spt_jax.config.train import DataConfig, TaskConfig
 from spt_jax.data.builtin.tasks import BUILT_IN
-from spt_jax.data.example import SPLITS, Example, Task, describe, hashed, split_by_hash
+from spt_jax.data.example import (
+    SPLITS,
+    Example,
+    Task,
+    describe,
+    hashed,
+    sample_rows,
+    split_by_hash,
+)
 from spt_jax.data.files import Reading, read_table
 from spt_jax.data.papers.splits import (
     load_paper_task,
@@ -29,6 +37,10 @@ from spt_jax.errors import shorten, suggest
 
 MAX_INFERRED = 50  # label words that are inferred without asking, if they are many of the rows
 FEW = 10  # different values that are label words even where they are most of the rows
+
+
+OF_PAPERS = ("origin", "prefix", "dev_from_train")
+"""Options of the tasks of the papers alone."""
 
 
 class _Located(NamedTuple):
@@ -49,6 +61,42 @@ def load_task(config: TaskConfig) -> Task:
         ValueError: The task is unknown, or a file, the template or a label is not as expected; the
             message names path:line where one line is at fault.
     """
+    task = _load_mixture(config, config.mixture) if config.mixture else _load_one(config)
+    train, most = task.splits["train"], config.max_train_rows
+    if most is None or most >= len(train):
+        return task
+    splits = {**task.splits, "train": [train[i] for i in sample_rows(train, most)]}
+    note = f"train has {most:,} of these {len(train):,} rows, a fixed random sample"
+    return dataclasses.replace(task, splits=splits, notes=(*task.notes, note))
+
+
+def _load_mixture(config: TaskConfig, names: Sequence[str]) -> Task:
+    """Return several tasks as one, whose answers are free text (Vu et al. 2022, "SPoT")."""
+    splits: dict[str, list[Example]] = {name: [] for name in SPLITS}
+    words: list[str] = []
+    notes = []
+    for name in names:
+        options: dict = dict(name=name, mixture=None, max_train_rows=None)
+        if name not in paper_task_names():  # they have no use for these
+            options |= {o: getattr(TaskConfig, o) for o in OF_PAPERS}
+        task = _load_one(dataclasses.replace(config, **options))
+        kept = sample_rows(task.splits["train"], config.mixture_cap)
+        splits["train"] += [task.splits["train"][i] for i in kept]
+        for split in ("dev", "test"):
+            splits[split] += task.splits[split]
+        words += task.label_words or task.prompt_words
+        notes.append(
+            f"{name}: {len(kept):,} of {len(task.splits['train']):,} train rows, "
+            f"{len(task.splits['dev']):,} dev, {len(task.splits['test']):,} test"
+        )
+    total = len(splits["train"])
+    notes.append(f"mixture of {len(names)} tasks: {total:,} train rows, answers are free text")
+    return Task(
+        str(config.name), splits, None, tuple(notes), prompt_words=tuple(dict.fromkeys(words))
+    )
+
+
+def _load_one(config: TaskConfig) -> Task:
     _check_options(config)
     if config.source is not None:
         return _load_files(config, config.source)
@@ -84,7 +132,7 @@ def _check_options(config: TaskConfig) -> None:
                 f"task.{option} is set, but the {what} of task '{config.name}' are those of the "
                 "paper; leave it out"
             )
-    for option in ("origin", "prefix", "dev_from_train"):
+    for option in OF_PAPERS:
         if not of_papers and getattr(config, option) != getattr(TaskConfig, option):
             raise ValueError(
                 f"task.{option} is set, but it is of the tasks of the papers: "
@@ -94,8 +142,9 @@ def _check_options(config: TaskConfig) -> None:
 
 def load_test(config: TaskConfig) -> Task:
     """The task with its test rows alone, also where it has no others; raises as `load_task`."""
-    _check_options(config)
-    if config.source is None and config.name in paper_task_names():
+    if config.mixture is None:
+        _check_options(config)
+    if config.source is config.mixture is None and config.name in paper_task_names():
         return load_paper_test(
             config.name,
             origin=config.origin,
@@ -108,7 +157,8 @@ def load_test(config: TaskConfig) -> Task:
 
 def load_any(config: TaskConfig) -> Task:
     """The task with all splits that it has: a task that is only tested on has test alone."""
-    only_test = config.source is None and not trainable(config.name or "")
+    own = config.source is not None or config.mixture is not None
+    only_test = not own and not trainable(config.name or "")
     return load_test(config) if only_test else load_task(config)
 
 
