@@ -8,7 +8,14 @@ import yaml
 import spt_jax
 
 ROOT = Path(__file__).parents[1]
-WHAT_RECIPES_ADD = ("a task", "a metric", "a prompt init", "an optimizer", "a command")
+WHAT_RECIPES_ADD = (
+    "a task",
+    "a metric",
+    "a prompt init",
+    "a parameterization of the prompt",
+    "an optimizer",
+    "a command",
+)
 LITERALS = {"Literal", "ValueError"}
 """Names in the recipes that the files need not spell out."""
 CI = (ROOT / ".ci" / "run").read_text()
