@@ -227,6 +227,8 @@ USAGE_ERRORS = {
     f"train {TASK} --seeds=": "--seeds is '', expected different whole numbers",
     f"train {TASK} --profile=0": "--profile is '0', expected a number of steps, 1 or more",
     f"train {TASK} runs/x": "unrecognized arguments: runs/x",
+    "train --task.name=library --workdir=": "--workdir is '', expected the folder of the run",
+    "train --task.name=library --model=": "model is '', expected text that is not empty",
     "train": "no task is given; set task.name to a built-in task, or task.source",
     "train --task=library": "task is 'library', expected a mapping of options; TaskConfig has: dev",
     "pretrain": "option 'name' is not set, and it has no default",
@@ -283,6 +285,11 @@ FILE_ERRORS = {
     "steps:": "steps is null, expected a whole number",
     "steps: [1": "line 1, not valid YAML: expected",
     "steps: 1\nsteps: 2": "line 2, not valid YAML: 'steps' is set twice",
+    "prompt.length: 5\nprompt: {length: 6}": "'prompt.length' is set twice; keep one of them",
+    "steps: 1:30": "steps is '1:30', expected a whole number",
+    "optimizer: {learning_rate: 1:30.5}": "optimizer.learning_rate is '1:30.5', expected a number",
+    "steps: !!binary aGVsbG8=": """steps is "b'hello'", expected a whole number""",
+    "steps: " + "[" * 3000: "not valid YAML: nested too deeply",
     "[1]: 2": "line 1, not valid YAML: a key is no text",
     "- steps": r'the file is \["steps"\], expected a mapping of options; TrainConfig has: data',
     "task: library": "task is 'library', expected a mapping of options; TaskConfig has:",
@@ -519,8 +526,14 @@ def test_predict_takes_texts_or_lines(run, library, monkeypatch):
     assert run("predict", "r")[1] == "X\n\u2028\n"
     give('{"a": 1}\n\n"b"\n')
     assert run("predict", "r", "--input=-")[1] == "{'A': 1}\nB\n"
-    Path("rows.tsv").write_text("a\tb\n1\t2\n")
-    assert run("predict", "r", "--input=rows.tsv")[1] == "{'A': '1', 'B': '2'}\n"
+    Path("rows.tsv").write_text('a\tb\n"1"\té\n', encoding="cp1252")
+    assert run("predict", "r", "--input=rows.tsv") == (
+        2, "", "spt-jax: error: 'r' is not the folder of a run: it has no config.yaml\n"
+    )  # fmt: skip
+    task = "{source: a.csv, template: '{a}', label: b, encoding: cp1252, quoting: csv}"
+    Path("r").mkdir()
+    Path("r/config.yaml").write_text(f"model: m\ntask: {task}\n")
+    assert run("predict", "r", "--input=rows.tsv")[1] == "{'A': '1', 'B': 'É'}\n"
     _, _, err = run("predict", "r", "--input=rows.tsv", "--text=a")
     assert "both --text and --input are given, expected one of them" in err
     give("")

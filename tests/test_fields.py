@@ -1,7 +1,9 @@
 """Configs that check themselves, alike from Python, YAML and flags."""
 
 import dataclasses
+import enum
 import math
+import os
 import re
 from pathlib import Path
 from typing import get_args
@@ -54,7 +56,12 @@ FIELDS = [(config, name) for config in SMALLEST.values() for name in field_types
 
 
 def source(**options):
-    return TaskConfig(source="rows.tsv", template="{s}", label="l", **options)
+    return TaskConfig(**{"source": "rows.tsv", "template": "{s}", "label": "l"} | options)
+
+
+class BytesPath(os.PathLike):
+    def __fspath__(self):
+        return b"rows.tsv"
 
 
 @pytest.mark.parametrize("config, name", FIELDS, ids=lambda value: getattr(value, "__name__", None))
@@ -115,6 +122,18 @@ WRONG = [
      "or null"),
     (lambda: MeshConfig(data=0), "mesh.data is 0, expected 1 or more, or -1 for what is left"),
     (lambda: ArchitectureConfig(d_ff=0), "architecture.d_ff is 0, expected 1 or more"),
+    (lambda: TrainConfig(task=TASK, steps=2**31), "steps is 2147483648, expected less than 2**31"),
+    (lambda: EvalConfig(patience=10**30), "000, expected less than 2**31"),
+    (lambda: source(label_words={1: "a", "1": "b"}), 'task.label_words is {"1": "a", "1": "b"}, '
+     "expected keys that differ as text"),
+    (lambda: source(label_words={np.True_: "a"}), "task.label_words is {np.True_: 'a'}, expected "),
+    (lambda: source(group=BytesPath()), ", expected text or null"),
+    *((lambda name=name: source(**{name: " "}), f"task.{name} is ' ', expected text that is not e")
+      for name in ("source", "dev_source", "test_source", "label", "group", "name")),
+    (lambda: TaskConfig(name="boolq", origin=""), "task.origin is '', expected text that is not e"),
+    (lambda: TrainConfig(task=TASK, model=""), "model is '', expected text that is not empty"),
+    (lambda: PromptConfig(init="file", file=""), "prompt.file is '', expected text that is not e"),
+    (lambda: PromptConfig(init="text", text=""), "prompt.text is '', expected text that is not e"),
     (lambda: EvalConfig(patience=0), "eval.patience is 0, expected 1 or more"),
     (lambda: DistributedConfig(num_processes=0), "distributed.num_processes is 0, expected 1 or"),
 ]  # fmt: skip
@@ -139,6 +158,16 @@ def test_values_of_numpy_paths_and_keys_that_are_numbers_are_converted():
     prompt = PromptConfig(init="file", file=Path("runs") / "x")
     assert prompt.file == str(Path("runs") / "x")
     assert source(label_words={0: "no", np.int64(1): "yes"}).label_words == {"0": "no", "1": "yes"}
+
+
+def test_classes_of_text_give_their_value():
+    class Name(str, enum.Enum):  # noqa: UP042  prints as 'Name.ADAMW'
+        ADAMW = "adamw"
+
+    name = OptimizerConfig(name=Name.ADAMW, learning_rate=0.1).name
+    assert (name, type(name)) == ("adamw", str)
+    words = source(label=Name.ADAMW, label_words={Name.ADAMW: Name.ADAMW})
+    assert (words.label, words.label_words) == ("adamw", {"adamw": "adamw"})
 
 
 def test_a_config_keeps_no_list_or_dict_of_its_caller():

@@ -4,6 +4,7 @@ A stand-in answers here; test_predict_command.py has a model, and SIGKILL.
 """
 
 import errno
+import gzip
 import io
 import json
 import os
@@ -122,16 +123,22 @@ def test_a_row_goes_through_the_template_of_its_prompt():
         parse_row(b'{"prompt": "a", "x": 1}', forms)
 
 
-@pytest.mark.parametrize("suffix", ["csv", "tsv", "parquet"])
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "parquet", "json", "csv.gz", "jsonl.gz"])
 def test_a_table_is_answered_and_goes_on_like_jsonl(tmp_path, suffix):
     columns = {"prompt": ["a", "b", "a"], "text": ["one", "two", "three"], "n": ["1", "2", "3"]}
     path, output = tmp_path / f"rows.{suffix}", tmp_path / "out.jsonl"
     if suffix == "parquet":
         pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    elif suffix.startswith("json"):
+        objects = [dict(zip(columns, row)) for row in zip(*columns.values(), strict=True)]
+        lines = "".join(f"{json.dumps(row)}\n" for row in objects)
+        data = (json.dumps(objects) if suffix == "json" else lines).encode()
+        path.write_bytes(gzip.compress(data) if suffix.endswith("gz") else data)
     else:
-        comma = {"csv": ",", "tsv": "\t"}[suffix]
+        comma = "\t" if suffix == "tsv" else ","
         rows = [columns, *zip(*columns.values(), strict=True)]
-        path.write_text("".join(comma.join(row) + "\n" for row in rows))
+        data = "".join(comma.join(row) + "\n" for row in rows).encode()
+        path.write_bytes(gzip.compress(data) if suffix.endswith("gz") else data)
     assert answer(path, output, window=2)["answered"] == 3
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert [row["output"] for row in rows] == ["a ONE 1", "b TWO 2", "a THREE 3"]
@@ -150,6 +157,15 @@ def test_a_table_is_answered_and_goes_on_like_jsonl(tmp_path, suffix):
     assert predictor.windows == [[3]] and read_folder(tmp_path) == whole
 
 
+def test_a_table_with_what_json_cannot_hold_names_the_row(tmp_path):
+    path, columns = tmp_path / "rows.parquet", {"text": ["one", "two"], "image": [b"a", b"\xff"]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    with pytest.raises(
+        ValueError, match="rows.parquet:2: a value is bytes that are not UTF-8 .*out"
+    ):
+        answer(path, tmp_path / "out.jsonl")
+
+
 def test_several_answers_and_scores_are_added_where_asked_for():
     line = b'{"prompt": "a", "text": "x"}'
     assert answered(line, scores=True).endswith(
@@ -165,6 +181,7 @@ BAD_LINES = {
     r'such as \{"prompt": "name", "text": "..."\}',
     b"\xff{}": "the line is not text in UTF-8: .* can't decode byte 0xff",
     b'{"text": "x", "n": NaN}': "the line is not JSON: it has NaN, expected a finite number",
+    b'{"text": "x", "text": "y"}': "the key 'text' occurs twice",
     b"[" * 100_000: "the line is nested too deeply",
     b"[1, 2]": r"the line is \[1, 2\], expected a JSON object such as",
     b'"text"': 'the line is "text", expected a JSON object such as',

@@ -10,6 +10,8 @@ import io
 import json
 import lzma
 import math
+import os
+import unicodedata
 from pathlib import Path
 
 import pyarrow
@@ -167,7 +169,11 @@ def expected(name, column, value):
     if name.endswith(("csv", "tsv")):
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     text = text.encode("utf-8", "replace").decode()
-    return text if text.strip() else None
+    return text if is_visible(text) else None
+
+
+def is_visible(text):
+    return any(unicodedata.category(c) not in ("Cc", "Cf", "Zs", "Zl", "Zp") for c in text)
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -205,6 +211,7 @@ MISSING = {
     "nan.jsonl": '{"text": NaN, "label": "a"}',
     "null.jsonl": '{"text": null, "label": "a"}',
     "empty.jsonl": '{"text": " ", "label": "a"}',
+    "invisible.jsonl": '{"text": "\\u200b\\ufeff\\u0000 ", "label": "a"}',
     "empty.csv": "text,label\n,a",
     "empty.tsv": "text\tlabel\n\ta",
     "nan.parquet": [{"text": float("nan"), "label": "a"}],
@@ -342,6 +349,43 @@ def test_lists_of_short_floats_and_nanoseconds(tmp_path):
     ]  # fmt: skip
 
 
+def test_short_floats_in_every_layout_and_times_that_python_does_not_have(tmp_path):
+    path, short = str(tmp_path / "a.parquet"), pyarrow.float32()
+    columns = {
+        "large": pyarrow.array([[0.1]], pyarrow.large_list(short)),  # as polars writes
+        "fixed": pyarrow.array([[0.1]], pyarrow.list_(short, 1)),
+        "deep": pyarrow.array([[[{"k": 0.1}]]]).cast(
+            pyarrow.large_list(pyarrow.list_(pyarrow.struct([("k", short)])))
+        ),
+        "map": pyarrow.array([[("k", 0.1)]], pyarrow.map_(pyarrow.string(), short)),
+        "half": pyarrow.array([0.1], pyarrow.float16()),
+        "late": pyarrow.array([300_000_000_000_000_000], pyarrow.timestamp("us")),
+        "time": pyarrow.array([1_000], pyarrow.time64("ns")),
+        "nano": pyarrow.array([1], pyarrow.time64("ns")),
+    }
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    (record,) = read_records(path)
+    fields = ("large[0]", "fixed[0]", "deep[0][0][k]", "map[0][1]", *list(columns)[4:])
+    assert [record.written(field, "x") for field in fields] == [
+        "0.1", "0.1", "0.1", "0.1", "0.1", "11476-08-15 05:20:00.000000", "00:00:00.000001",
+        "00:00:00.000000001",
+    ]  # fmt: skip
+
+
+def test_two_columns_of_one_name_are_refused_in_every_format(write):
+    table = pyarrow.table([["a"], ["b"]], names=["text", "text"])
+    pyarrow.parquet.write_table(table, write("a.parquet", b""))
+    write("a.csv", "text,text\na,b\n")
+    write("a.jsonl", '{"text": "a", "text": "b"}')
+    for name, message in (
+        ("a.parquet", "cannot be read as Parquet .two columns have the name 'text'"),
+        ("a.csv", "a.csv:1: the column name 'text' is empty or occurs twice"),
+        ("a.jsonl", "a.jsonl:1: not JSON .the key 'text' occurs twice"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_records(str(Path(write("a.txt", "")).parent / name))
+
+
 # Quotes --------------------------------------------------------------------------------------
 
 
@@ -367,6 +411,30 @@ def test_quotes_of_a_tsv_are_read_as_they_were_written(write, content, read_as):
     assert ("are read as CSV's" in note) == (read_as == "csv")
     if read_as == "none" and '"quoted"' in content:
         assert note.startswith("1 cells of ") and "--task.quoting=csv takes it away" in note
+
+
+def test_a_space_before_a_quote_is_not_in_the_cell(write):
+    spaced = 'text, label\n"a, b", "x"\n plain, "says ""y"""\n'
+    records = read_records(write("a.csv", spaced))
+    assert texts(records) == ["a, b", "plain"]
+    assert texts(records, "label") == ["x", 'says "y"']
+    inside = 'text,label\n" ""a""", x\n'  # here the cell itself begins with a space and a quote
+    (record,) = read_records(write("a.csv", inside))
+    assert record.values == {"text": ' "a"', "label": " x"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "text;label\nhello, you;pos\n", "'text;label', and has ';' in it; exp.* commas"),
+        ("a.csv", "sep=;\ntext;label\na;b\n", "'sep=;', and has ';' in it; expected commas"),
+        ("a.csv", "text\tlabel\na\tb\n", "'text label', and has '.t' in it; expected commas"),
+        ("a.tsv", "text,label\na,b\n", "'text,label', and has ',' in it; expected tabs between"),
+    ],
+)
+def test_columns_that_something_else_separates(write, name, content, message):
+    with pytest.raises(ValueError, match=f"{name}:1: the first line is one column, {message}"):
+        read_records(write(name, content))
 
 
 def test_quoting_is_an_option(write):
@@ -416,14 +484,37 @@ def test_an_encoding_is_an_option(write, encoding):
         ("text,label\nпривет мир,1\n".encode("cp1251"), "does not look like Windows-1252 either"),
         (b"text,label\n\x81\x8d\x90,1\n", "does not look like Windows-1252 either; .*shift_jis"),
         ("text,label\nété ünd,1\n".encode() + b"\xff,2", "a.csv:3: .*damaged there; mend the line"),
-        ("text,label\nx,1\n".encode("utf-16-le"), "a.csv:1: every other byte .*=utf-16-le, or"),
-        ("text,label\nx,1\n".encode("utf-16-be"), "a.csv:1: every other byte .*=utf-16-be, or"),
+        ("text,label\nx,1\n".encode("utf-16-le"), "a.csv:1: zero bytes stand as .*=utf-16-le, or"),
+        ("text,label\nx,1\n".encode("utf-16-be"), "a.csv:1: zero bytes stand as .*=utf-16-be, or"),
+        (
+            "текст,метка\nпривет мир,да\n".encode("utf-16-le"),
+            "a.csv:1: zero bytes .*=utf-16-le, or",
+        ),
+        ("文本,标签\n你好世界,好\n".encode("utf-16-be"), "a.csv:1: zero bytes .*=utf-16-be, or"),
     ],
 )
 def test_bytes_of_another_encoding_name_the_line_and_the_right_one(write, data, message):
     with pytest.raises(ValueError, match=message) as caught:
         read_records(write("a.csv", data))
     assert "LATIN1" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b"PK\x03\x04\x14\x00\x06\x00", "a zip archive or an Excel workbook"),
+        (gzip.compress(b"text,label\n"), "a file that gzip packed"),
+        (bz2.compress(b"text,label\n"), "a file that bzip2 packed"),
+        (lzma.compress(b"text,label\n"), "a file that xz packed"),
+        (as_parquet([{"text": "a", "label": "b", "number": 1, "day": None}]), "a Parquet file"),
+    ],
+    ids=["zip", "gzip", "bzip2", "xz", "parquet"],
+)
+def test_what_is_no_text_whatever_its_name_says(write, data, kind):
+    for name, content in (("a.csv", data), ("a.jsonl", data), ("a.csv.gz", gzip.compress(data))):
+        for encoding in ("utf-8", "cp1252"):
+            with pytest.raises(ValueError, match=f"{name}:1: this is {kind}, whatever its name"):
+                read_records(write(name, content), Reading(encoding))
 
 
 def test_encodings_that_are_none():
@@ -464,6 +555,11 @@ def test_a_json_file_is_an_array_or_lines(write, content):
     assert texts(read_records(write("a.json", content))) == ["a", "b"]
 
 
+def test_marks_between_files_that_were_put_one_behind_another(write):
+    content = '\ufeff{"text": "a"}\n\ufeff{"text": "b"}\n'
+    assert texts(read_records(write("a.jsonl", content))) == ["a", "b"]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -471,6 +567,10 @@ def test_a_json_file_is_an_array_or_lines(write, content):
         ('[{"text": "a"}\n{"text": "b"}]', "a.json:1: no comma behind the object"),
         ('[{"text": "a"},\n\n3]', "a.json:3: no object"),
         ('[{"text": "a"},\n{"text": "b"}', "a.json:2: no comma behind the object"),
+        ('[{"text": "a"}]\n\n[{"text": "b"}]', "a.json:3: '.*b.*' stands behind the end of the ar"),
+        ('[{"text": "a"}] x', "a.json:1: 'x' stands behind the end of the array; expected one"),
+        ('[{"text": "a"},\n{"text": "b", "text": "c"}]', "a.json:2: .*the key 'text' occurs twice"),
+        ('{"text": "a"}\n{"x": {"k": 1, "k": 2}}', "a.json:2: not JSON .the key 'k' occurs twice"),
         ("[]", "a.json' has no rows; expected an array of objects"),
         ("text", r"a.json:1: not JSON \("),
     ],
@@ -494,6 +594,18 @@ def test_compressed_files(write, suffix, pack):
             read_records(write(f"a.csv{suffix}", broken))
 
 
+def test_names_of_what_is_no_file(tmp_path):
+    os.symlink("gone.jsonl", tmp_path / "link.jsonl")
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    for name in ("link", "pipe"):
+        with pytest.raises(
+            FileNotFoundError, match=f"{name}.jsonl' does not exist as a file; it is"
+        ):
+            load(str(tmp_path / f"{name}.jsonl"))
+    with pytest.raises(FileNotFoundError, match=r"a.jsonl' does not exist .looked from"):
+        load("a" * 5000 + ".jsonl")
+
+
 def test_a_file_that_cannot_be_read():
     def fail():
         raise OSError(5, "Input/output error")
@@ -511,6 +623,14 @@ def test_shards_by_folder_and_by_pattern(write, tmp_path):
         task = load(source)
         assert [e.inputs for e in task.splits["train"]] == ["t0", "t1", "t2"]
         assert f"{source} has 3 files, 3 rows" in task.notes
+    os.symlink(tmp_path / "rows", tmp_path / "rows" / "again")
+    assert len(read_records(str(tmp_path / "rows" / "**" / "*.jsonl"))) == 3
+    write("rows/part-0.jsonl.gz", gzip.compress(b'{"text": "t0", "label": "a"}'))
+    with pytest.raises(
+        ValueError, match="has the same rows twice, in '.*part-0.jsonl' and in '.*z'"
+    ):
+        load(str(tmp_path / "rows"))
+    (tmp_path / "rows" / "part-0.jsonl.gz").unlink()
     write("rows/part-3.csv", "text,label\nx,1\n")
     with pytest.raises(ValueError, match="rows' has files in .csv and .jsonl; name those of one"):
         load(str(tmp_path / "rows"))

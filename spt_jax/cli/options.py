@@ -16,7 +16,7 @@ from spt_jax.cli.parser import Parser, option_helps
 from spt_jax.config.decode import DecodeConfig
 from spt_jax.config.devices import DistributedConfig, MeshConfig
 from spt_jax.config.fields import Config, field_types, to_dict
-from spt_jax.errors import suggest
+from spt_jax.errors import require, suggest
 
 AnyParser = TypeVar("AnyParser", bound=Parser)
 AnyConfig = TypeVar("AnyConfig", bound=Config)
@@ -236,8 +236,13 @@ def read_config_flags(flags: Any, config: type[AnyConfig]) -> AnyConfig:
 
 
 def workdir(flags: Any, name: str) -> Path:
-    """The folder that was given, or runs/ with the config file's name or else with `name`."""
+    """Return the folder that was given, or runs/ with the config file's name, or else with `name`.
+
+    Raises:
+        ValueError: An empty one was given, as by an unset variable.
+    """
     if flags.workdir is not None:
+        require(bool(flags.workdir.strip()), "--workdir is '', expected the folder of the run")
         return Path(flags.workdir)
     name = Path(flags.config[-1]).stem if flags.config else name
     return Path("runs") / (re.sub(r"[^\w.-]+", "_", name).lstrip(".") or "unnamed")

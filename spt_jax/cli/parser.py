@@ -183,7 +183,11 @@ class Parser(jsonargparse.ArgumentParser):
 
     def _read_file(self, name: str) -> list[Setting]:
         tree, where = read_tree(name)
-        return list(self.flatten("", tree, where))
+        settings = list(self.flatten("", tree, where))
+        names = [setting.name for setting in settings]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"{where}'{twice}' is set twice; keep one of them")
+        return settings
 
     def flatten(self, name: str, tree: Any, where: str) -> Iterator[Setting]:
         """Yield the settings in a tree of text: {"prompt": {"length": "5"}} is prompt.length = 5.
@@ -218,7 +222,9 @@ class Parser(jsonargparse.ArgumentParser):
             hint = self.flags[name] if name in self.flags else self.hints[name]
         if text is None and type(None) in _members(hint):
             return None
-        if text is not None:
+        # YAML 1.1 reads 1:30 as the number 90.
+        clock = isinstance(text, str) and ":" in text and {int, float} & {*_members(hint)}
+        if text is not None and not clock:
             parser = jsonargparse.ArgumentParser(exit_on_error=False)
             parser.add_argument("--value", type=hint)
             with contextlib.suppress(argparse.ArgumentError):

@@ -145,7 +145,7 @@ def _read_given(flags: Any) -> "list[Given]":
     if flags.input == "-":
         return read_json_lines(sys.stdin.buffer)
     if flags.input is not None:
-        return read_rows(flags.input)
+        return read_rows(flags.input, Path(flags.run))
     if flags.text:
         return [Given(f"text {number}", text) for number, text in enumerate(flags.text, 1)]
     if sys.stdin.isatty():

@@ -53,11 +53,17 @@ def load_text(text: str, where: str) -> Any:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         line = f"line {mark.line + 1}, " if mark is not None else ""
         raise ValueError(f"{where}{line}not valid YAML: {problem or error}") from error
+    except RecursionError:
+        raise ValueError(f"{where}not valid YAML: nested too deeply") from None
 
 
 def show(value: Any) -> str:
     """A tree of text as an error message quotes it."""
-    return f"'{value}'" if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return (
+        f"'{value}'"
+        if isinstance(value, str)
+        else json.dumps(value, ensure_ascii=False, default=repr)
+    )
 
 
 class _TextLoader(yaml.SafeLoader):

@@ -38,10 +38,16 @@ class Rule:
     words: str
 
 
-Count = Annotated[int, Rule(lambda n: n >= 1, "1 or more")]
-CountOrZero = Annotated[int, Rule(lambda n: n >= 0, "0 or more")]
+_FITS_DEVICES = Rule(lambda n: n < 2**31, "less than 2**31")
+"""Whole numbers on devices have 32 bits."""
+
+Count = Annotated[int, Rule(lambda n: n >= 1, "1 or more"), _FITS_DEVICES]
+CountOrZero = Annotated[int, Rule(lambda n: n >= 0, "0 or more"), _FITS_DEVICES]
 Seed = Annotated[int, Rule(lambda n: 0 <= n < 2**32, "0 or more, and less than 2**32")]
 """jax makes a key of the lowest 32 bits, so larger seeds would repeat the runs of smaller ones."""
+
+Text = Annotated[str, Rule(lambda text: bool(text.strip()), "text that is not empty")]
+"""Names and paths. An empty one comes of an unset variable, and as a path it means a folder."""
 
 Positive = Annotated[float, Rule(lambda x: 0 < x < math.inf, "more than 0")]
 PositiveOrZero = Annotated[float, Rule(lambda x: 0 <= x < math.inf, "0 or more")]
@@ -133,13 +139,16 @@ def _fit(value: Any, hint: Any) -> Any:
                     raise
     elif origin is Literal:
         if isinstance(value, str) and value in args:
-            return str(value)
+            return str.__str__(value)  # also of a class of text that prints as something else
     elif origin in (tuple, list):
         if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
             return origin(_fit(inner, args[0]) for inner in value)
     elif origin is dict:
         if isinstance(value, Mapping):
-            return {_key(key): _fit(inner, args[1]) for key, inner in value.items()}
+            fitted = {_key(key): _fit(inner, args[1]) for key, inner in value.items()}
+            if len(fitted) < len(value):
+                raise _Misfit("keys that differ as text")
+            return fitted
     elif hint is int:
         if isinstance(value, Integral) and not isinstance(value, bool):
             return int(value)
@@ -147,17 +156,21 @@ def _fit(value: Any, hint: Any) -> Any:
         if isinstance(value, Real) and not isinstance(value, bool):
             with contextlib.suppress(OverflowError):
                 return float(value)
-    elif hint is str and isinstance(value, (str, os.PathLike)):
-        return str(value)
-    elif hint is not str and isinstance(value, hint):  # bool, None, a config
+    elif hint is str:
+        value = os.fspath(value) if isinstance(value, os.PathLike) else value
+        if isinstance(value, str):
+            return str.__str__(value)
+    elif isinstance(value, hint):  # bool, None, a config
         return value
     raise _Misfit
 
 
 def _key(key: Any) -> str:
-    if isinstance(key, bool) or not isinstance(key, (str, Integral)):
+    if isinstance(key, str):
+        return str.__str__(key)
+    if isinstance(key, bool) or not isinstance(key, Integral):
         raise _Misfit
-    return str(key)
+    return str(int(key))
 
 
 def members(hint: Any) -> tuple[Any, ...]:
@@ -209,7 +222,10 @@ def show(value: Any) -> str:
         return f"'{value}'"
     if isinstance(value, float):
         return str(value)
-    return json.dumps(value, ensure_ascii=False, default=repr)
+    try:
+        return json.dumps(value, ensure_ascii=False, default=repr)
+    except TypeError:  # keys that JSON does not have
+        return repr(value)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from spt_jax.config.fields import (
     Rate,
     Rule,
     Seed,
+    Text,
     show,
 )
 from spt_jax.errors import choose, require
@@ -82,8 +83,8 @@ class PromptConfig(Config, section="prompt"):
     init: Literal[
         "class_labels", "sampled_vocab", "uniform_paper", "uniform_official", "text", "file"
     ] = "class_labels"
-    text: str | None = None
-    file: str | None = None
+    text: Text | None = None
+    file: Text | None = None
     parameterization: Literal["direct", "residual", "superposition", "low_rank", "projection"] = (
         "direct"
     )
@@ -175,25 +176,25 @@ class TaskConfig(Config, section="task"):
             takes them for CSV's in .csv files, and in .tsv files that were written so.
     """
 
-    name: str | None = None
+    name: Text | None = None
     mixture: list[str] | None = None
     mixture_cap: Count = 2**19
     max_train_rows: Count | None = None
-    origin: str = "tfds"
+    origin: Text = "tfds"
     prefix: bool = False
     dev_from_train: bool = False
-    source: str | None = None
-    dev_source: str | None = None
-    test_source: str | None = None
+    source: Text | None = None
+    dev_source: Text | None = None
+    test_source: Text | None = None
     template: str | None = None
-    label: str | None = None
+    label: Text | None = None
     label_words: Annotated[
         dict[str, str] | list[str] | None,
         "a mapping such as '{0: negative, 1: positive}', a list such as '[negative, positive]', "
         "or null",
     ] = None
     free_text: bool = False
-    group: str | None = None
+    group: Text | None = None
     metrics: list[str] | None = None
     missing: Literal["error", "skip", "empty"] = "error"
     encoding: str = "utf-8"
@@ -449,7 +450,7 @@ class TrainConfig(Config):
     """
 
     task: TaskConfig
-    model: str = "spt-nano"
+    model: Text = "spt-nano"
     prompt: PromptConfig | None = field(default_factory=PromptConfig)
     tune: Literal["prompt", "model"] = "prompt"
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

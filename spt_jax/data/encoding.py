@@ -14,6 +14,16 @@ _MARKS = (  # UTF-32 first: its mark begins with that of UTF-16
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_NO_TEXT = {
+    b"PK\x03\x04": "a zip archive or an Excel workbook",
+    b"\x1f\x8b": "a file that gzip packed",
+    b"BZh91AY": "a file that bzip2 packed",
+    b"\xfd7zXZ\x00": "a file that xz packed",
+    b"(\xb5/\xfd": "a file that zstd packed",
+    b"PAR1\x15": "a Parquet file",
+    b"\xd0\xcf\x11\xe0": "an old Excel workbook",
+}
+"""What files of other kinds start with."""
 
 
 def decode(data: bytes, encoding: str, place: str, *, table: bool = False) -> str:
@@ -30,9 +40,14 @@ def decode(data: bytes, encoding: str, place: str, *, table: bool = False) -> st
         ValueError: The bytes are not of that encoding.
     """
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), encoding)
+    if kind := next((kind for mark, kind in _NO_TEXT.items() if data.startswith(mark)), None):
+        raise ValueError(
+            f"{place}:1: this is {kind}, whatever its name says; expected text, so give it the "
+            "suffix of what it is, or unpack or save it as text"
+        )
     if bare := _utf16_without_mark(data, encoding):
         raise ValueError(
-            f"{place}:1: every other byte is 0, as in UTF-16 without its mark; set "
+            f"{place}:1: zero bytes stand as in UTF-16, but it has no mark; set "
             f"--task.encoding={bare}, or save the file as UTF-8"
         )
     try:
@@ -48,12 +63,20 @@ def decode(data: bytes, encoding: str, place: str, *, table: bool = False) -> st
 
 
 def _utf16_without_mark(data: bytes, encoding: str) -> str | None:
-    """Return the name of an encoding of two bytes a letter that looks likely, or None."""
+    """Return the name of an encoding of two bytes a letter that looks likely, or None.
+
+    In ASCII every other byte is 0 then. In other alphabets the line breaks still have a 0 beside
+    them, all on the same side.
+    """
     if encoding.replace("_", "-").startswith(("utf-16", "utf-32")):
         return None
-    even, odd = data[:4096:2], data[1:4096:2]
+    start = data[:4096]
+    even, odd = start[::2], start[1::2]
     for name, zeros, letters in (("utf-16-le", odd, even), ("utf-16-be", even, odd)):
         if len(odd) > 1 and 2 * zeros.count(0) > len(zeros) > 10 * letters.count(0):
+            return name
+        breaks = [at for at, letter in enumerate(letters) if letter == 10]
+        if breaks and not any(zeros[at : at + 1] != b"\0" for at in breaks) and 10 not in zeros:
             return name
     return None
 

@@ -11,6 +11,8 @@ import json
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+
 from spt_jax.data.encoding import decode
 from spt_jax.data.places import File, find_files, most_unpacked
 from spt_jax.data.quoting import csv_lines, find_quoting
@@ -104,7 +106,7 @@ def read_file(
     note, kind = None, kind or file.suffix
     if kind not in SUFFIXES:
         raise ValueError(
-            f"'{file.place}' is the suffix '{file.suffix}', expected a file in "
+            f"'{file.place}' has the suffix '{file.suffix}', expected a file in "
             f"{', '.join(SUFFIXES)}, or those as .gz, .bz2 or .xz"
         )
     if kind == ".parquet":
@@ -123,7 +125,7 @@ def read_file(
                 quoting, note = ("csv", None) if kind == ".csv" else find_quoting(file.place, text)
             split = csv_lines if quoting == "csv" else _bare_lines
             rows = iter(split(file.place, text, delimiter))
-            lines = list(_table_rows(file.place, rows, columns, ragged))
+            lines = list(_table_rows(file.place, rows, columns, ragged, delimiter))
     if not lines:
         shapes = {".parquet": "a table with rows", ".json": "an array of objects"}
         shapes |= dict.fromkeys((".csv", ".tsv"), "a header line and rows below")
@@ -143,9 +145,12 @@ def _parquet_rows(file: File) -> list[Line]:
         size = max(described.num_rows * described.num_columns, sum(groups))
         if size > most_unpacked(len(data)):
             raise ValueError(f"it has {len(data):,} bytes and states {size:,} of values")
+        names = described.schema.to_arrow_schema().names
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"two columns have the name '{shorten(twice, 30)}'")
         table = pyarrow.parquet.read_table(io.BytesIO(data))
-        columns = {name: _as_written(table[name]) for name in table.column_names}
-        rows = pyarrow.table(columns).to_pylist()
+        columns = {name: _values(table[name]) for name in table.column_names}
+        rows = [dict(zip(columns, row)) for row in zip(*columns.values(), strict=True)]
     except (pyarrow.ArrowException, OSError, KeyError, ValueError) as error:
         raise ValueError(
             f"file '{file.place}' cannot be read as Parquet ({shorten(str(error))}); "
@@ -154,38 +159,62 @@ def _parquet_rows(file: File) -> list[Line]:
     return list(enumerate(rows, 1))
 
 
-def _as_written(column: Any) -> Any:
-    """Return a column whose values Python writes as a person would.
+def _values(column: Any) -> list[Any]:
+    """Return the values of a column, which Python writes as a person would.
 
-    float32 goes through its own digits to float64, so that 0.1 does not become 0.10000000149011612;
-    nanoseconds, which Python's dates do not have, become microseconds or else text.
+    float32 goes through its own digits to float64, so that 0.1 does not become 0.10000000149011612.
+    Nanoseconds and years that Python's dates do not have become microseconds or else text.
     """
     import pyarrow as pa
 
     kind = column.type
+    if pa.types.is_float16(kind):
+        return [value if value is None else np.float16(value) for value in column.to_pylist()]
     if "float" in str(kind):
         for wanted in (pa.string(), pa.float64()):
             column = column.cast(_with_leaves(kind, pa.float32(), wanted))
-    elif pa.types.is_timestamp(kind) and kind.unit == "ns":
-        try:
+    try:
+        if pa.types.is_timestamp(kind) and kind.unit == "ns":
             column = column.cast(pa.timestamp("us", kind.tz))
-        except pa.ArrowInvalid:
-            column = column.cast(pa.string())
-    return column
+        elif pa.types.is_time(kind) and kind.unit == "ns":
+            column = column.cast(pa.time64("us"))
+        return column.to_pylist()
+    except (OverflowError, ValueError):  # also what Arrow raises where nanoseconds would be lost
+        return column.cast(pa.string()).to_pylist()
 
 
 def _with_leaves(kind: Any, old: Any, new: Any) -> Any:
-    """Return a type of Arrow with one type in it, at any depth, replaced by another."""
+    """Return a type of Arrow with one type in it, at any depth, replaced by another.
+
+    A list or a dictionary of any layout becomes the usual one of the same values.
+    """
     import pyarrow as pa
 
     if kind == old:
         return new
-    if pa.types.is_list(kind):
-        return pa.list_(_with_leaves(kind.value_type, old, new))
+    if pa.types.is_dictionary(kind):
+        return _with_leaves(kind.value_type, old, new)
+    if pa.types.is_map(kind):
+        return pa.map_(kind.key_type, _with_leaves(kind.item_type, old, new))
     if pa.types.is_struct(kind):
         fields = [kind.field(number) for number in range(kind.num_fields)]
         return pa.struct([(f.name, _with_leaves(f.type, old, new)) for f in fields])
+    if pa.types.is_nested(kind):
+        return pa.large_list(_with_leaves(kind.value_type, old, new))
     return kind
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON; a key that occurs twice is an error, as a column is in a table."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key '{shorten(twice, 30)}' occurs twice")
+    return fields
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=unique_keys)
 
 
 def _jsonl_rows(place: str, text: str) -> Iterator[Line]:
@@ -193,7 +222,7 @@ def _jsonl_rows(place: str, text: str) -> Iterator[Line]:
         if not line.strip():
             continue
         try:
-            fields = json.loads(line)
+            fields = _JSON.decode(line.removeprefix("\ufeff"))  # of files put one behind another
             problem = None if isinstance(fields, dict) else "no object"
         except (ValueError, RecursionError) as error:
             fields, problem = {}, f"not JSON ({error})"
@@ -207,11 +236,11 @@ def _jsonl_rows(place: str, text: str) -> Iterator[Line]:
 
 def _json_rows(place: str, text: str) -> Iterator[Line]:
     """Read an array of objects; or one object; or objects one a line, which some call .json too."""
-    decoder, line, seen = json.JSONDecoder(), 1, 0
+    line, seen = 1, 0
     at = _skip(text, 0, " \n\t")
     if text[at : at + 1] != "[":
         try:
-            whole = json.loads(text)
+            whole = _JSON.decode(text)
         except (ValueError, RecursionError):
             whole = None
         yield from _jsonl_rows(place, text) if not isinstance(whole, dict) else [(1, whole)]
@@ -220,7 +249,7 @@ def _json_rows(place: str, text: str) -> Iterator[Line]:
     while text[at : at + 1] != "]":
         line, seen = line + text.count("\n", seen, at), at
         try:
-            fields, at = decoder.raw_decode(text, at)
+            fields, at = _JSON.raw_decode(text, at)
             problem = None if isinstance(fields, dict) else "no object"
             at = _skip(text, at, " \n\t")
             if problem is None and text[at : at + 1] not in (",", "]"):
@@ -234,6 +263,13 @@ def _json_rows(place: str, text: str) -> Iterator[Line]:
             )
         yield line, fields
         at = _skip(text, at + (text[at] == ","), " \n\t")
+    end = _skip(text, at + 1, " \n\t")
+    if rest := text[end : end + 80]:
+        line += text.count("\n", seen, end)
+        raise ValueError(
+            f"{place}:{line}: {shorten(rest)!r} stands behind the end of the array; expected one "
+            "array of objects in the file"
+        )
 
 
 def _skip(text: str, at: int, blanks: str) -> int:
@@ -259,11 +295,20 @@ def _table_rows(
     table: Iterator[tuple[int, list[str]]],
     columns: tuple[str, ...],
     ragged: bool,
+    delimiter: str,
 ) -> Iterator[Line]:
     first = next(table, (1, []))
     header = [name.strip() for name in first[1]]
     if columns and not {*columns} & {*header}:
         header, table = list(columns), itertools.chain([first], table)
+    joined = header[0] if len(header) == 1 else ""
+    separators = [mark for mark in "\t;,|" if mark != delimiter and mark in joined]
+    if separators:
+        raise ValueError(
+            f"{place}:1: the first line is one column, {shorten(joined)!r}, and has "
+            f"{separators[0]!r} in it; expected {'commas' if delimiter == ',' else 'tabs'} between "
+            "the columns, so save it as .csv with commas, or as .tsv with tabs"
+        )
     # The index that DataFrame.to_csv() writes is a first column without a name; it is left out.
     unnamed = next((n for n, name in enumerate(header) if name), len(header))
     for name in header[unnamed:]:

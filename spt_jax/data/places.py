@@ -10,6 +10,7 @@ import glob
 import gzip
 import io
 import lzma
+import os
 import re
 import zlib
 from collections.abc import Callable
@@ -43,10 +44,15 @@ class File(NamedTuple):
     read_packed: Callable[[], bytes]
 
     @property
+    def unpacked(self) -> str:
+        """The place without the suffix of a compression: `rows/a.JSONL` of `rows/a.JSONL.gz`."""
+        suffix = Path(self.place).suffix
+        return self.place.removesuffix(suffix) if suffix.lower() in _UNPACK else self.place
+
+    @property
     def suffix(self) -> str:
         """The suffix in lower case, without that of a compression: `.jsonl` of `a.JSONL.gz`."""
-        path = Path(self.place)
-        return Path(path.stem if path.suffix.lower() in _UNPACK else path).suffix.lower()
+        return Path(self.unpacked).suffix.lower()
 
     def read(self) -> bytes:
         """Return the bytes, unpacked.
@@ -110,7 +116,7 @@ def open_folder(place: str) -> Folder | None:
     if address := _address(place):
         return _open_bucket(address)
     path = Path(place)
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return None
     below = [*path.iterdir(), *(file for inner in path.iterdir() for file in _inside(inner))]
     names = sorted(file.relative_to(path).as_posix() for file in below if file.is_file())
@@ -130,9 +136,9 @@ def find_files(source: str, suffixes: tuple[str, ...]) -> list[File]:
         ValueError: A folder holds splits or several kinds of files.
         PermissionError, ConnectionError: The bucket cannot be read.
     """
-    if _address(source) is None and Path(source).is_file():
+    if _address(source) is None and os.path.isfile(source):
         return [_local(Path(source))]
-    if re.search(r"[*?[]", source) and not Path(source).exists():
+    if re.search(r"[*?[]", source) and not os.path.exists(source):
         files = [file for file in _match(source) if file.suffix in suffixes]
         if not files:
             raise FileNotFoundError(
@@ -168,7 +174,12 @@ def _match(pattern: str) -> list[File]:
     address = _address(pattern)
     if address is None:
         found = map(Path, sorted(glob.glob(pattern, recursive=True)))
-        return [_local(path) for path in found if path.is_file()]  # a named pipe would wait
+        files = [path for path in found if path.is_file()]  # a named pipe would wait
+        # A link to a folder above leads to the same files again and again.
+        once: dict[Path, Path] = {}
+        for path in files:
+            once.setdefault(path.resolve(), path)
+        return [_local(path) for path in once.values()]
     parent, _, _ = re.split(r"[*?[]", address)[0].rpartition("/")
     bucket = _open_bucket(parent)
     wanted = address.removeprefix(f"{parent}/")
@@ -185,6 +196,14 @@ def _one_kind(source: str, files: list[File]) -> list[File]:
             f"'{source}' has files in {' and '.join(kinds)}; name those of one kind by a pattern, "
             f"such as '{source.rstrip('/')}/*{kinds[0]}'"
         )
+    seen: dict[str, File] = {}
+    for file in files:
+        other = seen.setdefault(file.unpacked, file)
+        if other is not file:
+            raise ValueError(
+                f"'{source}' has the same rows twice, in '{other.place}' and in '{file.place}'; "
+                "name one of them, or remove it"
+            )
     return files
 
 
@@ -235,7 +254,9 @@ def _neighbour(source: str, suffixes: tuple[str, ...]) -> str:
     if _address(source) is not None:
         return "; check the address, and that this account may list the bucket"
     parent = Path(source).parent
-    if not parent.is_dir():
+    if os.path.lexists(source):
+        return " as a file; it is a link to nothing, a pipe or a device"
+    if not os.path.isdir(parent):
         return f", nor does its folder (looked from {Path.cwd()})"
     names = [path.name for path in parent.iterdir() if _local(path).suffix in suffixes]
     return suggest(Path(source).name, names) or f" (looked from {Path.cwd()})"

@@ -6,6 +6,7 @@ own quotes are doubled. Which of the two a file is can be seen, because a writer
 every cell that has a quote.
 """
 
+import contextlib
 import csv
 import io
 import re
@@ -13,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from typing import Literal
 
+_SPACED = re.compile(r' +"')
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 _LIMIT = threading.Lock()  # the longest cell is a setting of the whole process
 
@@ -26,17 +28,29 @@ def csv_lines(place: str, text: str, delimiter: str) -> list[tuple[int, list[str
     with _LIMIT:
         limit = csv.field_size_limit(2**31 - 1)
         try:
-            return list(_csv_lines(place, text, delimiter))
+            lines = list(_csv_lines(place, text, delimiter))
+            if any(_SPACED.match(cell) for _, cells in lines for cell in cells):
+                # Some write `a, "b"`, with a space that is before the quote and not in the cell.
+                with contextlib.suppress(ValueError):
+                    spaced = list(_csv_lines(place, text, delimiter, spaced=True))
+                    if _stripped(spaced) != _stripped(lines):
+                        return spaced
+            return lines
         finally:
             csv.field_size_limit(limit)
 
 
-def _csv_lines(place: str, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+def _stripped(lines: list[tuple[int, list[str]]]) -> list[list[str]]:
+    return [[cell.lstrip(" ") for cell in cells] for _, cells in lines]
+
+
+def _csv_lines(
+    place: str, text: str, delimiter: str, *, spaced: bool = False
+) -> Iterator[tuple[int, list[str]]]:
     # Lines end at \n alone, so that csv refuses a \r in a cell without quotes.
-    number, reader = (
-        1,
-        csv.reader(io.StringIO(text, newline="\n"), strict=True, delimiter=delimiter),
-    )
+    stream = io.StringIO(text, newline="\n")
+    reader = csv.reader(stream, strict=True, delimiter=delimiter, skipinitialspace=spaced)
+    number = 1
     while True:
         try:
             cells = next(reader, None)

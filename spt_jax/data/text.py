@@ -10,6 +10,7 @@ import datetime
 import decimal
 import math
 import re
+import unicodedata
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,14 +20,21 @@ import numpy as np
 from spt_jax.errors import shorten, suggest
 
 _ADDRESS = re.compile(r"([^\[\]]+)((?:\[[^\[\]]*\])+)")
+_INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs")
 NOT_A_NUMBER = ("nan", "NaN", "<NA>", "NaT")
 """What libraries write for a missing number or date into a file of text."""
 
 
 def is_missing(value: Any) -> bool:
-    """Return whether there is nothing: null, NaN, or a text without a character but white space."""
+    """Return whether there is nothing to read: null, NaN, or a text without a visible character.
+
+    White space, control characters and those of format, such as a zero-width space, are not
+    visible. Tokenizers drop most of them, so that nothing would be left.
+    """
     value = _python(value)
-    if isinstance(value, (str, bytes)):
+    if isinstance(value, str):
+        return not any(unicodedata.category(letter) not in _INVISIBLE for letter in value)
+    if isinstance(value, bytes):
         return not value.strip()
     if isinstance(value, decimal.Decimal):
         return value.is_nan()

@@ -4,12 +4,17 @@ A line that cannot be read does not end the answers to the others. Lines are num
 """
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from spt_jax.config.fields import from_dict
+from spt_jax.config.train import TrainConfig
 from spt_jax.data.encoding import decode
-from spt_jax.data.files import SUFFIXES, read_file
+from spt_jax.data.files import SUFFIXES, Reading, read_file
 from spt_jax.data.places import find_files
 from spt_jax.prediction.rows import load_line
+from spt_jax.runs.folder import RunFolder
+from spt_jax.runs.workdir import open_run
 
 _BOM = b"\xef\xbb\xbf"
 
@@ -52,23 +57,29 @@ def read_json_lines(lines: Iterable[bytes], place: str = "line ") -> list[Given]
     return rows
 
 
-def read_rows(source: str) -> list[Given]:
+def read_rows(source: str, run: Path) -> list[Given]:
     """Return the rows of a file; a table or an array is read whole or not at all.
 
     Args:
         source: As `data.places.find_files` takes it.
+        run: The run that is to answer them. Files of text have the encoding and the quotes of the
+            rows that it was trained on.
 
     Raises:
-        FileNotFoundError, ValueError: See `data.files.read_table`; a line of JSONL that cannot be
-            read is no error.
+        FileNotFoundError, ValueError: The folder holds no run, or see `data.files.read_table`; a
+            line of JSONL that cannot be read is no error.
     """
+    files = find_files(source, SUFFIXES)
+    with open_run(run) as place:
+        task = from_dict(TrainConfig, RunFolder(place).read_config(), saved=True).task
+    reading = Reading(task.encoding, task.quoting)
     rows = []
-    for file in find_files(source, SUFFIXES):
+    for file in files:
         if file.suffix in (".jsonl", ".ndjson"):
-            lines = decode(file.read(), "utf-8", file.place).split("\n")
+            lines = decode(file.read(), reading.encoding, file.place).split("\n")
             rows += read_json_lines((line.encode() for line in lines), f"{file.place}:")
         else:
-            rows += [Given(record.place, record.values) for record in read_file(file)[0]]
+            rows += [Given(record.place, record.values) for record in read_file(file, reading)[0]]
     return rows
 
 

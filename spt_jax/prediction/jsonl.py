@@ -21,6 +21,7 @@ from spt_jax.config.decode import WINDOW, DecodeConfig
 from spt_jax.config.devices import MeshConfig
 from spt_jax.config.train import DataConfig
 from spt_jax.data.files import read_records
+from spt_jax.data.places import File
 from spt_jax.data.text import as_text
 from spt_jax.distributed.main_process import main_only, on_main
 from spt_jax.errors import require
@@ -64,8 +65,9 @@ def predict_file(
     Args:
         model: Name of the model; see `load_backbone`.
         prompts: Path of each prompt by its name; see `load_bank`.
-        source: A file of JSONL, CSV, TSV or Parquet, or a stream of JSONL; a killed run on a stream
-            cannot be continued. The rows of a table become lines of JSON before they are numbered.
+        source: A file of JSONL, CSV, TSV, Parquet or a JSON array, maybe compressed, or a stream of
+            JSONL; a killed run on a stream cannot be continued. The rows of a table or an array
+            become lines of JSON before they are numbered.
         output: A file, or a stream; errors are then lines on stderr.
         data: Lengths, and rows of a batch.
         decode: How answers are generated.
@@ -205,10 +207,13 @@ def _open(
     source: Path | IO[bytes], output: Path | IO[bytes], identity: Identity, overwrite: bool
 ) -> Iterator[_Files]:
     with contextlib.ExitStack() as stack:
+        packed = File(str(source), lambda: Path(str(source)).read_bytes())
         if not isinstance(source, Path):
             file = source
-        elif source.suffix.lower() in (".csv", ".tsv", ".parquet"):
+        elif packed.suffix in (".csv", ".tsv", ".parquet", ".json"):
             file = io.BytesIO(_table_lines(source))
+        elif packed.unpacked != packed.place:
+            file = io.BytesIO(packed.read())
         else:
             file = stack.enter_context(open(source, "rb"))
         digest, size, lines = None, None, None
@@ -237,11 +242,23 @@ def _lines(files: _Files, window: int) -> Iterator[bytes]:
 
 
 def _table_lines(source: Path) -> bytes:
-    """Return the rows of a table as JSONL; null where a number is missing (NaN)."""
-    rows = [record.values for record in read_records(str(source))]
-    plain = ({name: None if x != x else x for name, x in row.items()} for row in rows)
-    lines = (json.dumps(row, ensure_ascii=False, default=as_text) for row in plain)
-    return "".join(f"{line}\n" for line in lines).encode(errors="replace")
+    """Return the rows of a table as JSONL; null where a number is missing (NaN).
+
+    Raises:
+        ValueError: A row has a value that JSON cannot hold, such as the bytes of an image; or see
+            `read_records`.
+    """
+    lines = []
+    for record in read_records(str(source)):
+        row = {name: None if x != x else x for name, x in record.values.items()}
+        try:
+            lines.append(json.dumps(row, ensure_ascii=False, default=as_text) + "\n")
+        except ValueError as error:
+            raise ValueError(
+                f"{record.place}: a value is {error}, which a line of the output cannot hold; "
+                "leave its column out of the table"
+            ) from None
+    return "".join(lines).encode(errors="replace")
 
 
 def _check(source: Path | None, output: Path | IO[bytes]) -> None:

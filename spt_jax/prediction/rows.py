@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 from spt_jax.data.example import Example
+from spt_jax.data.files import unique_keys
 from spt_jax.errors import shorten
 from spt_jax.prediction.inputs import EXAMPLE, InputForm
 
@@ -144,10 +145,11 @@ def load_line(line: bytes) -> Any:
     """Return the value of a line of JSON.
 
     Raises:
-        ValueError: It is not JSON in UTF-8, or has NaN or Infinity.
+        ValueError: It is not JSON in UTF-8, has a key twice, or has NaN or Infinity.
     """
     try:
-        return json.loads(_text(line), parse_constant=_refuse_constant)
+        text = _text(line)
+        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=unique_keys)
     except UnicodeDecodeError as error:
         raise ValueError(f"the line is not text in UTF-8: {error}") from None
     except json.JSONDecodeError as error:
