@@ -133,7 +133,6 @@ WRONG = [
     (lambda: TaskConfig(name="boolq", origin=""), "task.origin is '', expected text that is not e"),
     (lambda: TrainConfig(task=TASK, model=""), "model is '', expected text that is not empty"),
     (lambda: PromptConfig(init="file", file=""), "prompt.file is '', expected text that is not e"),
-    (lambda: PromptConfig(init="text", text=""), "prompt.text is '', expected text that is not e"),
     (lambda: EvalConfig(patience=0), "eval.patience is 0, expected 1 or more"),
     (lambda: DistributedConfig(num_processes=0), "distributed.num_processes is 0, expected 1 or"),
 ]  # fmt: skip

@@ -83,7 +83,7 @@ class PromptConfig(Config, section="prompt"):
     init: Literal[
         "class_labels", "sampled_vocab", "uniform_paper", "uniform_official", "text", "file"
     ] = "class_labels"
-    text: Text | None = None
+    text: str | None = None
     file: Text | None = None
     parameterization: Literal["direct", "residual", "superposition", "low_rank", "projection"] = (
         "direct"
