@@ -57,22 +57,20 @@ def read_json_lines(lines: Iterable[bytes], place: str = "line ") -> list[Given]
     return rows
 
 
-def read_rows(source: str, run: Path) -> list[Given]:
+def read_rows(source: str, run: Path | None = None) -> list[Given]:
     """Return the rows of a file; a table or an array is read whole or not at all.
 
     Args:
         source: As `data.places.find_files` takes it.
         run: The run that is to answer them. Files of text have the encoding and the quotes of the
-            rows that it was trained on.
+            rows that it was trained on. Without one they are read as by default.
 
     Raises:
         FileNotFoundError, ValueError: The folder holds no run, or see `data.files.read_table`; a
             line of JSONL that cannot be read is no error.
     """
     files = find_files(source, SUFFIXES)
-    with open_run(run) as place:
-        task = from_dict(TrainConfig, RunFolder(place).read_config(), saved=True).task
-    reading = Reading(task.encoding, task.quoting)
+    reading = Reading() if run is None else _reading_of(run)
     rows = []
     for file in files:
         if file.suffix in (".jsonl", ".ndjson"):
@@ -81,6 +79,12 @@ def read_rows(source: str, run: Path) -> list[Given]:
         else:
             rows += [Given(record.place, record.values) for record in read_file(file, reading)[0]]
     return rows
+
+
+def _reading_of(run: Path) -> Reading:
+    with open_run(run) as place:
+        task = from_dict(TrainConfig, RunFolder(place).read_config(), saved=True).task
+    return Reading(task.encoding, task.quoting)
 
 
 def _unread(place: str, line: bytes, problem: str) -> Given:
