@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -116,6 +117,25 @@ def test_evaluate_writes_what_it_made_of_each_row(run, tmp_path):
     assert result["score"] == pytest.approx(100 * sum(hits) / len(hits))
     ranked = [max(row["log_probs"], key=row["log_probs"].get) == row["target"] for row in rows]
     assert result["rank_score"] == pytest.approx(100 * sum(ranked) / len(ranked))
+
+
+def test_evaluate_replaces_no_file_but_its_own(run, tmp_path):
+    source = Path(load_run(run).config.task.source)
+    content = source.read_bytes()
+    (tmp_path / "notes.txt").write_text("mine")
+    for output in (source, tmp_path / "notes.txt"):
+        with pytest.raises(FileExistsError, match=r"is a file that no evaluation has written, and"):
+            evaluate_run(run, "test", output=output)
+    assert source.read_bytes() == content and (tmp_path / "notes.txt").read_text() == "mine"
+    with pytest.raises(FileNotFoundError, match="folder .* of output .*/none/o.jsonl does not exi"):
+        evaluate_run(run, "test", output=tmp_path / "none" / "o.jsonl")
+    with pytest.raises(IsADirectoryError, match="is a folder; give a file"):
+        evaluate_run(run, "test", output=tmp_path)
+    (tmp_path / "o.jsonl").touch()
+    evaluate_run(run, "dev", output=tmp_path / "o.jsonl")
+    first = (tmp_path / "o.jsonl").read_bytes()
+    evaluate_run(run, "test", output=tmp_path / "o.jsonl")
+    assert (tmp_path / "o.jsonl").read_bytes() != first
 
 
 def test_evaluate_says_where_the_data_is_other_than_in_training(tmp_path, capsys):

@@ -16,10 +16,11 @@ from spt_jax.data.example import Task, sample_rows
 from spt_jax.data.papers.splits import paper_task_names
 from spt_jax.data.pipeline import TokenizedSplit, split_fingerprint, tokenize_task
 from spt_jax.data.tasks import load_task, load_test
-from spt_jax.distributed.main_process import main_process
+from spt_jax.distributed.main_process import main_process, on_main
 from spt_jax.errors import suggest
 from spt_jax.evaluation.scores import Outputs, Scores, TaskRows, answer_tasks, score
 from spt_jax.models.backbone import Backbone
+from spt_jax.prediction.output import check_output
 from spt_jax.prompts.bank import PromptBank
 from spt_jax.prompts.load import ROWS, load_run, load_runs, load_stored
 from spt_jax.runs.log import write_atomic
@@ -97,7 +98,8 @@ def evaluate_run(
         model: Frozen model of a prompt that has no run; it needs a `task`.
         mesh: How devices share the work; `automesh` decides if None.
         output: A file of JSONL to write, with the input, the target, the output and the
-            log-probabilities of the label words of each row.
+            log-probabilities of the label words of each row. It replaces a file of an earlier
+            evaluation and no other.
         fetch: Names in the config of the run that may be fetched from the network: its model (an
             address, or a Hub id that is not in the Hub's cache) and the addresses of its rows.
 
@@ -106,11 +108,16 @@ def evaluate_run(
         when the run was trained; None where that is not known.
 
     Raises:
-        FileNotFoundError: The folder holds no run, or a file of the other task is missing.
+        FileNotFoundError: The folder holds no run, a file of the other task is missing, or there is
+            no folder for `output`.
+        FileExistsError: `output` is a file that no evaluation has written.
+        IsADirectoryError: `output` is a folder.
         ValueError: The split or the task is unknown, the prompt is of another model, or the config
             names what would be fetched and is not in `fetch`.
         RunError: `output` cannot be written.
     """
+    if output is not None:
+        on_main(lambda: _require_own_output(output))
     facts: Mapping[str, Any] = {}
     if model is None:
         rows = ROWS if task is None else ("origin",) if origin is None else ()
@@ -169,6 +176,24 @@ def _data_changed(
             "run was trained, so this score does not compare with its own"
         )
     return changed
+
+
+def _require_own_output(output: Path) -> None:
+    """Raise an error if a file cannot be written, or holds anything but rows of an evaluation."""
+    check_output(output, None)
+    if not output.is_file():
+        return
+    with output.open("rb") as file:
+        line = file.readline()
+    try:
+        row = json.loads(line or b"{}")
+    except (ValueError, RecursionError):
+        row = None
+    if line and (not isinstance(row, dict) or list(row)[:3] != ["input", "target", "output"]):
+        raise FileExistsError(
+            f"output {output} is a file that no evaluation has written, and it would be replaced; "
+            "give another one, or remove it"
+        )
 
 
 @main_process
