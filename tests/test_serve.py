@@ -9,6 +9,7 @@ import threading
 import time
 
 import pytest
+from hypothesis import HealthCheck, given, settings
 from support import serving, tiny
 from support.serving import CONFIG
 
@@ -432,3 +433,30 @@ def test_requests_that_were_accepted_are_answered_after_the_end_has_begun(engine
         for thread in threads:
             thread.join(60)
     assert [answer.status_code for answer in answers] == [200] * 4 and running.server.cut == 0
+
+
+@pytest.mark.slow
+def test_requests_drawn_from_the_schema_get_answers_of_the_schema(engine):
+    schemathesis = pytest.importorskip("schemathesis", reason="needs schemathesis")
+    schemathesis.checks.load_all_checks()
+    names = (
+        "not_a_server_error", "status_code_conformance", "content_type_conformance",
+        "response_schema_conformance",
+    )  # fmt: skip
+    wanted = [getattr(schemathesis.checks, name) for name in names]
+    with Running(engine, allow_load=True) as running:
+        schema = schemathesis.openapi.from_url(f"{running.url}/openapi.json")
+        asked = 0
+        for found in schema.get_all_operations():
+            operation = found.ok()
+
+            @settings(max_examples=40, suppress_health_check=list(HealthCheck))
+            @given(case=operation.as_strategy())
+            def ask(case):
+                nonlocal asked
+                asked += 1
+                case.call_and_validate(checks=wanted)
+
+            ask()
+        assert asked > 200
+        assert running.post("/v1/completions", model="animals", prompt=TEXT).status_code == 200

@@ -52,6 +52,13 @@ Text = Annotated[str, Rule(lambda text: bool(text.strip()), "text that is not em
 Positive = Annotated[float, Rule(lambda x: 0 < x < math.inf, "more than 0")]
 PositiveOrZero = Annotated[float, Rule(lambda x: 0 <= x < math.inf, "0 or more")]
 Finite = Annotated[float, Rule(math.isfinite, "a finite number")]
+Lengths = Annotated[
+    tuple[int, ...],
+    Rule(
+        lambda lengths: all(n >= 1 for n in lengths) and list(lengths) == sorted({*lengths}),
+        "increasing lengths of 1 or more",
+    ),
+]
 Share = Annotated[float, Rule(lambda x: 0 <= x <= 1, "0 to 1")]
 Rate = Annotated[float, Rule(lambda x: 0 <= x < 1, "at least 0 and less than 1")]
 

@@ -7,15 +7,7 @@ Nothing here imports jax. `EngineConfig` is about rows and batches, with or with
 from dataclasses import dataclass
 from typing import Annotated
 
-from spt_jax.config.fields import Config, Count, Positive, PositiveOrZero, Rule
-
-Buckets = Annotated[
-    tuple[int, ...],
-    Rule(
-        lambda lengths: all(n >= 1 for n in lengths) and list(lengths) == sorted({*lengths}),
-        "increasing lengths of 1 or more",
-    ),
-]
+from spt_jax.config.fields import Config, Count, Lengths, Positive, PositiveOrZero, Rule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +33,7 @@ class EngineConfig(Config):
     inputs_length: Count = 128
     targets_length: Count = 16
     batch_size: Count = 32
-    buckets: Buckets = (32, 64, 128, 256, 512)
+    buckets: Lengths = (32, 64, 128, 256, 512)
     max_wait: PositiveOrZero = 5.0
     queue: Count = 1024
     max_rows: Count = 64

@@ -14,6 +14,7 @@ from spt_jax.config.fields import (
     Config,
     Count,
     CountOrZero,
+    Lengths,
     Positive,
     PositiveOrZero,
     Rate,
@@ -274,13 +275,7 @@ class DataConfig(Config, section="data"):
     inputs_length: Count = 512
     targets_length: Count = 32
     batch_size: Count = 32
-    buckets: Annotated[
-        tuple[int, ...],
-        Rule(
-            lambda lengths: all(n >= 1 for n in lengths) and list(lengths) == sorted({*lengths}),
-            "increasing lengths of 1 or more",
-        ),
-    ] = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 128, 192, 256, 384)
+    buckets: Lengths = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 128, 192, 256, 384)
     group_by_length: bool = False
 
 

@@ -15,7 +15,7 @@ from typing import IO, Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
@@ -146,7 +146,7 @@ def make_app(
         require_ready(engine)
         return {"status": "ready"}
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Return the numbers of the server in the format of Prometheus."""
         return Response(telemetry.text(), media_type=CONTENT_TYPE)
@@ -164,7 +164,9 @@ def make_app(
                 return card
         raise Refused(404, f"there is no model {ascii(name[:80])}", code="model_not_found")
 
-    @app.post("/v1/completions", response_model=CompletionAnswer)
+    streamed = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+
+    @app.post("/v1/completions", response_model=CompletionAnswer, responses=streamed)
     async def complete(request: Request, form: CompletionForm) -> Response:
         """Write answers to texts."""
         ask(form.require_honoured)
