@@ -186,17 +186,22 @@ while True:
 """
 
 
-def test_killed_three_times_it_gives_the_undisturbed_files(folder, tmp_path):
-    def run(name, kills):
-        (tmp_path / name).mkdir()
-        output = tmp_path / name / "out.jsonl"
-        argv = command(folder, output, "--sample", "--window=8", "--seed=3", "--scores")
-        arguments = [sys.executable, "-c", KILLING, str(output), str(kills), *argv]
-        result = subprocess.run(arguments, capture_output=True, text=True)
-        assert result.returncode == 3, result.stderr
-        assert result.stderr.count("continuing") == kills
+@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_killed_it_gives_the_undisturbed_files(folder, tmp_path, kills):
+    def files(name):
+        (tmp_path / name).mkdir(exist_ok=True)
         return {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
 
-    undisturbed = run("undisturbed", 0)
-    assert undisturbed["out.jsonl"].count(b"\n") == 318
-    assert run("killed", 3) == undisturbed
+    def arguments(name):
+        output = tmp_path / name / "out.jsonl"
+        return command(folder, output, "--sample", "--window=8", "--seed=3", "--scores")
+
+    assert files("undisturbed") == files("killed") == {}
+    assert cli.main(arguments("undisturbed")) == 3
+    assert files("undisturbed")["out.jsonl"].count(b"\n") == 318
+    output = str(tmp_path / "killed" / "out.jsonl")
+    killing = [sys.executable, "-c", KILLING, output, str(kills), *arguments("killed")]
+    result = subprocess.run(killing, capture_output=True, text=True)
+    assert result.returncode == 3, result.stderr
+    assert result.stderr.count("continuing") == kills
+    assert files("killed") == files("undisturbed")

@@ -210,7 +210,8 @@ def test_scanned_layers_equal_layers_one_by_one(setup):
 @functools.cache
 def loss_and_grads(config, remat, unrolled):
     """Loss and gradient with dropout of a model that computes this again in the backward pass."""
-    model, params, embedded, mask, ids = make(config)
+    # Random masks are most of what XLA compiles here, so the decoder has one layer.
+    model, params, embedded, mask, ids = make(dataclasses.replace(config, num_decoder_layers=1))
 
     def loss(params):
         start = model.apply({"params": params}, ids, method="embed")
@@ -220,7 +221,7 @@ def loss_and_grads(config, remat, unrolled):
         return jnp.mean(jnp.square(jax.nn.logsumexp(logits, axis=-1)))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(thresholds, "UNROLLED_ON_CPU", 12 if unrolled else 1)
+        patch.setattr(thresholds, "UNROLLED_ON_CPU", 12 if unrolled else 0)
         return jax.jit(jax.value_and_grad(loss))(params)
 
 
@@ -276,7 +277,8 @@ def test_bfloat16_activations_give_float32_logits_near_the_exact_ones(setup):
 
 
 def test_dropout_needs_train_and_depends_on_its_key(setup):
-    model, params, embedded, mask, ids = setup
+    one_layer = dataclasses.replace(setup[0].config, num_layers=1, num_decoder_layers=1)
+    model, params, embedded, mask, ids = make(one_layer)
     noisy = model.clone(dropout_rate=0.5)
     exact = run(model, params, embedded, mask, ids)
     np.testing.assert_array_equal(run(noisy, params, embedded, mask, ids), exact)

@@ -224,7 +224,8 @@ def stopped_by_patience(folder: Path, run: Path, **changes) -> dict:
     patience = changes.pop("patience", 1)
     evaluation = EvalConfig(every=2, batch_size=8, patience=patience, baselines=False)
     nothing = OptimizerConfig(name="sgd", learning_rate=1e-30)
-    return fit(tiny.train_config(folder, eval=evaluation, optimizer=nothing, **changes), run)
+    changes |= {"eval": evaluation, "optimizer": nothing, "dropout_rate": 0.0}
+    return fit(tiny.train_config(folder, **changes), run)
 
 
 def test_the_patience_of_now_decides_for_a_run_that_patience_stopped(finished, tmp_path, capsys):
@@ -267,10 +268,11 @@ def test_evaluations_and_resuming_compile_no_second_step(finished, tmp_path, mon
 
 def test_more_steps_that_change_the_learning_rate_are_told(finished, tmp_path, capsys):
     folder, run = finished[0], tmp_path / "run"
-    optimizer = OptimizerConfig(learning_rate=0.4, schedule="linear")
-    fit(tiny.train_config(folder, steps=4, optimizer=optimizer), run)
+    optimizer = OptimizerConfig(name="sgd", learning_rate=0.4, schedule="linear")
+    config = tiny.train_config(folder, steps=4, optimizer=optimizer, dropout_rate=0.0)
+    fit(config, run)
     assert "the learning rate of step" not in capsys.readouterr().err
-    fit(tiny.train_config(folder, steps=8, optimizer=optimizer), run)
+    fit(dataclasses.replace(config, steps=8), run)
     expected = (
         "steps was 4 and is 8: the learning rate of step 5 is 0.2, where it was to be 0, because "
         "the linear schedule spans all steps"
@@ -395,7 +397,9 @@ def test_model_tuning_trains_every_leaf_and_writes_the_model(finished, tmp_path)
     folder, _, _ = finished
     # SGD, because Adafactor of every leaf is a large program; test_configs takes a step of it.
     optimizer = OptimizerConfig(name="sgd", learning_rate=1e-2)
-    config = tiny.train_config(folder, tune="model", prompt=None, optimizer=optimizer)
+    config = tiny.train_config(
+        folder, tune="model", prompt=None, optimizer=optimizer, dropout_rate=0.0
+    )
     result = fit(config, tmp_path / "run")
     assert result["frozen_params"] == 0 and result["frozen_unchanged"] is None
     assert result["trained_params"] == 16_624
@@ -408,7 +412,10 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(finishe
     folder, _, _ = finished
     optimizer = OptimizerConfig(name="sgd", learning_rate=1e38)
     config = tiny.train_config(
-        folder, optimizer=optimizer, log=LogConfig(every=1, checkpoint_every=1)
+        folder,
+        optimizer=optimizer,
+        log=LogConfig(every=1, checkpoint_every=1),
+        dropout_rate=0.0,
     )
     with pytest.raises(
         RunError, match=r"is (nan|inf) at step \d+ \(.*\); lower optimizer.learning"

@@ -18,9 +18,9 @@ from jax.sharding import Mesh
 
 from spt_jax.config.devices import MeshConfig
 from spt_jax.errors import choose
-from spt_jax.pytree import count_params
+from spt_jax.models.names import count_weights
 from spt_jax.sharding import make_mesh
-from spt_jax.t5 import T5, T5Config
+from spt_jax.t5 import T5Config
 
 WEIGHTS_SHARE = 0.5
 """Share of a device's memory for weights; the rest is for activations and gathered layers."""
@@ -116,8 +116,7 @@ def choose_mesh(
             f"{spread} devices leave {model} for heads; set --data.batch_size to a multiple of "
             f"{count}, or a --mesh.data that leaves devices unused"
         )
-    params = jax.eval_shape(T5(config).init_params, jax.random.key(0))
-    weights = bytes_per_param * count_params(params)
+    weights = bytes_per_param * count_weights(config)
     size = f"{weights / 2**30:.1f} GiB of weights"
     if memory is None:
         return Choice(

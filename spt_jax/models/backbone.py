@@ -20,6 +20,7 @@ from spt_jax.config.devices import MeshConfig
 from spt_jax.models.automesh import device_memory, make_suited_mesh, resolve_dtype
 from spt_jax.models.base_checkpoint import Base, require_new, restore_base, write_base
 from spt_jax.models.load import load_params
+from spt_jax.models.names import count_weights
 from spt_jax.models.open import (
     BUNDLED,
     backbone_names,
@@ -28,7 +29,7 @@ from spt_jax.models.open import (
     open_model,
     read_shape,
 )
-from spt_jax.pytree import count_params, fingerprint, named_leaves, nbytes
+from spt_jax.pytree import fingerprint, named_leaves
 from spt_jax.runs.log import sync_tree
 from spt_jax.runs.progress import say
 from spt_jax.t5 import PRESETS, T5, AttentionVersion, Remat, T5Config
@@ -216,14 +217,13 @@ def describe(name: str, length: int) -> dict:
         config, identity = PRESETS[name], None
     else:
         config, identity = read_shape(name)
-    params = jax.eval_shape(T5(config).init_params, jax.random.key(0))
-    frozen, trained = count_params(params), length * config.d_model
+    frozen, trained = count_weights(config), length * config.d_model
     return {
         "model": name,
         "fingerprint": identity,
         **dataclasses.asdict(config),
         "frozen_params": frozen,
-        "frozen_bytes_float32": nbytes(params),
+        "frozen_bytes_float32": 4 * frozen,
         "prompt_length": length,
         "trained_params": trained,
         "trained_percent": 100 * trained / (frozen + trained),

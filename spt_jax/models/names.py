@@ -6,6 +6,7 @@ Both tables name the MLPs of T5 1.0 (`wi`) and of T5 1.1 (`wi_0`, `wi_1`); a mod
 """
 
 import functools
+import math
 from collections.abc import Mapping
 
 import jax
@@ -63,6 +64,11 @@ def leaf_shapes(config: T5Config) -> dict[str, tuple[int, ...]]:
     """Return the shape of every leaf of the model, by name."""
     abstract = jax.eval_shape(T5(config).init_params, jax.random.key(0))
     return {name: leaf.shape for name, leaf in named_leaves(abstract)}
+
+
+def count_weights(config: T5Config) -> int:
+    """Return the number of parameters of a model of this shape."""
+    return sum(map(math.prod, leaf_shapes(config).values()))
 
 
 def match(

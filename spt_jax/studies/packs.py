@@ -22,10 +22,10 @@ from spt_jax.config.sharing import share_program
 from spt_jax.config.train import TrainConfig
 from spt_jax.errors import Preempted, RunError, one_line
 from spt_jax.models.automesh import device_memory, resolve_dtype
+from spt_jax.models.names import count_weights
 from spt_jax.models.open import read_shape
-from spt_jax.pytree import count_params
 from spt_jax.runs.progress import say
-from spt_jax.t5 import T5, T5Config
+from spt_jax.t5 import T5Config
 from spt_jax.train import fit_together
 
 MOST = 16
@@ -160,8 +160,7 @@ def device_bytes() -> int:
 
 def weight_bytes(shape: T5Config, config: TrainConfig) -> int:
     """Return the bytes of the frozen weights on one device, where each has them all."""
-    params = jax.eval_shape(T5(shape).init_params, jax.random.key(0))
-    return count_params(params) * _item_bytes(config.param_dtype)
+    return count_weights(shape) * _item_bytes(config.param_dtype)
 
 
 def activation_bytes(shape: T5Config, config: TrainConfig) -> int:

@@ -1,14 +1,16 @@
 """Commands run by several real processes on this machine, each as if it were a host of its own."""
 
+import atexit
+import multiprocessing
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 
 @dataclass
@@ -25,12 +27,55 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def start(
-    argv: Sequence[str], folders: Sequence[Path], *, heartbeat: int = 6, devices: int = 1
-) -> list[subprocess.Popen]:
-    """Starts `spt-jax` once in each folder, which stands for the disk of a host."""
+class Host:
+    """A process that runs `spt-jax`; its methods are those of `subprocess.Popen`."""
+
+    def __init__(self, argv: Sequence[str], folder: Path, number: int):
+        self._process = _SERVER.Process(target=_run, args=([*argv], folder, number))
+        self._process.start()
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def wait(self, seconds: float | None = None) -> None:
+        self._process.join(seconds)
+        if self.returncode is None:
+            raise TimeoutError(f"process {self._process.pid} runs after {seconds} s")
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self._process.pid, number)
+
+
+# Importing takes a process longer than what it then does here. So one process imports what the
+# commands need, without starting jax, and each host is a fork of it.
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(
+    [f"spt_jax.{name}" for name in ("train", "evaluation.evaluate", "prediction.jsonl", "cli.main")]
+)
+
+
+def _run(argv: Sequence[str], folder: Path, number: int) -> NoReturn:
+    """Run a command in a folder, with the files `out` and `err` there as its output."""
+    import jax
+
+    from spt_jax.cli.main import main
+
+    os.chdir(folder)
+    for stream, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(f"{name}{number}", os.O_WRONLY | os.O_TRUNC), stream)
+    jax.config.update("jax_num_cpu_devices", 1)
+    code = main(argv)
+    atexit._run_exitfuncs()  # jax leaves the other processes there; multiprocessing skips it
+    sys.exit(code)
+
+
+def start(argv: Sequence[str], folders: Sequence[Path], *, heartbeat: int = 6) -> list[Host]:
+    """Start `spt-jax` once in each folder, which stands for the disk of a host."""
     port = free_port()
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)}
     processes = []
     for index, folder in enumerate(folders):
         folder.mkdir(parents=True, exist_ok=True)
@@ -43,25 +88,14 @@ def start(
         ]
         if len(folders) == 1:
             flags = ["--distributed.detect=false"]
-        with open(folder / f"out{index}", "w") as out, open(folder / f"err{index}", "w") as err:
-            command = [sys.executable, "-m", "spt_jax", *argv, *flags]
-            processes.append(
-                subprocess.Popen(
-                    command,
-                    cwd=folder,
-                    env=environment,
-                    stdout=out,
-                    stderr=err,
-                    stdin=subprocess.DEVNULL,
-                )  # fmt: skip
-            )
+        for name in ("out", "err"):
+            (folder / f"{name}{index}").touch()
+        processes.append(Host([*argv, *flags], folder, index))
     return processes
 
 
-def finish(
-    processes: Sequence[subprocess.Popen], folders: Sequence[Path], seconds: float = 600
-) -> list[Ended]:
-    """Waits for the processes; kills what is left after `seconds`, and fails."""
+def finish(processes: Sequence[Host], folders: Sequence[Path], seconds: float = 600) -> list[Ended]:
+    """Wait for the processes; kill what is left after `seconds`, and fail."""
     deadline = time.monotonic() + seconds
     try:
         for process in processes:
@@ -77,8 +111,8 @@ def finish(
     ]
 
 
-def wait_for(found: Callable[[], bool], processes: Sequence[subprocess.Popen]) -> None:
-    """Waits until something is so, while the processes run."""
+def wait_for(found: Callable[[], bool], processes: Sequence[Host]) -> None:
+    """Wait until something is so, while the processes run."""
     deadline = time.monotonic() + 400
     while not found():
         assert all(process.poll() is None for process in processes), "a process has ended"
