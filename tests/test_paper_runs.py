@@ -59,6 +59,7 @@ def config(folder, task, **changes):
         "task": TaskConfig(name=task, origin=str(folder / task.rpartition("/")[2])),
         "data": DataConfig(inputs_length=48, targets_length=16, batch_size=4, buckets=()),
         "steps": 1,
+        "dropout_rate": 0.0,
     }
     return tiny.train_config(folder / "unused", **(settings | changes))
 

@@ -129,9 +129,17 @@ def test_cached_steps_equal_the_full_decoder(setup):
         np.testing.assert_allclose(logits[:, 0], full[:, t], atol=1e-5)
 
 
-@pytest.mark.parametrize("beams", [1, 2])
-def test_scanned_decoding_equals_unrolled_decoding(setup, beams, monkeypatch):
-    model, params, embedded, mask, ids = setup
+@pytest.mark.parametrize(
+    "config, beams",
+    [
+        pytest.param(SHAPE, 2, id="v1_1-2"),
+        pytest.param(V1_0, 1, id="v1_0-1"),
+        pytest.param(SHAPE, 1, id="v1_1-1", marks=pytest.mark.slow),
+        pytest.param(V1_0, 2, id="v1_0-2", marks=pytest.mark.slow),
+    ],
+)
+def test_scanned_decoding_equals_unrolled_decoding(config, beams, monkeypatch):
+    model, params, embedded, mask, ids = make(config)
 
     def decode():
         logits = []

@@ -95,6 +95,7 @@ def test_a_prepared_dataset_is_trained_from_without_tensorflow(folder, tmp_path)
         task=TaskConfig(name="super_glue/copa"),
         data=DataConfig(inputs_length=64, targets_length=12, batch_size=4, buckets=()),
         steps=2,
+        dropout_rate=0.0,
     )
     result = fit(config, tmp_path / "run")
     assert (result["task"], result["steps_done"]) == ("super_glue/copa", 2)
