@@ -203,7 +203,7 @@ USAGE_ERRORS = {
     "trian": r"unknown command 'trian'; commands: train, .* \(did you mean 'train'\?\)",
     f"train {TASK} --prompt.lenght=3": r"unknown option 'prompt.lenght'; PromptConfig has: file, "
     r"init, length, parameterization, rank, text, wayward \(did you mean 'prompt.length'\?\)",
-    f"train {TASK} --step=3": r"unknown option 'step'; TrainConfig has: data, .*'steps'",
+    f"train {TASK} --step=3": r"unknown option 'step'; TrainConfig has: attention, data, .*'steps'",
     f"train {TASK} --learning_rate=3": r"unknown option 'learning_rate'.*'optimizer.learning_rate'",
     f"train {TASK} --overwrit": r"unknown option 'overwrit'.*did you mean 'overwrite'",
     f"train {TASK} --steps=many": "steps is 'many', expected a whole number",
