@@ -50,8 +50,10 @@ def report(**changes):
 @needs_libtpu
 @pytest.mark.slow
 def test_loops_count_as_often_as_they_run(tiny_preset, monkeypatch):
+    monkeypatch.setattr(thresholds, "UNROLLED_ENCODER_ON_TPU", 4)
     scanned = report(program="train", dropout_rate=0.0)
     monkeypatch.setattr(thresholds, "UNROLLED", 5)
+    monkeypatch.setattr(thresholds, "UNROLLED_ENCODER_ON_TPU", 5)
     unrolled = report(program="train", dropout_rate=0.0)
     assert scanned["flops"] == pytest.approx(unrolled["flops"], rel=0.1)
     assert scanned["bytes_accessed"] == pytest.approx(

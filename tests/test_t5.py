@@ -166,9 +166,22 @@ def test_scanned_decoding_equals_unrolled_decoding(config, beams, monkeypatch):
 def test_more_layers_are_unrolled_on_cpu():
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
     assert stack.is_unrolled(12, mesh) and not stack.is_unrolled(24, mesh)
-    device = types.SimpleNamespace(platform="tpu")
-    mesh = types.SimpleNamespace(devices=np.array([device]))
+    mesh = devices_of("tpu")
     assert stack.is_unrolled(4, mesh) and not stack.is_unrolled(12, mesh)
+
+
+def test_more_layers_of_an_encoder_are_unrolled_on_tpu():
+    mesh, gathered = devices_of("tpu"), devices_of("tpu", fsdp=2)
+    assert stack.is_unrolled(24, mesh, encoder=True)
+    assert not stack.is_unrolled(25, mesh, encoder=True)
+    assert not stack.is_unrolled(12, gathered, encoder=True)
+    assert not stack.is_unrolled(12, devices_of("gpu"), encoder=True)
+
+
+def devices_of(platform, fsdp=1):
+    """The parts of a mesh that decide about its layers."""
+    device = types.SimpleNamespace(platform=platform)
+    return types.SimpleNamespace(devices=np.array([device]), shape={"fsdp": fsdp})
 
 
 @pytest.mark.parametrize("fsdp", [1, 2])

@@ -21,15 +21,20 @@ from spt_jax.t5.layers import MLP, DType, RMSNorm, dropout
 from spt_jax.typing import Array
 
 
-def is_unrolled(layers: int, mesh: Mesh | None) -> bool:
+def is_unrolled(layers: int, mesh: Mesh | None, *, encoder: bool = False) -> bool:
     """Return whether the layers of a stack run one by one, and not as a scan of one layer.
 
     Args:
         layers: Layers of the stack.
         mesh: The devices; jax's default where None.
+        encoder: Whether they are layers of the encoder.
     """
-    on_cpu = platform(mesh) == "cpu"
-    return layers <= (thresholds.UNROLLED_ON_CPU if on_cpu else thresholds.UNROLLED)
+    kind, most = platform(mesh), thresholds.UNROLLED
+    if kind == "cpu":
+        most = thresholds.UNROLLED_ON_CPU
+    elif kind == "tpu" and encoder and (mesh is None or mesh.shape["fsdp"] == 1):
+        most = thresholds.UNROLLED_ENCODER_ON_TPU
+    return layers <= most
 
 
 def scan_layers(
@@ -57,7 +62,7 @@ def scan_layers(
     if remat not in get_args(Remat):
         *names, last = map(repr, get_args(Remat))
         raise ValueError(f"remat is {remat!r}, expected {', '.join(names)} or {last}")
-    unrolled = is_unrolled(layers, mesh)
+    unrolled = is_unrolled(layers, mesh, encoder=issubclass(layer, EncoderLayer))
     if remat in ("minimal", "full"):
         products = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
         last = arguments + 1  # numbers of arguments begin with `self` 0, the layer's input 1
