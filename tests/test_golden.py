@@ -167,7 +167,7 @@ def test_old_configs_are_those_that_are_bundled_today(golden):
 
 def test_old_options_exist(golden, capsys):
     options = json.loads((golden / "options.json").read_text())
-    newer = {"report", "sweep"}
+    newer = {"interpret", "report", "serve", "sweep"}
     assert {words.split()[0] for words in options} == COMMANDS.keys() - newer
     for words, names in options.items():
         assert main([*words.split(), "--help"]) == 0

@@ -231,8 +231,9 @@ def test_scanned_layers_equal_layers_one_by_one(setup):
 @functools.cache
 def loss_and_grads(config, remat, unrolled):
     """Loss and gradient with dropout of a model that computes this again in the backward pass."""
-    # Random masks are most of what XLA compiles here, so the decoder has one layer.
-    model, params, embedded, mask, ids = make(dataclasses.replace(config, num_decoder_layers=1))
+    # Random masks are most of what XLA compiles here, so the layers are few.
+    layers = {"num_layers": 1 if unrolled else 2, "num_decoder_layers": 1}
+    model, params, embedded, mask, ids = make(dataclasses.replace(config, **layers))
 
     def loss(params):
         start = model.apply({"params": params}, ids, method="embed")

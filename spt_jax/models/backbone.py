@@ -193,7 +193,7 @@ def save_backbone(
 ) -> None:
     """Write a backbone in `dtype`, with the fingerprint of the weights in that dtype."""
     folder.mkdir(parents=True, exist_ok=True)
-    stored = jax.tree.map(lambda x: np.asarray(jnp.asarray(x, jnp.dtype(dtype))), params)
+    stored = jax.tree.map(lambda x: np.asarray(x).astype(jnp.dtype(dtype)), params)
     arrays: dict[str, Any] = dict(named_leaves(stored))
     save_file(arrays, folder / "model.safetensors")
     tokenizer.save(folder / "tokenizer.json")

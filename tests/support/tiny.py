@@ -57,9 +57,9 @@ def random_params(shape: T5Config, seed: int = 0) -> dict:
     def draw(path, leaf):
         name, size = path[-1].key, leaf.shape[-2] if len(leaf.shape) > 1 else 1
         if name == "scale":
-            return jnp.asarray(1 + 0.1 * rng.standard_normal(leaf.shape), jnp.float32)
+            return jnp.asarray((1 + 0.1 * rng.standard_normal(leaf.shape)).astype(np.float32))
         stddev = 1.0 if name == "embedding" else size**-0.5
-        return jnp.asarray(stddev * rng.standard_normal(leaf.shape), jnp.float32)
+        return jnp.asarray((stddev * rng.standard_normal(leaf.shape)).astype(np.float32))
 
     return jax.tree_util.tree_map_with_path(draw, _abstract_params(shape))
 
