@@ -69,7 +69,7 @@ def test_one_beam_is_greedy():
     params, one = make_params(prompt=3), DecodeConfig(length_penalty=0.0)
     ids, scores = search(MODEL, params, INPUTS, one, length=9)
     run = jax.jit(functools.partial(write, MODEL, choose=likeliest, length=9))
-    expected, log_probs = run(params, INPUTS)
+    expected, log_probs, _ = run(params, INPUTS)
     assert 0 < np.sum(np.any(np.asarray(expected) == EOS_ID, axis=1)) < 3
     np.testing.assert_array_equal(ids[:, 0], expected)
     np.testing.assert_allclose(scores[:, 0], log_probs, rtol=1e-5)
