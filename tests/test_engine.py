@@ -26,14 +26,14 @@ TEXTS = [text for text, _ in tiny.sentences()[::9]]
 
 
 class Counter:
-    """Counts the programs that the thread of the devices compiles while `on` is set."""
+    """Counts the programs that a thread compiles."""
 
     def __init__(self):
-        self.on, self.count = False, 0
+        self.thread, self.count = None, 0
         jax.monitoring.register_event_duration_secs_listener(self)
 
     def __call__(self, event, seconds, **_):
-        ours = self.on and threading.current_thread().name == "batches"
+        ours = threading.current_thread() is self.thread
         self.count += ours and event == "/jax/core/compile/backend_compile_duration"
 
 
@@ -75,9 +75,8 @@ def engine(backbone, paths, folder, compiled, batches):
     ) as engine:
         assert not engine.ready
         engine.wait_until_ready(300)
-        compiled.on = True
+        compiled.thread = engine.batcher._thread
         yield engine
-        compiled.on = False
     with pytest.raises(RunError, match="the server is ending and takes no more requests"):
         engine.complete("animals", TEXTS)
     assert compiled.count == 0  # in none of the tests
@@ -138,9 +137,9 @@ def test_drawn_answers_are_those_of_predict_whatever_the_neighbours(engine, pred
 
 
 def test_an_answer_ends_at_its_most_tokens_and_before_a_stop(engine):
-    [whole] = engine.complete("plants", TEXTS[:1]).result(60)
+    [whole] = engine.complete("plants", TEXTS[:1], log_probs=True).result(60)
     assert whole.finish_reason == ("stop" if whole.tokens < 4 else "length")
-    [short] = engine.complete("plants", TEXTS[:1], max_tokens=2).result(60)
+    [short] = engine.complete("plants", TEXTS[:1], max_tokens=2, log_probs=True).result(60)
     assert (short.tokens, short.finish_reason) == (2, "length")
     assert whole.text.startswith(short.text) and whole.pieces[:2] == short.pieces
     assert short.log_probs == pytest.approx(whole.log_probs[:2]) and max(whole.log_probs) < 0
@@ -148,7 +147,7 @@ def test_an_answer_ends_at_its_most_tokens_and_before_a_stop(engine):
     stop = whole.text[1:3]
     [cut] = engine.complete("plants", TEXTS[:1], stop=["nowhere", stop]).result(60)
     assert (cut.text, cut.finish_reason) == (whole.text.partition(stop)[0], "stop")
-    assert cut.tokens <= whole.tokens == len(whole.pieces)
+    assert cut.tokens <= whole.tokens == len(whole.pieces) and not cut.pieces
 
 
 def test_labels_are_ranked_by_their_log_probability(engine, backbone, paths):

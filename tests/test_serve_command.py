@@ -166,5 +166,7 @@ def test_the_python_of_the_docs_runs_as_it_stands(tmp_path, monkeypatch, capsys)
     with Engine(backbone, {"library": "runs/quickstart"}, config) as serves:
         serves.wait_until_ready(300)
         with Running(serves) as running:
-            exec(client.replace("http://127.0.0.1:8000", running.url), {})
+            names: dict = {}
+            exec(client.replace("http://127.0.0.1:8000", running.url), names)
+            names["client"].close()
     assert capsys.readouterr().out.splitlines()[:2] == ["tiny-0", "library"]

@@ -183,6 +183,7 @@ def make_app(
                 n=1 if form.n is None else form.n,
                 seed=form.seed,
                 stop=form.stops,
+                log_probs=form.logprobs is not None,
                 raw=form.raw,
             ),
         )

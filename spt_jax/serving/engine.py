@@ -60,7 +60,7 @@ class Completion(NamedTuple):
         finish_reason: `stop` after an end marker or a stop text; `length` after the most tokens.
         inputs: Tokens of the input, its end marker counted.
         tokens: Tokens of the answer, likewise.
-        pieces: Each token as text.
+        pieces: Each token as text, if they were asked for, like the two that follow.
         log_probs: Log-probability of each token under the model.
         offsets: Where the text of each token begins in the answer.
         batch: The batch that the row was in.
@@ -195,6 +195,7 @@ class Engine:
         n: int = 1,
         seed: int | None = None,
         stop: Sequence[str] = (),
+        log_probs: bool = False,
         raw: bool = False,
     ) -> "Future[list[Completion]]":
         """Write answers to texts.
@@ -209,6 +210,7 @@ class Engine:
             seed: Seed of what is drawn; a random one by default. Answer i of a request draws what
                 `Predictor` draws for row i.
             stop: Texts that end an answer. The first that occurs is cut off with what follows.
+            log_probs: Whether to return the tokens with their log-probabilities.
             raw: Whether the texts are finished inputs, which no template is applied to.
 
         Returns:
@@ -251,7 +253,7 @@ class Engine:
 
         def finish(outputs: Sequence[Output]) -> list[Completion]:
             found = [
-                self._read(row, output, limit, stop)
+                self._read(row, output, limit, stop, log_probs)
                 for row, output in zip(rows, outputs, strict=True)
             ]
             size = len(texts) * n
@@ -468,7 +470,9 @@ class Engine:
             raise ValueError(f"the label words of '{model}' are not known; give labels")
         return prompt.labels, prompt.answers
 
-    def _read(self, row: Row, output: Output, limit: int, stop: Sequence[str]) -> Completion:
+    def _read(
+        self, row: Row, output: Output, limit: int, stop: Sequence[str], with_tokens: bool
+    ) -> Completion:
         """Return the answer in the ids of a row, cut after `limit` tokens and before a stop."""
         ids, log_probs = output.values
         decode, reason = self.backbone.tokenizer.decode, "length"
@@ -480,17 +484,20 @@ class Engine:
         found = [place for word in stop if (place := text.find(word)) >= 0]
         if found:
             reason, text = "stop", text[: min(found)]
-        offsets = [len(decode(ids[:count].tolist())) for count in range(tokens)]
+        offsets: list[int] = []
+        if found or with_tokens:
+            offsets = [len(decode(ids[:count].tolist())) for count in range(tokens)]
         if found:  # the tokens of the text that is left, and the one that begins the stop
             tokens = sum(offset <= len(text) for offset in offsets)
+        shown = tokens if with_tokens else 0
         return Completion(
             text,
             reason,
             len(row.ids),
             tokens,
-            tuple(map(self._piece, ids[:tokens].tolist())),
-            tuple(map(float, log_probs[:tokens])),
-            tuple(offsets[:tokens]),
+            tuple(map(self._piece, ids[:shown].tolist())),
+            tuple(map(float, log_probs[:shown])),
+            tuple(offsets[:shown]),
             output.batch,
         )
 

@@ -118,8 +118,9 @@ def serve(server: Server, listening: socket.socket) -> None:
     server.note({"event": "listening", "address": address, "models": engine.names()})
 
     async def run() -> None:
-        asyncio.get_running_loop().create_task(_announce(server, started))
+        announcement = asyncio.create_task(_announce(server, started))
         await server.serve([listening])
+        announcement.cancel()
 
     engine.start()
     asyncio.run(run())
