@@ -164,7 +164,9 @@ def make_app(
                 return card
         raise Refused(404, f"there is no model {ascii(name[:80])}", code="model_not_found")
 
-    streamed = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+    streamed: dict[int | str, dict[str, Any]] = {
+        200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+    }
 
     @app.post("/v1/completions", response_model=CompletionAnswer, responses=streamed)
     async def complete(request: Request, form: CompletionForm) -> Response:
