@@ -61,11 +61,12 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # The files that take longest. The workers begin with them, so that none waits for another one at
 # the end. Without this, xdist begins with the files that have most tests.
 LONGEST = (
-    "train", "t5", "together", "sharding", "hosts", "storage", "configs", "convert_errors",
-    "compile_cache", "evaluate", "step", "golden", "predict_command", "statistics", "cli",
-    "convert", "runs_together", "pipeline", "predict", "paper_runs", "pretrain", "checkpoint",
-    "profiling", "mixed", "decode", "forward", "beam", "attention", "sampling",
-    "prompt_exchange", "generation", "tfds_source", "optim", "argument_tasks", "readme", "report",
+    "train", "t5", "together", "hosts", "sharding", "parameterization", "interpret", "step",
+    "configs", "evaluate", "pretrain", "generation", "golden", "mixed", "compile_cache",
+    "checkpoint", "pipeline", "report", "predict", "engine", "predict_command", "forward",
+    "storage", "beam", "sampling", "runs_together", "convert_errors", "statistics", "decode",
+    "convert", "readme", "hostile", "cli", "paper_runs", "attention", "profiling", "optim",
+    "argument_tasks", "prompt_exchange", "library", "preemption", "tfds_source", "flops",
 )  # fmt: skip
 
 

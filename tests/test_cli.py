@@ -291,7 +291,8 @@ FILE_ERRORS = {
     "steps: !!binary aGVsbG8=": """steps is "b'hello'", expected a whole number""",
     "steps: " + "[" * 3000: "not valid YAML: nested too deeply",
     "[1]: 2": "line 1, not valid YAML: a key is no text",
-    "- steps": r'the file is \["steps"\], expected a mapping of options; TrainConfig has: attention, data',
+    "- steps": r'the file is \["steps"\], expected a mapping of options; TrainConfig has: '
+    "attention, data",
     "task: library": "task is 'library', expected a mapping of options; TaskConfig has:",
     "task: {template: {s}}": r'task.template is {"s": null}, expected text or null',
     "workdir: x": "unknown option 'workdir'; TrainConfig has:",

@@ -107,7 +107,10 @@ def count_floors(imports: Iterable[Import]) -> dict[str, int]:
     return {name: floor(name) for name in below}
 
 
-IMPORTS = read_imports(PACKAGE)
+@pytest.fixture(scope="module")
+def imports():
+    """All imports of the package, read once."""
+    return read_imports(PACKAGE)
 
 
 def test_the_package_has_few_rooms():
@@ -117,18 +120,18 @@ def test_the_package_has_few_rooms():
     assert {"cli", "t5", "train"} <= rooms
 
 
-def test_no_import_runs_up_or_in_a_circle_between_rooms():
-    circle = find_circle(IMPORTS, room)
+def test_no_import_runs_up_or_in_a_circle_between_rooms(imports):
+    circle = find_circle(imports, room)
     assert not circle, explain(circle)
-    floors = count_floors(IMPORTS)
+    floors = count_floors(imports)
     assert floors["cli"] == max(floors.values()) and floors["errors"] == 0
-    for found in IMPORTS:
+    for found in imports:
         if room(found.source) != room(found.target):
             assert floors[room(found.source)] > floors[room(found.target)], found
 
 
-def test_no_import_runs_in_a_circle_between_modules():
-    circle = find_circle(IMPORTS, str)
+def test_no_import_runs_in_a_circle_between_modules(imports):
+    circle = find_circle(imports, str)
     assert not circle, explain(circle)
 
 

@@ -23,6 +23,8 @@ from spt_jax.prompts.words import embeddings
 from spt_jax.run import prepare_runs
 from spt_jax.train import fit
 
+logits_of = jax.jit(forward, static_argnums=0)
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
@@ -44,13 +46,18 @@ def prepared(run):
 
 def losses_of(backbone, prompt, split):
     """Loss per target token, a row at a time."""
-    total, tokens = 0.0, 0
-    for inputs, targets in zip(split.inputs, split.targets, strict=True):
-        tree = {"t5": backbone.params, "prompt": jnp.asarray(prompt)}
-        inputs, targets = jnp.asarray(inputs)[None], jnp.asarray(targets)[None]
-        logits = jax.nn.log_softmax(forward(backbone.model, tree, inputs, targets))
-        picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)
-        total, tokens = total - float(picked.sum()), tokens + targets.size
+    tree, total, tokens = {"t5": backbone.params, "prompt": prompt}, 0.0, 0
+    widths = [max(map(len, part)) for part in (split.inputs, split.targets)]
+    for row in zip(split.inputs, split.targets, strict=True):
+        # Rows are padded to one shape, because each shape is a program.
+        inputs, targets = (
+            np.pad(ids, (0, width - len(ids)))[None] for ids, width in zip(row, widths)
+        )
+        logits = np.asarray(logits_of(backbone.model, tree, inputs, targets))[0, : len(row[1])]
+        logits = logits.astype(np.float64)
+        norms = np.log(np.exp(logits).sum(-1))
+        picked = logits[np.arange(len(row[1])), row[1]] - norms
+        total, tokens = total - picked.sum(), tokens + len(picked)
     return total / tokens
 
 
@@ -115,13 +122,14 @@ def test_the_decoder_on_all_layers_is_the_whole_model(run, prepared):
     prepared, prompt, _ = prepared
     layers = prepared.backbone.model.config.num_layers
     assert [row["layer"] for row in found["alone"]] == list(range(1, layers + 1))
-    eos = jnp.asarray([[prepared.backbone.tokenizer.eos_id]])
-    params = {"t5": prepared.backbone.params, "prompt": jnp.asarray(prompt)}
+    eos = np.array([[prepared.backbone.tokenizer.eos_id]])
+    params = {"t5": prepared.backbone.params, "prompt": prompt}
+    length = prepared.config.data.targets_length
     written = []
-    for _ in range(prepared.config.data.targets_length):
-        targets = jnp.asarray([[*written, 0]])
-        logits = forward(prepared.backbone.model, params, eos, targets)
-        written.append(int(logits[0, -1].argmax()))
+    for number in range(length):
+        targets = np.array([[*written, *[0] * (length - number)]])
+        logits = logits_of(prepared.backbone.model, params, eos, targets)
+        written.append(int(np.asarray(logits)[0, number].argmax()))
     text = prepared.backbone.tokenizer.decode(written)
     assert found["alone"][-1]["trained"].strip() == text.strip()
 
@@ -135,11 +143,11 @@ def test_fewer_layers_are_the_first_ones(tmp_path):
     first = module._first_layers(deep, 1)
     cut = jax.tree.map(lambda x: x[:1], params["encoder"]["layers"])
     alone = {**params, "encoder": {**params["encoder"], "layers": cut}}
-    ids, targets = jnp.asarray([[5, 6, 1]]), jnp.asarray([[7, 1]])
-    expected = forward(backbone.model, {"t5": alone}, ids, targets)
-    found = forward(first.model, {"t5": first.params}, ids, targets)
+    ids, targets = np.array([[5, 6, 1]]), np.array([[7, 1]])
+    expected = logits_of(backbone.model, {"t5": alone}, ids, targets)
+    found = logits_of(first.model, {"t5": first.params}, ids, targets)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
-    assert not np.allclose(found, forward(deep.model, {"t5": params}, ids, targets), atol=1e-3)
+    assert not np.allclose(found, logits_of(deep.model, {"t5": params}, ids, targets), atol=1e-3)
 
 
 def test_the_plane_keeps_most_of_the_distances(run):
