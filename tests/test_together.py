@@ -315,8 +315,8 @@ def test_groups_hold_runs_that_may_share_a_program(tmp_path):
     with pytest.raises(ValueError, match="^together is 0 runs, expected 1 or more$"):
         share_program(lengths, together=0)
     changed = {"model": "other", "tune": "model", "dtype": "bfloat16", "param_dtype": "bfloat16",
-               "dropout_rate": 0.5, "remat": "full", "mesh": MeshConfig(data=2),
-               "loss": LossConfig(z_loss=0.1)}  # fmt: skip
+               "dropout_rate": 0.5, "remat": "full", "attention": "plain",
+               "mesh": MeshConfig(data=2), "loss": LossConfig(z_loss=0.1)}  # fmt: skip
     assert changed.keys() | {"data.batch_size", "optimizer.accumulate"} == {*SHARED}
     for name, value in changed.items():
         other = dataclasses.replace(config, **{name: value})
