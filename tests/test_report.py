@@ -87,7 +87,11 @@ def few_figures(request, monkeypatch):
 def test_a_run_is_read_with_its_scores_costs_and_curve(tmp_path):
     write_scores(tmp_path / "deep" / "run", make_config(seed=7), score=41.5, seconds=3.0)
     (row,) = collect(tmp_path).rows
-    assert dataclasses.asdict(row) == {
+    found = dataclasses.asdict(row)
+    options = found.pop("options")
+    assert options["prompt.length"] == 20 and not {"seed", "log.every"} & {*options}
+    assert found == {
+        "study": str(tmp_path),
         "run": "deep/run",
         "task": "library",
         "seed": 7,
@@ -104,6 +108,9 @@ def test_a_run_is_read_with_its_scores_costs_and_curve(tmp_path):
         "device": "1 x cpu (cpu)",
         "test_rows": 1327,
         "majority_score": 12.0,
+        "unprompted_score": None,
+        "unprompted_rank_score": None,
+        "identity": {},
         "curve": [(10, 40.0), (20, 45.0)],
     }
 
@@ -760,3 +767,60 @@ def test_a_folder_without_a_finished_run_is_named(tmp_path, run):
         f"'{tmp_path}' contains no finished run, but 1 other(s), such as 'run': it is not "
         "finished: its log ends at step 20 of 20"
     ) in err
+
+
+# The runs of an earlier report.
+
+
+def test_a_report_of_the_runs_of_a_report_has_the_same_bytes(study, run):
+    write_scores(study / "more", make_config(seed=9), score=None)
+    write_scores(study / "twice", make_config(length=5, seed=0))
+    report(study, study / "out" / "page.md")
+    shutil.copytree(study / "out", study / "again")
+    (study / "again" / "page.md").unlink()
+    code, out, _ = run(study / "again" / "page.jsonl")
+    assert code == 0 and out.endswith("page.md is written, with 30 runs in it, 2 left out\n")
+    for name in ("page.md", "page.csv", "page.jsonl"):
+        assert (study / "again" / name).read_bytes() == (study / "out" / name).read_bytes()
+
+
+def test_runs_of_two_reports_are_one_study(tmp_path):
+    lines = ""
+    for length in (5, 20):
+        write_scores(tmp_path / str(length) / "run", make_config(length=length))
+        report(tmp_path / str(length))
+        lines += (tmp_path / str(length) / "report.jsonl").read_text()
+    (tmp_path / "both.jsonl").write_text(lines)
+    table = collect(tmp_path / "both.jsonl")
+    assert table.studies == [str(tmp_path / "5"), str(tmp_path / "20")]
+    assert table.fields == {"prompt.length": []} and len(table.rows) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda line: line[:40], "line 2 is no run: "),
+        (lambda line: "[]", "line 2 is no run: it has no task;"),
+        (lambda line: line.replace('"options"', '"x"'), "line 2 is no run: it has no options;"),
+        (lambda line: line.replace('"score": 40', '"score": NaN, "x": 40'), "it has no score;"),
+        (lambda line: line.replace('"device"', '"seconds": "1", "device"'), "it has no seconds;"),
+        (lambda line: line.replace("[[10,", "[10, [10,"), "its curve is no list of pairs of num"),
+        (lambda line: line.replace('"identity": {}', '"identity": 1'), "it has no identity;"),
+        (lambda line: '{"left_out": "x"}', "line 2 is no run: it has no run;"),
+    ],
+)
+def test_a_damaged_line_is_named_by_its_number(tmp_path, run, change, message):
+    write_scores(tmp_path / "run", make_config())
+    report(tmp_path)
+    file = tmp_path / "report.jsonl"
+    line = file.read_text().replace('"score": 50.0', '"score": 40').strip()
+    file.write_text(f"{line}\n{change(line)}\n")
+    code, out, err = run(file)
+    assert (code, out) == (2, "") and message in err and err.count("\n") == 1
+    assert "make the file again from the folders of the runs" in err
+
+
+def test_a_file_without_runs_is_named(tmp_path, run):
+    (tmp_path / "report.jsonl").touch()
+    code, _, err = run(tmp_path / "report.jsonl")
+    assert code == 2 and "report.jsonl' contains no run; expected folders as" in err

@@ -15,14 +15,15 @@ def report(argv: Sequence[str]) -> None:
     parser.add_argument(
         "folder",
         help="Folder with training runs in it, at any depth, such as that of a sweep. Runs that "
-        "differ in nothing but their seed are one cell of the tables.",
+        "differ in nothing but their seed are one cell of the tables. Instead of the folder, the "
+        ".jsonl file that its report wrote.",
     )
     parser.add_flag(
         "output",
         str | None,
         None,
-        "Markdown file to write; FOLDER/report.md by default. Figures, a .csv and a .jsonl file "
-        "with the runs are written beside it.",
+        "Markdown file to write; FOLDER/report.md by default, or the .jsonl file's name with the "
+        "ending .md. Figures, a .csv and a .jsonl file with the runs are written beside it.",
         metavar="FILE",
     )
     parser.add_flag(

@@ -1,17 +1,19 @@
-"""Read the runs below a folder into plain rows: what varies between them, their scores and costs.
+"""Read the runs of a study into plain rows: what varies between them, their scores and costs.
+
+The runs are those below a folder, or those in a .jsonl file that a report wrote.
 
 What varies is found by comparing the configs, so the runs may come from `spt-jax sweep` or from any
 other command. A run counts once it is finished. Every other run is listed with the reason why it
 does not count.
 """
 
+import dataclasses
 import json
-import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from spt_jax.config.fields import flatten, from_dict, to_dict
 from spt_jax.config.train import TrainConfig
@@ -21,69 +23,9 @@ from spt_jax.runs.folder import RunFolder
 from spt_jax.runs.log import read_log
 from spt_jax.runs.workdir import find_address
 from spt_jax.studies.grid import RESULTS_FILE, WITHOUT_EFFECT
+from spt_jax.studies.rows import LeftOut, RunRow, check_result, read_lines
 
-NEEDED = {
-    "task": str,
-    "score": int | float,
-    "dev_score": int | float,
-    "best_step": int,
-    "steps": int,
-    "trained_params": int,
-}
-"""Values of a result without which a run does not count, and their types."""
-
-
-@dataclass(frozen=True)
-class RunRow:
-    """A finished run.
-
-    Args:
-        run: Its folder, relative to the folder of the study.
-        task: Name of its task.
-        seed: Its seed.
-        values: Its options among those that vary, by their dotted names.
-        score: Score on test at the step that is best on dev, 0 to 100.
-        rank_score: Rank score on test at that step, or None for free text.
-        dev_score: Score on dev at that step.
-        best_step: That step.
-        near_best_step: First step whose score on dev is at least 99% of `dev_score`, or None if the
-            log is missing.
-        steps: Steps that were trained.
-        trained_params: Number of trained parameters.
-        seconds: Seconds of the training steps that were timed, without compilation and
-            evaluations, or None if no step was.
-        examples_per_second: Training examples in each of these seconds.
-        device: The devices in words.
-        test_rows: Number of test rows, or None if the manifest is missing.
-        majority_score: Score on test of always giving the most frequent answer of train, or None
-            in runs of older versions.
-        curve: (step, dev score) of each evaluation.
-    """
-
-    run: str
-    task: str
-    seed: int
-    values: Mapping[str, Any]
-    score: float
-    rank_score: float | None
-    dev_score: float
-    best_step: int
-    near_best_step: int | None
-    steps: int
-    trained_params: int
-    seconds: float | None
-    examples_per_second: float | None
-    device: str | None
-    test_rows: int | None
-    majority_score: float | None
-    curve: Sequence[tuple[int, float]]
-
-
-class LeftOut(NamedTuple):
-    """A run that does not count, and why."""
-
-    run: str
-    reason: str
+_FREE = tuple(f"{name}." for name in WITHOUT_EFFECT)
 
 
 @dataclass(frozen=True)
@@ -91,7 +33,7 @@ class RunTable:
     """The runs of a study.
 
     Args:
-        folder: Folder of the study.
+        studies: Folders of the studies that the runs are of; a file of runs may join several.
         fields: Options that vary, by their dotted names. An option whose value follows from the
             task is not one of them. With each stand the options that vary exactly as it does,
             which are not fields themselves.
@@ -100,66 +42,70 @@ class RunTable:
         notes: Sentences about what makes the runs hard to compare.
     """
 
-    folder: Path
+    studies: Sequence[str]
     fields: Mapping[str, Sequence[str]]
     rows: Sequence[RunRow]
     left_out: Sequence[LeftOut]
     notes: Sequence[str]
 
 
-@dataclass(frozen=True)
-class _Run:
-    """The files of a finished run, read."""
-
-    name: str
-    options: Mapping[str, Any]
-    result: Mapping[str, Any]
-    manifest: Mapping[str, Any]
-    curve: Sequence[tuple[int, float]]
-    seconds: float
-
-
-def collect(folder: Path) -> RunTable:
-    """Read all runs in a folder and the folders below it.
+def collect(place: Path) -> RunTable:
+    """Read all runs in a folder and the folders below it, or in a .jsonl file that a report wrote.
 
     Raises:
-        FileNotFoundError: The folder does not exist, or contains no run.
-        ValueError: No run is finished, or the folder is an address.
+        FileNotFoundError: The folder or file does not exist, or contains no run.
+        ValueError: No run is finished, a line of the file is damaged or has another format, or
+            the folder is an address.
     """
-    if (address := find_address(folder)) is not None:
+    if (address := find_address(place)) is not None:
         raise ValueError(
             f"'{address}' is in a bucket, and a report reads folders of this machine; copy it with "
             f"`gcloud storage cp -r {address} .` first"
         )
-    if not folder.is_dir():
-        raise FileNotFoundError(f"'{folder}' is no folder; expected one with runs in it")
-    reasons = _sweep_reasons(folder)
-    runs: list[_Run] = []
-    left_out: list[LeftOut] = []
-    for place in _find(folder):
-        name = place.relative_to(folder).as_posix()
-        try:
-            runs.append(_read(name, RunFolder(place)))
-        except (ValueError, TypeError, OSError) as error:
-            left_out.append(LeftOut(name, reasons.get(name) or one_line(error)))
-    if not runs and not left_out:
+    if place.is_file():
+        rows, left_out = read_lines(place)
+    elif place.is_dir():
+        rows, left_out = _read_folder(place)
+    else:
         raise FileNotFoundError(
-            f"'{folder}' contains no run; expected folders as `spt-jax train` and `spt-jax sweep` "
+            f"'{place}' is no folder; expected one with runs in it, or a .jsonl file of a report"
+        )
+    if not rows and not left_out:
+        raise FileNotFoundError(
+            f"'{place}' contains no run; expected folders as `spt-jax train` and `spt-jax sweep` "
             "write them, each with a config.yaml"
         )
-    if not runs:
+    if not rows:
         raise ValueError(
-            f"'{folder}' contains no finished run, but {len(left_out)} other(s), such as "
+            f"'{place}' contains no finished run, but {len(left_out)} other(s), such as "
             f"'{left_out[0].run}': {left_out[0].reason}"
         )
-    fields = _varied(runs)
-    rows, twice = _unique([_row(run, fields) for run in runs])
-    return RunTable(folder, fields, rows, [*left_out, *twice], _notes(runs))
+    studies = [*dict.fromkeys(row.study for row in rows)]
+    fields = _varied(rows)
+    rows = [
+        dataclasses.replace(row, values={name: row.options.get(name) for name in fields})
+        for row in rows
+    ]
+    kept, twice = _unique(rows)
+    return RunTable(studies, fields, kept, [*left_out, *twice], _notes(rows))
 
 
 def key_of(value: Any) -> str:
     """Return a text that is the same for two values of an option exactly if these are equal."""
     return json.dumps(value, sort_keys=True, default=str)
+
+
+def _read_folder(folder: Path) -> tuple[list[RunRow], list[LeftOut]]:
+    reasons = _sweep_reasons(folder)
+    rows: list[RunRow] = []
+    left_out: list[LeftOut] = []
+    for place in _find(folder):
+        name = place.relative_to(folder).as_posix()
+        try:
+            rows.append(_read(str(folder), name, RunFolder(place)))
+        except (ValueError, TypeError, OSError) as error:
+            left_out.append(LeftOut(name, reasons.get(name) or one_line(error)))
+    return rows, left_out
 
 
 def _find(folder: Path) -> Iterator[Path]:
@@ -171,7 +117,7 @@ def _find(folder: Path) -> Iterator[Path]:
             yield Path(place)
 
 
-def _read(name: str, folder: RunFolder) -> _Run:
+def _read(study: str, name: str, folder: RunFolder) -> RunRow:
     """Read a finished run.
 
     Raises:
@@ -190,58 +136,26 @@ def _read(name: str, folder: RunFolder) -> _Run:
         last = log[-1]["step"] if log else 0
         raise ValueError(f"it is not finished: its log ends at step {last} of {config.steps}")
     result = json.loads(folder.result_file.read_text())
-    for needed, kind in NEEDED.items():
-        value: Any = result.get(needed) if isinstance(result, dict) else None
-        if not isinstance(value, kind) or (kind is not str and not math.isfinite(value)):
-            raise ValueError(f"its result has no {needed}")
+    check_result(result)
     timing = read_log(folder.timing_file) if folder.timing_file.is_file() else []
     try:
         curve = [(line["step"], line["score"]) for line in log if line.get("split") == "dev"]
         seconds = sum(lap["seconds"] for lap in timing)
     except KeyError as error:
         raise ValueError(f"a line of its logs has no {error}") from error
-    options = flatten(to_dict(config))
-    return _Run(name, options, result, folder.read_manifest(), curve, seconds)
-
-
-def _varied(runs: Sequence[_Run]) -> dict[str, list[str]]:
-    """Return the options that differ between runs of one task, each with those that follow it.
-
-    Two options follow each other if every two runs that agree in one of them agree in the other.
-    The first in the order of the longest config stands for them all, `eval` last.
-    """
-    by_length = sorted(runs, key=lambda run: -len(run.options))
-    names = dict.fromkeys(name for run in by_length for name in run.options)
-    tasks = {run.result["task"] for run in runs}
-    free = tuple(f"{name}." for name in WITHOUT_EFFECT)
-
-    def groups(name: str, task: str | None = None) -> tuple[int, ...]:
-        """Return, for each run, the number of the first run with the same value."""
-        first: dict[str, int] = {}
-        return tuple(
-            first.setdefault(key_of(run.options.get(name)), number)
-            for number, run in enumerate(runs)
-            if task is None or run.result["task"] == task
-        )
-
-    first: dict[tuple[int, ...], str] = {}
-    fields: dict[str, list[str]] = {}
-    for name in sorted(names, key=lambda name: name.startswith("eval.")):
-        matters = name != "seed" and not f"{name}.".startswith(free)
-        if matters and any(len({*groups(name, task)}) > 1 for task in tasks):
-            leader = first.setdefault(groups(name), name)
-            fields.setdefault(leader, []).extend([name] if name != leader else [])
-    return fields
-
-
-def _row(run: _Run, fields: Iterable[str]) -> RunRow:
-    result = run.result
-    near = (step for step, score in run.curve if score >= 0.99 * result["dev_score"])
+    manifest = folder.read_manifest()
+    near = (step for step, score in curve if score >= 0.99 * result["dev_score"])
     return RunRow(
-        run=run.name,
+        study=study,
+        run=name,
         task=result["task"],
-        seed=run.options["seed"],
-        values={name: run.options.get(name) for name in fields},
+        seed=config.seed,
+        options={
+            name: value
+            for name, value in flatten(to_dict(config)).items()
+            if name != "seed" and not f"{name}.".startswith(_FREE)
+        },
+        values={},  # known when all runs are
         score=result["score"],
         rank_score=result.get("rank_score"),
         dev_score=result["dev_score"],
@@ -249,13 +163,44 @@ def _row(run: _Run, fields: Iterable[str]) -> RunRow:
         near_best_step=next(near, None),
         steps=result.get("steps_done", result["steps"]),
         trained_params=result["trained_params"],
-        seconds=run.seconds or None,
+        seconds=seconds or None,
         examples_per_second=result.get("examples_per_second"),
-        device=run.manifest.get("device"),
-        test_rows=run.manifest.get("data", {}).get("rows", {}).get("test"),
+        device=manifest.get("device"),
+        test_rows=manifest.get("data", {}).get("rows", {}).get("test"),
         majority_score=result.get("majority_score"),
-        curve=run.curve,
+        unprompted_score=result.get("unprompted_score"),
+        unprompted_rank_score=result.get("unprompted_rank_score"),
+        identity=manifest.get("identity", {}),
+        curve=curve,
     )
+
+
+def _varied(runs: Sequence[RunRow]) -> dict[str, list[str]]:
+    """Return the options that differ between runs of one task, each with those that follow it.
+
+    Two options follow each other if every two runs that agree in one of them agree in the other.
+    The first in the order of the longest config stands for them all, `eval` last.
+    """
+    by_length = sorted(runs, key=lambda run: -len(run.options))
+    names = dict.fromkeys(name for run in by_length for name in run.options)
+    tasks = {run.task for run in runs}
+
+    def groups(name: str, task: str | None = None) -> tuple[int, ...]:
+        """Return, for each run, the number of the first run with the same value."""
+        first: dict[str, int] = {}
+        return tuple(
+            first.setdefault(key_of(run.options.get(name)), number)
+            for number, run in enumerate(runs)
+            if task is None or run.task == task
+        )
+
+    first: dict[tuple[int, ...], str] = {}
+    fields: dict[str, list[str]] = {}
+    for name in sorted(names, key=lambda name: name.startswith("eval.")):
+        if any(len({*groups(name, task)}) > 1 for task in tasks):
+            leader = first.setdefault(groups(name), name)
+            fields.setdefault(leader, []).extend([name] if name != leader else [])
+    return fields
 
 
 def _unique(rows: Sequence[RunRow]) -> tuple[list[RunRow], list[LeftOut]]:
@@ -269,7 +214,7 @@ def _unique(rows: Sequence[RunRow]) -> tuple[list[RunRow], list[LeftOut]]:
     return list(first.values()), twice
 
 
-def _notes(runs: Sequence[_Run]) -> list[str]:
+def _notes(runs: Sequence[RunRow]) -> list[str]:
     """Say where runs do not compare, or where dev is no other data than test."""
     notes = []
     known = paper_task_names()
@@ -287,17 +232,16 @@ def _notes(runs: Sequence[_Run]) -> list[str]:
             "chosen on test too; task.dev_from_train=true takes dev from train instead."
         )
     for what, fields in (("model", ("model",)), ("data", ("model", "task", "data"))):
-        seen: dict[str, _Run] = {}
+        seen: dict[str, RunRow] = {}
         for run in runs:
-            identity = run.manifest.get("identity", {})
             alike = {
                 name: value for name, value in run.options.items() if name.split(".")[0] in fields
             }
             other = seen.setdefault(key_of(alike), run)
-            there = other.manifest.get("identity", {})
-            if identity.get(f"{what}_fingerprint") != there.get(f"{what}_fingerprint"):
+            fingerprint = f"{what}_fingerprint"
+            if run.identity.get(fingerprint) != other.identity.get(fingerprint):
                 notes.append(
-                    f"'{run.name}' and '{other.name}' have the same options of the {what} but not "
+                    f"'{run.run}' and '{other.run}' have the same options of the {what} but not "
                     f"the same {what} (their fingerprints differ), so more than their options "
                     "differs between them."
                 )

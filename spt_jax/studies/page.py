@@ -1,13 +1,12 @@
 """Write the report of a study: a Markdown page, its figures, and the runs as CSV and JSONL.
 
 Invariant: every number of the page is explained on the page, and was read from run folders. The
-same runs give the same bytes.
+same runs give the same bytes, also when they are read from the JSONL of an earlier report.
 """
 
 import csv
 import dataclasses
 import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from spt_jax.studies.cells import (
 )
 from spt_jax.studies.collect import RunTable, collect
 from spt_jax.studies.figures import Figure, can_draw, draw_figures
+from spt_jax.studies.rows import write_lines
 from spt_jax.studies.statistics import CONFIDENCE, COVERAGE, FEW, LEVEL
 from spt_jax.studies.tables import (
     INTERVAL,
@@ -50,19 +50,20 @@ NO_FIGURES = "matplotlib is not installed, so there are no figures; pip install 
 
 
 def report(
-    folder: Path,
+    place: Path,
     output: Path | None = None,
     *,
     metric: Metric = "score",
     baseline: str | None = None,
     margin: float | None = None,
 ) -> dict[str, Any]:
-    """Write the report of the runs below a folder.
+    """Write the report of the runs below a folder, or of those that another report wrote.
 
     Args:
-        folder: The folder.
-        output: The Markdown file; `report.md` in the folder by default. Beside it are written
-            the runs, with the endings .csv and .jsonl, and the figures.
+        place: The folder, or the .jsonl file of a report.
+        output: The Markdown file; by default `report.md` in the folder, or the file's name with
+            the ending .md. Beside it are written the runs, with the endings .csv and .jsonl, and
+            the figures.
         metric: Metric of the tables and figures.
         baseline: Values such as `prompt.length=100` that all others are compared with.
         margin: Points within which the others are tested to be as good as the baseline.
@@ -72,21 +73,23 @@ def report(
         `figures`, each ready for JSON.
 
     Raises:
-        FileNotFoundError: The folder does not exist or contains no run.
-        ValueError: No run is finished, the runs lack the metric, the margin has no baseline or is
-            not positive, or nothing can be compared with the baseline.
+        FileNotFoundError: The folder or file does not exist or contains no run.
+        ValueError: No run is finished, a line of the file is damaged, the runs lack the metric,
+            the margin has no baseline or is not positive, or nothing can be compared with the
+            baseline.
         RunError: A file cannot be written.
     """
     if margin is not None and baseline is None:
         raise ValueError("--margin is given without --compare, which names what is compared")
     if margin is not None and not 0 < margin <= 100:
         raise ValueError(f"--margin is {margin:g}, expected points, more than 0 and at most 100")
-    table = collect(folder)
+    table = collect(place)
     require_metric(table, metric)
     cells = make_cells(table)
     values = None if baseline is None else read_values(baseline, cells, table.fields)
     differences = [] if values is None else compare(cells, values, metric, margin)
-    output = folder / "report.md" if output is None else output
+    if output is None:
+        output = place.with_suffix(".md") if place.is_file() else place / "report.md"
     output.parent.mkdir(parents=True, exist_ok=True)
     start = output.with_suffix("")
     _write_rows(table, start)
@@ -122,7 +125,7 @@ def report(
 def _opening(table: RunTable, cells: Sequence[Cell]) -> list[str]:
     seeds = sorted({row.seed for row in table.rows})
     lines = [
-        f"# Report of `{table.folder}`\n",
+        f"# Report of {', '.join(f'`{study}`' for study in table.studies)}\n",
         f"- Finished runs: {len(table.rows)}, with the seeds {', '.join(map(str, seeds))}."
         + (f" Left out: {len(table.left_out)} (see the end)." if table.left_out else ""),
     ]
@@ -251,19 +254,20 @@ def _left_out(table: RunTable) -> list[str]:
 
 
 def _write_rows(table: RunTable, start: Path) -> None:
-    """Write the runs as CSV, without curves, and as JSONL."""
+    """Write the runs as CSV, without what is no column, and as JSONL."""
     records = []
     for row in table.rows:
         record = dataclasses.asdict(row)
+        for name in ("study", "options", "identity", "curve"):
+            del record[name]
         values = record.pop("values")
-        records.append({**record, "curve": record.pop("curve"), **values})
+        records.append({**record, **values})
     text = io.StringIO()
-    names = [name for name in records[0] if name != "curve"]
-    writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
+    writer = csv.DictWriter(text, [*records[0]], lineterminator="\n")
     writer.writeheader()
     writer.writerows(records)
     write_atomic(start.with_name(f"{start.name}.csv"), text.getvalue().encode())
-    lines = "".join(json.dumps(record) + "\n" for record in records)
+    lines = write_lines(table.rows, table.left_out)
     write_atomic(start.with_name(f"{start.name}.jsonl"), lines.encode())
 
 
