@@ -166,19 +166,28 @@ def test_what_runs_together_must_have_in_common(folder, tmp_path):
     }.items():
         with pytest.raises(ValueError, match=message):
             evaluate_runs(runs, "test")
+    again = one / ".." / "one"
+    (tmp_path / "link").symlink_to(one)
+    for same in (again, tmp_path / "link"):
+        with pytest.raises(ValueError, match=f"run '{same}' is given twice; give each run once"):
+            evaluate_runs([one, same], "test")
     with pytest.raises(FileNotFoundError, match="'.*nowhere' is not the folder of a run"):
         evaluate_runs([one, tmp_path / "nowhere"], "test")
     with pytest.raises(ValueError, match="unknown split 'tests'; expected one of train, dev, test"):
         evaluate_runs([one, folder / "two"], "tests")
 
 
-def test_what_an_ensemble_needs(folder):
+def test_what_an_ensemble_needs(folder, tmp_path):
+    config = load_runs([runs_of(folder, "words")[0]]).configs[0]
+    task = dataclasses.replace(config.task, metrics=["macro_f1"])
+    other = write_run(tmp_path / "f1", dataclasses.replace(config, task=task), PROMPTS["one"])
     free, words = runs_of(folder, "free"), runs_of(folder, "words")
     for arguments, message in {
         (tuple(free), "test", "votes"): "by is 'votes', expected one of vote, log_probs",
         ((free[0],), "test"): "an ensemble of 1 run is given, expected two or more of one task",
         ((free[0], words[0]), "test"): "run '.*words-one' is of task 'words' and '.*free-one' of "
         "'free', whose rows or label words differ; an ensemble has prompts of one task",
+        ((words[0], other), "test"): "run '.*f1' is scored by macro_f1 and '.*words-one' by accur",
         (tuple(free), "test", "log_probs"): "task 'free' is free text, without label words to ave",
     }.items():
         with pytest.raises(ValueError, match=message):

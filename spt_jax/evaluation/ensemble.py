@@ -105,3 +105,8 @@ def _require_one_task(group: RunGroup, split: str) -> None:
                 f"run '{name}' is of task '{task.name}' and '{group.names[0]}' of '{first.name}', "
                 "whose rows or label words differ; an ensemble has prompts of one task"
             )
+        if task.metrics != first.metrics:
+            raise ValueError(
+                f"run '{name}' is scored by {', '.join(task.metrics)} and '{group.names[0]}' by "
+                f"{', '.join(first.metrics)}; an ensemble has one score, so evaluate them apart"
+            )

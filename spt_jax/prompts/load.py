@@ -22,7 +22,7 @@ from spt_jax.models.open import is_fetched
 from spt_jax.prompts.bank import PromptBank, load_bank
 from spt_jax.prompts.read import read_prompt
 from spt_jax.runs.folder import RunFolder
-from spt_jax.runs.workdir import open_run
+from spt_jax.runs.workdir import find_address, open_run
 from spt_jax.typing import Params
 
 ROWS = ("source", "dev_source", "test_source", "origin")
@@ -139,8 +139,9 @@ def load_runs(
     """
     if not runs:
         raise ValueError("no run is given, expected the folders of one or more")
-    for number, run in enumerate(runs):
-        if run in runs[:number]:
+    folders = [find_address(run) or str(Path(run).resolve()) for run in runs]
+    for number, (run, folder) in enumerate(zip(runs, folders)):
+        if folder in folders[:number]:
             raise ValueError(f"run '{run}' is given twice; give each run once")
     with contextlib.ExitStack() as stack:
         places = [stack.enter_context(open_run(run)) for run in runs]
