@@ -11,7 +11,6 @@ The clients share the cores with the server. It needs the extras serve, test and
 import argparse
 import asyncio
 import json
-import os
 import random
 import re
 import signal
@@ -25,7 +24,7 @@ from typing import Any
 
 import httpx
 import numpy as np
-from command import Options, SideError, say
+from command import Options, SideError, run, say
 from decode import machine_lines
 from step import describe_machine
 
@@ -270,16 +269,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> int:
     """Run the script and return the exit code."""
-    args = parse_args(argv)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    job = {**vars(args), "cores": cores or 1}
-    try:
-        result = measure(job, " ".join(["python benchmarks/serve.py", *argv]))
-    except SideError as error:
-        say(str(error))
-        return 1
-    print(json.dumps(result) if args.json else to_markdown(result))
-    return 0
+    return run("serve", "predict", (), measure, to_markdown, argv, parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ import optax
 
 from spt_jax.config.train import OptimizerConfig
 from spt_jax.errors import choose
-from spt_jax.pytree import FROZEN, TRAINED, VECTORS_AND_FACTORS, label_params, leaf_name
+from spt_jax.pytree import FACTORS, FROZEN, TRAINED, label_params, leaf_name
 
 PRETRAINED_STEPS = 1_100_000
 """Steps of the LM-adapted T5 1.1 checkpoints: 1M of span corruption, 100k of LM adaptation."""
@@ -106,14 +106,13 @@ def _on_factors(
         tx: Transformation, whose state stays as it is.
         change: Makes the update of a factor, of the update after `tx` and the one before it.
     """
-    below = "/".join(("", VECTORS_AND_FACTORS[1], ""))
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         after, state = tx.update(updates, state, params)
 
         def of_leaf(path, after, before):
             name = leaf_name(path)
-            of_factor = name.startswith("prompt/") and below in name
+            of_factor = name.startswith("prompt/") and f"/{FACTORS}/" in name
             return change(after, before) if of_factor else after
 
         return jax.tree_util.tree_map_with_path(of_leaf, after, updates), state

@@ -20,7 +20,7 @@ from spt_jax.typing import PyTree
 
 TRAINED, FROZEN = "trained", "frozen"
 
-VECTORS_AND_FACTORS = "vectors", "factors"
+VECTORS, FACTORS = "vectors", "factors"
 """The two kinds of leaves of a prompt that is not trained directly; `prompts/parameterization.py`
 says what they are, and `optim.py` how they are trained."""
 

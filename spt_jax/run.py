@@ -165,6 +165,30 @@ def score_runs(runs: Sequence[Run], trained: Sequence[PyTree], split: str) -> li
     return [score(*pair) for pair in zip(rows, outputs)]
 
 
+def score_baselines(run: Run, known: dict[Any, Scores]) -> dict[str, float | None]:
+    """Score the frozen model on test, without a prompt and with a written one.
+
+    Args:
+        run: The run, whose config says which of the two it wants.
+        known: Scores by the rows and the text, which runs of one task share. New ones are added.
+    """
+    texts: dict[str, str | None] = {"unprompted": "" if run.config.eval.baselines else None}
+    if run.config.eval.hard_prompt is not None:
+        texts["hard_prompt"] = run.config.eval.hard_prompt
+    found: dict[str, float | None] = {}
+    for name, text in texts.items():
+        key = id(run.data), text
+        if text is not None and key not in known:
+            params = {"t5": run.backbone.params}
+            if text:
+                params["prompt"] = embed_text(text, run.backbone)
+            known[key] = run.evaluate(params, "test")
+        scores = None if text is None else known[key]
+        found[f"{name}_score"] = scores and scores.score
+        found[f"{name}_rank_score"] = scores and scores.rank_score
+    return found
+
+
 def read_as_text(run: Run, prompt: Array) -> dict[str, Any]:
     """Compare the nearest words of a prompt with the text that it was pulled towards.
 

@@ -24,10 +24,17 @@ from spt_jax.evaluation.scores import Scores, majority_score
 from spt_jax.loop import Batch, Job, Labels, Metrics, Program, States, run_jobs
 from spt_jax.models.backbone import save_backbone
 from spt_jax.prompts.file import save_prompt
-from spt_jax.prompts.init import embed_text
 from spt_jax.prompts.parameterization import materialize
 from spt_jax.pytree import count_params, device_digest, nbytes
-from spt_jax.run import Run, describe_dev, prepare_runs, read_as_text, resume, score_runs
+from spt_jax.run import (
+    Run,
+    describe_dev,
+    prepare_runs,
+    read_as_text,
+    resume,
+    score_baselines,
+    score_runs,
+)
 from spt_jax.runs.folder import RunFolder
 from spt_jax.runs.progress import say
 from spt_jax.runs.tensorboard import require_tensorboard
@@ -295,33 +302,9 @@ def _make_results(
     tests = score_runs(runs, [state.best.trained for state in states], "test")
     known: dict[Any, Scores] = {}
     return [
-        _make_result(run, state, folder, test, _score_baselines(run, known))
+        _make_result(run, state, folder, test, score_baselines(run, known))
         for run, state, folder, test in zip(runs, states, folders, tests, strict=True)
     ]
-
-
-def _score_baselines(run: Run, known: dict[Any, Scores]) -> dict[str, float | None]:
-    """Score the frozen model on test, without a prompt and with a written one.
-
-    Args:
-        run: The run, whose config says which of the two it wants.
-        known: Scores by the rows and the text, which runs of one task share. New ones are added.
-    """
-    texts: dict[str, str | None] = {"unprompted": "" if run.config.eval.baselines else None}
-    if run.config.eval.hard_prompt is not None:
-        texts["hard_prompt"] = run.config.eval.hard_prompt
-    found: dict[str, float | None] = {}
-    for name, text in texts.items():
-        key = id(run.data), text
-        if text is not None and key not in known:
-            params = {"t5": run.backbone.params}
-            if text:
-                params["prompt"] = embed_text(text, run.backbone)
-            known[key] = run.evaluate(params, "test")
-        scores = None if text is None else known[key]
-        found[f"{name}_score"] = scores and scores.score
-        found[f"{name}_rank_score"] = scores and scores.rank_score
-    return found
 
 
 def _make_result(

@@ -19,8 +19,9 @@ from spt_jax.evaluation.ensemble import vote
 from spt_jax.models.backbone import load_backbone
 from spt_jax.prediction.predictor import Predictor
 from spt_jax.prompts.bank import load_bank
+from spt_jax.serving.answers import rank
 from spt_jax.serving.batcher import QueueFull
-from spt_jax.serving.engine import Engine, UnknownModel, rank
+from spt_jax.serving.engine import Engine, UnknownModel
 
 TEXTS = [text for text, _ in tiny.sentences()[::9]]
 

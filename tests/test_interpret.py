@@ -200,6 +200,15 @@ def test_a_run_without_a_start_is_interpreted_without_it(run, tmp_path, capsys):
     )
 
 
+def test_a_tuned_model_has_no_prompt_to_interpret(tmp_path):
+    config = tiny.train_config(tmp_path, tune="model", prompt=None, steps=4)
+    fit(config, tmp_path / "run")
+    with pytest.raises(
+        ValueError, match="run '.*run' tuned the model; interpret a run of a prompt"
+    ):
+        interpret(tmp_path / "run")
+
+
 def test_rows_of_free_text_have_no_rank(run, prepared):
     prepared, prompt, _ = prepared
     task = dataclasses.replace(prepared.data.task, label_words=None)

@@ -212,6 +212,29 @@ def test_a_body_without_a_stated_length_is_cut_off_at_the_limit(server):
     assert problem(found, 413).startswith("the body has more than 4,000 bytes")
 
 
+@pytest.mark.parametrize("length", [b"Content-Length: 5000\r\n", b"Transfer-Encoding: chunked\r\n"])
+def test_a_refused_body_is_read_to_its_end_so_that_the_answer_arrives(server, length):
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+    chunked = length.startswith(b"T")
+    first, last = (b"1388\r\n" + b" " * 4999, b" \r\n0\r\n\r\n") if chunked else (b" " * 4999, b" ")
+    with socket.create_connection(server.address, timeout=0.5) as connection:
+        connection.sendall(head + length + b"\r\n" + first)
+        with pytest.raises(TimeoutError):  # no answer while a part of the body is missing
+            connection.recv(1)
+        connection.settimeout(10)
+        connection.sendall(last)
+        answer = b""
+        while part := connection.recv(65536):
+            answer += part
+    assert b" 413 " in answer and b"more than 4,000 bytes" in answer
+
+
+def test_a_client_that_waits_to_be_asked_for_its_body_is_refused_at_once(server):
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+    answer, closed = server.send(head + b"Expect: 100-continue\r\nContent-Length: 5000\r\n\r\n")
+    assert closed and answer.startswith(b"HTTP/1.1 413 ")
+
+
 def test_slow_and_broken_connections_are_closed_and_take_no_place_from_others(server):
     head = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
     answer, closed = server.send(head + b"Content-Length: 100\r\n\r\n{")

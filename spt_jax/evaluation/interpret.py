@@ -83,7 +83,6 @@ def interpret(
     require(words >= 1, f"words is {words}, expected 1 or more")
     loaded = load_run(run, fetch=fetch, rows=ROWS)
     config, backbone = loaded.config, loaded.backbone
-    require("prompt" in loaded.params, f"run '{run}' tuned the model and has no prompt to read")
     require(config.tune == "prompt", f"run '{run}' tuned the model; interpret a run of a prompt")
     best = np.asarray(loaded.params["prompt"], np.float32)
     task = load_task(config.task)
@@ -102,9 +101,10 @@ def interpret(
     shaped["random"] = _random_like(best, rng)
     say(f"measuring the importance of {len(best)} vectors")
     importance = leave_one_out(backbone, best, dev, config.data)
+    words_of_best = {measure: ids[:, 0] for measure, (ids, _) in nearest(best, table, 1).items()}
     others = {
-        "words by cosine": table[nearest(best, table, 1)["cosine"][0][:, 0]],
-        "words by L2": table[nearest(best, table, 1)["l2"][0][:, 0]],
+        "words by cosine": table[words_of_best["cosine"]],
+        "words by L2": table[words_of_best["l2"]],
         **_pruned(best, importance),
         **{f"order {n + 1}": rng.permutation(best) for n in range(SHUFFLES)},
     }
@@ -198,7 +198,8 @@ def mean_loss(
     backbone: Backbone, prompt: np.ndarray, split: TokenizedSplit, data: DataConfig
 ) -> float:
     """Return the loss of the targets of a split, in nats per token."""
-    return float(_losses(backbone, jnp.asarray(prompt)[None], None, split, data)[0])
+    prompts, masks = jnp.asarray(prompt)[None], np.ones((1, len(prompt)), bool)
+    return float(_losses(backbone, prompts, masks, split, data)[0])
 
 
 def leave_one_out(
@@ -218,12 +219,11 @@ def leave_one_out(
 def _losses(
     backbone: Backbone,
     prompts: Array,
-    masks: np.ndarray | None,
+    masks: np.ndarray,
     split: TokenizedSplit,
     data: DataConfig,
 ) -> np.ndarray:
     """Return the loss per target token of a split with each of K prompts [K, P, D], one by one."""
-    masks = np.ones(prompts.shape[:2], bool) if masks is None else masks
     sums, tokens = np.zeros(len(prompts)), 0.0
     for indices, batch in eval_batches(split, data, 32):
         batch = {name: jnp.asarray(array) for name, array in batch.items()}

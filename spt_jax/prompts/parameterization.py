@@ -32,7 +32,7 @@ import numpy as np
 from spt_jax.config.train import PromptConfig
 from spt_jax.errors import choose
 from spt_jax.prompts.init import Prompt, Table, from_vocab
-from spt_jax.pytree import VECTORS_AND_FACTORS
+from spt_jax.pytree import FACTORS, VECTORS
 from spt_jax.typing import Array, Float, Key, PyTree
 
 Leaves = dict[str, Any]
@@ -51,8 +51,7 @@ def materialize(prompt: PyTree) -> Prompt:
         return jnp.asarray(prompt)
     [(name, leaves)] = prompt.items()
     fold = choose("prompt.parameterization", name, FOLDS)
-    parts = [jax.tree.map(jnp.asarray, leaves[part]) for part in VECTORS_AND_FACTORS]
-    return fold(**{key: leaf for part in parts for key, leaf in part.items()})
+    return fold(**jax.tree.map(jnp.asarray, {**leaves[VECTORS], **leaves[FACTORS]}))
 
 
 def fold_params(params: PyTree) -> PyTree:
@@ -75,8 +74,7 @@ def parameterize(config: PromptConfig, key: Key, start: Prompt, table: Table) ->
         return start
     make = choose("prompt.parameterization", config.parameterization, STARTS)
     vectors, factors = make(key, start, table, config.resolved_rank)
-    parts = dict(zip(VECTORS_AND_FACTORS, (vectors, factors), strict=True))
-    return {config.parameterization: parts}
+    return {config.parameterization: {VECTORS: vectors, FACTORS: factors}}
 
 
 def _fold_residual(

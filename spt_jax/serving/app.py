@@ -319,39 +319,18 @@ def _handle_errors(app: FastAPI) -> None:
 def _cards(engine: Engine, created: int) -> list[ModelCard]:
     """Describe the model, its prompts and the ensembles."""
     base, prompts = engine.backbone, engine.prompt_set.prompts
-    cards = [
-        ModelCard(
-            id=base.name,
-            created=created,
-            root=base.name,
-            kind="model",
-            fingerprint=base.fingerprint,
-        )
+
+    def card(kind: Any, name: str, parent: str | None = base.name, **facts: Any) -> ModelCard:
+        return ModelCard(id=name, created=created, root=name, parent=parent, kind=kind, **facts)
+
+    return [
+        card("model", base.name, parent=None, fingerprint=base.fingerprint),
+        *(card("prompt", name, **prompt.describe()) for name, prompt in prompts.items()),
+        *(
+            card("ensemble", name, members=members, labels=prompts[members[0]].labels)
+            for name, members in engine.ensembles.items()
+        ),
     ]
-    cards += [
-        ModelCard(
-            id=name,
-            created=created,
-            root=name,
-            parent=base.name,
-            kind="prompt",
-            **prompt.describe(),
-        )
-        for name, prompt in prompts.items()
-    ]
-    cards += [
-        ModelCard(
-            id=name,
-            created=created,
-            root=name,
-            parent=base.name,
-            kind="ensemble",
-            members=list(members),
-            labels=list(prompts[members[0]].labels),
-        )
-        for name, members in engine.ensembles.items()
-    ]
-    return cards
 
 
 async def _stream(result: CompletionAnswer, usage: bool) -> AsyncIterator[bytes]:

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from spt_jax.errors import require
+from spt_jax.serving.answers import Completion, Ranking
 from spt_jax.serving.batcher import BatchReport
-from spt_jax.serving.engine import Completion, Ranking
 
 Name = Annotated[str, Field(max_length=1024)]
 Text = str | dict[str, Any]

@@ -30,6 +30,9 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
+LINGER = 16 << 20
+"""Most bytes of a body beyond its limit that are read and dropped before the answer is sent."""
+
 
 class Gate:
     """An ASGI application in front of another one.
@@ -74,8 +77,11 @@ class Gate:
         try:
             refused = self._refuse(scope, headers)
             body = b""
-            if refused is None:
-                body, refused = await self._read(headers, receive)
+            # A connection that is closed with a part of the body unread loses the answer too. A
+            # client that expects to be asked for its body has sent none yet.
+            if refused is None or b"expect" not in headers:
+                body, unread = await self._read(headers, receive)
+                refused = refused or unread
             if refused is not None:
                 await refused(send_with_id)
             else:
@@ -113,24 +119,24 @@ class Gate:
     async def _read(
         self, headers: Mapping[bytes, bytes], receive: Receive
     ) -> tuple[bytes, "_Sender | None"]:
-        body = bytearray()
-        seconds = self._config.read_timeout
+        body, size = bytearray(), 0
+        most, seconds = self._config.max_body, self._config.read_timeout
         try:
             async with asyncio.timeout(seconds):
                 more = _has_body(headers)
-                while more:
+                while more and size <= most + LINGER:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        raise ConnectionResetError
-                    body += message.get("body", b"")
+                        return b"", _nothing
+                    part = message.get("body", b"")
+                    size += len(part)
+                    if size <= most:
+                        body += part
                     more = message.get("more_body", False)
-                    if len(body) > self._config.max_body:
-                        return b"", self._too_large()
         except TimeoutError:
-            return b"", problem(408, f"the body did not arrive within {seconds:g} s")
-        except ConnectionResetError:
-            return b"", _nothing
-        return bytes(body), None
+            if size <= most:
+                return b"", problem(408, f"the body did not arrive within {seconds:g} s")
+        return (bytes(body), None) if size <= most else (b"", self._too_large())
 
     def _too_large(self) -> "_Sender":
         most = self._config.max_body

@@ -70,21 +70,11 @@ def make_server(
     config: ServeConfig,
     *,
     telemetry: Telemetry,
-    api_key: str | None = None,
-    allow_load: bool = False,
     log: IO[str] | None = None,
-    log_texts: bool = False,
+    **options: Any,
 ) -> Server:
-    """Return a server that is not started; the arguments are those of `make_app`."""
-    app = make_app(
-        engine,
-        config,
-        telemetry=telemetry,
-        api_key=api_key,
-        allow_load=allow_load,
-        log=log,
-        log_texts=log_texts,
-    )
+    """Return a server that is not started; all arguments are those of `make_app`."""
+    app = make_app(engine, config, telemetry=telemetry, log=log, **options)
     telemetry.watch_queue(lambda: engine.batcher.waiting)
     settings = uvicorn.Config(
         app,
