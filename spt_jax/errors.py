@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import errno
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -67,7 +68,9 @@ def describe(error: BaseException, argv: Sequence[str]) -> tuple[str, int]:
         return "", 141
     if isinstance(error, Preempted):
         return f"{error}; the same command goes on from there", 75
-    code = 3 if isinstance(error, FailedRows) else 2 if isinstance(error, BAD_INPUT) else 1
+    too_long = isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG
+    bad_input = too_long or isinstance(error, BAD_INPUT)
+    code = 3 if isinstance(error, FailedRows) else 2 if bad_input else 1
     return f"error: {one_line(error)}", code
 
 

@@ -35,6 +35,7 @@ from spt_jax.run import (
     score_baselines,
     score_runs,
 )
+from spt_jax.runs.checkpoints import Restored
 from spt_jax.runs.folder import RunFolder
 from spt_jax.runs.progress import say
 from spt_jax.runs.tensorboard import require_tensorboard
@@ -174,7 +175,7 @@ def _train(
 ) -> list[dict | RunError | None]:
     """Train runs whose folders are claimed, score their best steps on test, and write that."""
     with explain_out_of_memory(_memory_advice(runs)):
-        jobs = [_make_job(run, stop) for run, stop in zip(runs, stops, strict=True)]
+        jobs = [_make_job(*parts) for parts in zip(runs, folders, stops, strict=True)]
         outcomes: list[Any] = run_jobs(_make_program(runs, states, profile), jobs, folders, states)
     _require_unchanged(runs[0].frozen, digest)
     for n, outcome in enumerate(outcomes):
@@ -264,7 +265,7 @@ def _make_program(runs: Sequence[Run], states: States, profile: int) -> Program:
     return Program(title, update, evaluate_dev, mesh, profile)
 
 
-def _make_job(run: Run, stop: int) -> Job:
+def _make_job(run: Run, folder: RunFolder, stop: int) -> Job:
     """Hand a run to the loop: its batches, its intervals, and how it is resumed."""
     config, train = run.config, run.data.rows["train"]
     dataset = train_batches(
@@ -274,10 +275,14 @@ def _make_job(run: Run, stop: int) -> Job:
     def batches(start: int, stop: int) -> Iterator[tuple[Labels, Batch]]:
         return (({}, batch) for batch in prefetch(dataset, start, stop))
 
+    def resume_checked(restored: Restored) -> TrainState:
+        folder.check_checkpoint(restored.metadata, config)
+        return resume(run, restored)
+
     return Job(
         steps=config.steps,
         batches=batches,
-        resume=functools.partial(resume, run),
+        resume=resume_checked,
         evaluate_every=config.eval.every,
         log=config.log,
         metadata={

@@ -320,6 +320,7 @@ def test_error_in_a_config_file_names_the_file(run, tmp_path, text, message):
         (RunError("loss is nan at step 12"), 1, "loss is nan at step 12"),
         (FloatingPointError("nan"), 1, "FloatingPointError: nan"),
         (MemoryError(), 1, "MemoryError: no message"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "n"), 2, "n: File name too long"),
         (OSError(errno.ENOSPC, "No space left on device", "x"), 1, "x: No space left on device"),
         (RuntimeError("RESOURCE_EXHAUSTED:\nout of memory"), 1, "RuntimeError: RESOURCE_.* out of"),
         (KeyboardInterrupt(), 130, "interrupted; the same command continues it"),

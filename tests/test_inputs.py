@@ -62,6 +62,8 @@ def test_nothing_is_an_empty_text_where_training_read_it_so():
         assert form.fill({"q": nothing, "c": "y"}) == "question:  context: y"
     assert form == form_of({"template": form.template or "", "missing": "empty"})
     assert form_of({"template": "{a}"}) == InputForm("{a}", "error") and form_of({}) == InputForm()
+    with pytest.raises(ValueError, match="keeps missing 'boo', expected error, skip or empty; get"):
+        form_of({"template": "{a}", "missing": "boo"})
 
 
 def test_rows_come_from_lists_arrays_and_generators():

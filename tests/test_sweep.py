@@ -277,7 +277,9 @@ def test_an_estimate_counts_what_is_left_and_trains_nothing(fit, tmp_path):
     fit.errors[2] = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
         sweep(study, tmp_path)
-    (tmp_path / "prompt.length=1,seed=1" / "checkpoints" / "4").mkdir(parents=True)
+    left = tmp_path / "prompt.length=1,seed=1"
+    (left / "checkpoints" / "4").mkdir(parents=True)
+    (left / "config.yaml").write_text(yaml.safe_dump(to_dict(expand(study)[1].config)))
     result = estimate(study, tmp_path, together=2)
     assert [run["program"] for run in result["runs"]] == [1, 1, 2, 2]
     assert result["packs"] == "4 runs in 2 programs, at most 2 in one"

@@ -316,6 +316,107 @@ def test_how_the_work_is_shared_and_remembered_may_change_on_resuming(finished, 
     np.testing.assert_allclose(*losses, rtol=1e-4)
 
 
+def edit_config(run: Path, old: str, new: str) -> None:
+    text = (run / "config.yaml").read_text()
+    assert old in text
+    (run / "config.yaml").write_text(text.replace(old, new))
+
+
+def replace_checkpoint(run: Path, other: Path) -> None:
+    shutil.rmtree(run / "checkpoints" / "9")
+    shutil.copytree(other / "checkpoints" / "9", run / "checkpoints" / "9")
+
+
+def test_a_checkpoint_of_another_run_is_refused_whatever_stands_beside_it(finished, tmp_path):
+    folder, run, _ = finished
+    other = tmp_path / "other"
+    fit(tiny.train_config(folder, seed=1, steps=9), other)
+    for number, (edit, changes, message) in enumerate(
+        (
+            (
+                lambda run: edit_config(run, "\nseed: 0", "\nseed: 1"),
+                {"seed": 1},
+                r"a checkpoint in '.*' holds a run of another config: seed \(0 there, 1 now\)",
+            ),
+            (
+                lambda run: edit_config(run, "\nsteps: 12", "\nsteps: 8"),
+                {"steps": 8},
+                r"a checkpoint in '.*' holds a run of another config: steps \(12 there, 8 now\)",
+            ),
+            (
+                lambda run: replace_checkpoint(run, other),
+                {},
+                r"a checkpoint in '.*' holds a run of another config: seed \(1 there, 0 now\)",
+            ),
+        )
+    ):
+        resumed = copy_run(run, tmp_path / str(number), 9)
+        edit(resumed)
+        with pytest.raises(ValueError, match=message):
+            fit(tiny.train_config(folder, **changes), resumed)
+
+
+def test_a_checkpoint_of_another_model_is_refused(finished, tmp_path):
+    folder, run, _ = finished
+    resumed = copy_run(run, tmp_path / "resumed", 9)
+    manifest = json.loads((resumed / "manifest.json").read_text())
+    manifest["identity"]["model_fingerprint"] = "0" * 64
+    (resumed / "manifest.json").write_text(json.dumps(manifest))
+    with Checkpoints(resumed / "checkpoints") as checkpoints:
+        metadata = checkpoints.restore_newest(_template(resumed)).metadata
+    message = r"a checkpoint in '.*' holds a run with another model fingerprint \("
+    with pytest.raises(ValueError, match=message):
+        RunFolder(resumed).check_checkpoint(metadata, tiny.train_config(folder))
+
+
+def test_checkpoints_without_the_files_that_say_what_they_are_of_are_refused(finished, tmp_path):
+    folder, run, _ = finished
+    config = tiny.train_config(folder)
+    resumed = copy_run(run, tmp_path / "resumed", 9)
+    (resumed / "config.yaml").rename(tmp_path / "config.yaml")
+    with pytest.raises(ValueError, match="checkpoints but no config.yaml that says what run they"):
+        fit(dataclasses.replace(config, seed=1), resumed)
+    assert not (resumed / "config.yaml").exists()
+    (tmp_path / "config.yaml").rename(resumed / "config.yaml")
+    for content in (None, "{", "{}", "[]", '{"identity": null, "versions": {}}'):
+        (resumed / "manifest.json").unlink(missing_ok=True)
+        if content is not None:
+            (resumed / "manifest.json").write_text(content)
+        with pytest.raises(ValueError, match="holds a run whose manifest.json is missing or damag"):
+            fit(config, resumed)
+
+
+def test_a_damaged_result_is_one_error_and_can_be_made_again(finished, tmp_path):
+    folder, run, result = finished
+    config, copy = tiny.train_config(folder, eval=WITH_BASELINES), tmp_path / "copy"
+    shutil.copytree(run, copy)
+    for content in ("", "{", "[]"):
+        (copy / "result.json").write_text(content)
+        with pytest.raises(
+            ValueError, match="result.json is damaged, expected what `train --json`"
+        ):
+            fit(config, copy)
+    (copy / "result.json").unlink()
+    assert {**fit(config, copy), "checkpoint_bytes": 0} == {**result, "checkpoint_bytes": 0}
+
+
+def test_a_finished_run_makes_the_scores_that_its_result_does_not_have(finished, tmp_path):
+    folder, run, result = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    fewer = dataclasses.replace(WITH_BASELINES, baselines=False)
+    assert fit(tiny.train_config(folder, eval=fewer), copy) == result  # read back
+    written = dataclasses.replace(WITH_BASELINES, hard_prompt="the cat")
+    found = fit(tiny.train_config(folder, eval=written), copy)
+    assert result["steps_done"] == found["steps_done"] == 12
+    assert found["score"] == result["score"] and 0 <= found["hard_prompt_score"] <= 100
+    assert "hard_prompt_score" not in result
+    assert outcome(copy) == outcome(run)
+    some = dataclasses.replace(written, max_rows=3)
+    dev_score = fit(tiny.train_config(folder, eval=some), copy)["dev_score"]
+    assert dev_score in [round(100 * right / 3, 4) for right in range(4)]
+
+
 @pytest.mark.parametrize(
     "change, message",
     [

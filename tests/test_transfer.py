@@ -1,6 +1,7 @@
 """Trained prompts together: similarity, sums of what they learned, and another model."""
 
 import dataclasses
+import shutil
 
 import jax
 import numpy as np
@@ -152,6 +153,16 @@ def test_what_cannot_be_combined_is_said(runs, tmp_path, monkeypatch):
             "prompt .*/a/prompt.safetensors has 3 vectors but the start .* has 5; combine prompts",
         ),
         (lambda: combine({}, dest), ValueError, "no run is given"),
+        (
+            lambda: combine({str(a): 0.5, f"{a.parent}/./a": 0.5}, dest),
+            ValueError,
+            r"run '.*/\./a' is given twice; give it once, with the sum of the weights",
+        ),
+        (
+            lambda: combine({str(a): 1e300}, dest),
+            ValueError,
+            r"the sum has values up to \S+, expected at most 3.4e38, the largest float32; give sm",
+        ),
         (lambda: combine({str(a): 1.0}, a), FileExistsError, "a exists; name a new place"),
         (
             lambda: recycle(a, dest, old=str(other), new=str(other)),
@@ -186,6 +197,10 @@ def test_the_commands(runs, tmp_path, capsys):
     expected = START + 0.25 * (prompt_of(a) - START) + (prompt_of(b) - START)
     found = read_prompt(tmp_path / "c.safetensors").prompt
     np.testing.assert_allclose(found, expected, atol=1e-6)
+    named = shutil.copytree(a, tmp_path / "seed=7")  # as sweep names its runs
+    assert run_command(capsys, "combine", tmp_path / "n.safetensors", named)[0] == 0
+    found = read_prompt(tmp_path / "n.safetensors").prompt
+    np.testing.assert_allclose(found, prompt_of(a), atol=1e-6)
     for argv, message in (
         (("combine", tmp_path / "d", f"{a}=x"), f"the weight of '{a}' is 'x', expected a number"),
         (("combine", tmp_path / "d", a, a), "a run is given twice; give it once, with the sum of"),

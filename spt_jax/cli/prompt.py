@@ -171,7 +171,7 @@ def _combine(argv: Sequence[str]) -> None:
 
 def _read_part(text: str) -> tuple[str, float]:
     name, equals, weight = text.rpartition("=")
-    if not equals:
+    if not equals or Path(text).exists():  # sweep names its runs as in seed=0
         return text, 1.0
     try:
         number = float(weight)

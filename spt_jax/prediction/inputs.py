@@ -16,7 +16,7 @@ from spt_jax.data.example import Example
 from spt_jax.data.records import Record
 from spt_jax.data.template import Template, parse_template
 from spt_jax.data.text import address, is_missing
-from spt_jax.errors import shorten, suggest
+from spt_jax.errors import require, shorten, suggest
 
 EXAMPLE = '{"prompt": "name", "text": "..."}'
 """A row without a template."""
@@ -85,8 +85,18 @@ class InputForm:
 
 
 def form_of(metadata: Mapping[str, str]) -> InputForm:
-    """Return the form of the inputs of a stored prompt, by what is kept with it."""
-    return InputForm(metadata.get("template"), metadata.get("missing", InputForm.missing))
+    """Return the form of the inputs of a stored prompt, by what is kept with it.
+
+    Raises:
+        ValueError: `missing` is none of its values.
+    """
+    missing = metadata.get("missing", InputForm.missing)
+    require(
+        missing in ("error", "skip", "empty"),
+        f"the prompt keeps missing {shorten(missing)!r}, expected error, skip or empty; "
+        "get another copy of it",
+    )
+    return InputForm(metadata.get("template"), missing)
 
 
 def list_rows(texts: Iterable[str | Mapping[str, Any]]) -> list[str | Mapping[str, Any]]:

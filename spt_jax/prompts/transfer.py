@@ -17,6 +17,7 @@ from spt_jax.prompts.convert import require_new
 from spt_jax.prompts.file import save_prompt
 from spt_jax.prompts.read import StoredPrompt, read_prompt, read_start
 from spt_jax.prompts.words import embeddings
+from spt_jax.runs.workdir import find_address
 
 
 def similarity(sources: Sequence[str | Path], *, to: str | Path | None = None) -> dict[str, Any]:
@@ -93,10 +94,16 @@ def combine(
         FileExistsError: `dest` exists.
         FileNotFoundError: A run does not exist, or keeps no start.
         ValueError: The runs are of different models or lengths, or of different starts without
-            `start`.
+            `start`; a run is given twice; or the sum is too large for float32.
     """
     require_new(dest)
     require(bool(parts), "no run is given, expected the folders of one or more")
+    places = [find_address(Path(name)) or str(Path(name).resolve()) for name in parts]
+    for number, (name, place) in enumerate(zip(parts, places)):
+        require(
+            place not in places[:number],
+            f"run '{name}' is given twice; give it once, with the sum of the weights",
+        )
     trained = {name: read_prompt(name) for name in parts}
     starts = {name: read_start(name) for name in parts}
     base = next(iter(starts.values())) if start is None else read_prompt(start)
@@ -116,6 +123,12 @@ def combine(
     total = base.prompt.astype(np.float64)
     for name, weight in parts.items():
         total += weight * (trained[name].prompt.astype(np.float64) - starts[name].prompt)
+    largest = np.abs(total).max()
+    require(
+        largest <= np.finfo(np.float32).max,
+        f"the sum has values up to {largest:.3g}, expected at most 3.4e38, the largest float32; "
+        "give smaller weights",
+    )
     metadata = _of_model([base, *trained.values()]) | {
         "length": str(len(total)),
         "combined": " ".join(f"{weight:+g}*{name}" for name, weight in parts.items()),

@@ -144,21 +144,44 @@ class RunFolder:
             return None
         values = to_dict(config)
         self.check_config(values, type(config))
-        return self.read_result(values)
+        return self.read_result(values, type(config))
 
-    def read_result(self, config: Mapping[str, Any]) -> dict | None:
-        """Return the result of a finished run of this config; None where it is not finished.
+    def read_result(self, config: Mapping[str, Any], kind: type = TrainConfig) -> dict | None:
+        """Return the result of a finished run of this config; None where more is to be done.
 
-        A run that patience has stopped is not finished where the patience is another one now.
+        More is to be done if there are more steps, if patience has stopped the run and is another
+        one now, or if `eval` asks for scores that the result does not have.
+
+        Args:
+            config: The config of now, as `to_dict` gives it.
+            kind: Its class.
+
+        Raises:
+            ValueError: The result is damaged.
         """
         if not self.result_file.is_file():
             return None
-        old, result = self.read_config(), json.loads(self.result_file.read_text())
-        patience, now = (c.get("eval", {}).get("patience") for c in (old, config))
+        old = self._read_saved(kind)
+        try:
+            result = json.loads(self.result_file.read_text("utf-8"))
+        except (ValueError, RecursionError):
+            result = None
+        if not isinstance(result, dict):
+            raise ValueError(
+                f"{self.result_file} is damaged, expected what `train --json` prints; copy it "
+                "again, or remove it, and the run makes it again from its last checkpoint"
+            )
+        then, now = old.get("eval", {}), config.get("eval", {})
         stopped = result.get("steps_done", config["steps"]) < config["steps"]
-        if old["steps"] != config["steps"] or (stopped and patience != now):
+        if result.get("steps", old["steps"]) != config["steps"] or (
+            stopped and then.get("patience") != now.get("patience")
+        ):
             return None
-        return result
+        other_rows = any(then.get(name) != now.get(name) for name in ("max_rows", "inputs_length"))
+        more_scores = any(
+            now.get(name) and then.get(name) != now[name] for name in ("baselines", "hard_prompt")
+        )
+        return None if other_rows or more_scores else result
 
     def _check_place(self) -> None:
         """Raise NotADirectoryError if the folder cannot be made, because it is below a file."""
@@ -181,15 +204,46 @@ class RunFolder:
             config: The config of now, as `to_dict` gives it.
             kind: Its class.
         """
-        if not self.config_file.exists():
-            return
+        if self.config_file.exists():
+            self._require_continued(f"workdir '{self.path}'", self._read_saved(kind), config)
+        elif self._newest_step():
+            # A kill while --overwrite deletes can leave this.
+            raise ValueError(
+                f"workdir '{self.path}' holds checkpoints but no config.yaml that says what run "
+                "they are of; copy it from that run, give another --workdir, or --overwrite to "
+                "delete that run"
+            )
+
+    @main_process
+    def check_checkpoint(self, metadata: Mapping[str, Any], config: Config) -> None:
+        """Raise ValueError if a checkpoint is of a run that `config` does not continue.
+
+        `check_config` and `claim` compare the files beside the checkpoints, which may be of another
+        run if someone has edited or copied them.
+
+        Args:
+            metadata: What was saved with the checkpoint: `config`, and the identity of the run.
+            config: The config of now. The identity of now is that of the manifest.
+        """
+        what = f"a checkpoint in '{self.path}'"
+        saved = to_dict(from_dict(type(config), metadata["config"], saved=True))
+        self._require_continued(what, saved, to_dict(config))
+        identity = self.read_manifest().get("identity", {})
+        self._require_identity(what, {**identity, **metadata}, identity)
+
+    def _read_saved(self, kind: type) -> dict[str, Any]:
+        """Return the config that the run was started with, with the defaults of now."""
         try:
-            saved = to_dict(from_dict(kind, self.read_config(), saved=True))
+            return to_dict(from_dict(kind, self.read_config(), saved=True))
         except ValueError as error:
             raise ValueError(
                 f"workdir '{self.path}' holds a run that this version cannot continue: {error}; "
                 "give another --workdir, or --overwrite to delete that run"
             ) from error
+
+    @staticmethod
+    def _require_continued(what: str, saved: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+        """Raise ValueError if a run of `saved` cannot go on as one of `config`."""
         old, new = flatten(saved), flatten(config)
         changed = [
             f"{name} ({_show(old.get(name))} there, {_show(new.get(name))} now)"
@@ -200,7 +254,7 @@ class RunFolder:
         ]
         if changed:
             raise ValueError(
-                f"workdir '{self.path}' holds a run of another config: {', '.join(changed)}; "
+                f"{what} holds a run of another config: {', '.join(changed)}; "
                 "give another --workdir, or --overwrite to delete that run"
             )
 
@@ -258,6 +312,10 @@ class RunFolder:
     @main_process
     def last_step(self) -> int:
         """Return the step of the newest checkpoint, or 0 if there is none."""
+        return self._newest_step()
+
+    def _newest_step(self) -> int:
+        """On process 0: return what `last_step` does."""
         places = self.checkpoints.iterdir() if self.checkpoints.is_dir() else ()
         return max((int(place.name) for place in places if place.name.isdecimal()), default=0)
 
@@ -276,13 +334,22 @@ class RunFolder:
         write_json_atomic(self.result_file, result)
 
     def _check_identity(self, identity: Mapping[str, Any]) -> None:
-        if not self.manifest_file.exists():
-            return
-        old = json.loads(self.manifest_file.read_text())["identity"]
+        manifest = self.read_manifest()
+        if not manifest and (self.manifest_file.exists() or self._newest_step()):
+            raise ValueError(
+                f"workdir '{self.path}' holds a run whose manifest.json is missing or damaged, so "
+                "nothing says what model and data the run is of; copy it from that run, or give "
+                "another --workdir"
+            )
+        if manifest:
+            self._require_identity(f"workdir '{self.path}'", manifest["identity"], identity)
+
+    @staticmethod
+    def _require_identity(what: str, old: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
         for name, value in identity.items():
             if old.get(name) != value:
                 raise ValueError(
-                    f"workdir '{self.path}' holds a run with another {name.replace('_', ' ')} "
+                    f"{what} holds a run with another {name.replace('_', ' ')} "
                     f"({_show(old.get(name))} there, {_show(value)} now); "
                     "give another --workdir, or --overwrite to delete that run"
                 )
@@ -317,7 +384,7 @@ class RunFolder:
         except (OSError, ValueError, RecursionError):
             return {}
         is_ours = isinstance(manifest, dict) and {"identity", "versions"} <= manifest.keys()
-        return manifest if is_ours else {}
+        return manifest if is_ours and isinstance(manifest["identity"], dict) else {}
 
 
 def _manifest(
