@@ -315,7 +315,7 @@ def _prepare(config: TrainConfig, backbone: Backbone, data: TaskData) -> Run:
         if config.prompt.wayward is not None:
             pull = make_pull(config.prompt.wayward, config.prompt.length, backbone)
     if config.eval.hard_prompt is not None:
-        embed_text(config.eval.hard_prompt, backbone)  # refuses text that has no tokens
+        embed_text(config.eval.hard_prompt, backbone)  # refuses what has no vectors
     trained, frozen = split(params, label_params(params, config.tune))
     tx = make_tx(config.optimizer, config.steps, config.tune)
     return Run(config, backbone, data, trained, frozen, tx, run_key, pull)

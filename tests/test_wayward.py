@@ -16,7 +16,7 @@ from spt_jax.forward import forward
 from spt_jax.models.backbone import load_backbone
 from spt_jax.optim import make_tx
 from spt_jax.prompts.file import load_prompt
-from spt_jax.prompts.init import embed_text
+from spt_jax.prompts.init import embed_text, init_prompt
 from spt_jax.prompts.wayward import Pull, compare_words, make_pull
 from spt_jax.prompts.words import embeddings
 from spt_jax.run import prepare_runs
@@ -198,5 +198,14 @@ def test_bad_texts_are_refused(tmp_path, backbone):
     with pytest.raises(ValueError, match=message):
         make_pull(long, 3, backbone)
     config = tiny.train_config(tmp_path, eval=EvalConfig(every=4, hard_prompt=""))
-    with pytest.raises(ValueError, match="the text '' has no tokens; give some words"):
+    with pytest.raises(ValueError, match="eval.hard_prompt '' has no tokens; give some words"):
         fit(config, tmp_path / "run")
+    unknown = "the \u2603"
+    message = "'the \u2603' has characters that the tokenizer does not know; give other words"
+    with pytest.raises(ValueError, match=f"prompt.wayward.text {message}"):
+        make_pull(WaywardConfig(text=unknown), 20, backbone)
+    with pytest.raises(ValueError, match=f"eval.hard_prompt {message}"):
+        embed_text(unknown, backbone)
+    start = PromptConfig(length=20, init="text", text=unknown)
+    with pytest.raises(ValueError, match=f"prompt.text {message}"):
+        init_prompt(start, jax.random.key(0), backbone, None)

@@ -19,8 +19,10 @@ import numpy as np
 
 from spt_jax.config.train import PromptConfig
 from spt_jax.distributed.main_process import on_main
+from spt_jax.errors import require
 from spt_jax.models.backbone import Backbone
 from spt_jax.prompts.read import read_prompt
+from spt_jax.tokenizers.base import Tokenizer
 from spt_jax.typing import Array, Float, Key
 
 POPULATION = 5000
@@ -76,15 +78,33 @@ def from_text(key: Key, table: Table, length: int, tokens: Sequence[int]) -> Pro
     return prompt.at[: len(ids)].set(table[ids].astype(jnp.float32))
 
 
-def embed_text(text: str, backbone: Backbone) -> Prompt:
-    """Return the embeddings of the tokens of a text: a written prompt, which is not trained.
+def tokens_of(text: str, field: str, tokenizer: Tokenizer) -> list[int]:
+    """Return the tokens of a text that stands for a prompt, without EOS.
+
+    Args:
+        text: Given by the user.
+        field: Of the config that has it.
+        tokenizer: Of the model.
 
     Raises:
-        ValueError: The text has no tokens.
+        ValueError: The text has no tokens, or characters unknown to the tokenizer.
     """
-    tokens = backbone.tokenizer.encode(text)
-    if not tokens:
-        raise ValueError(f"the text {text!r} has no tokens; give some words")
+    tokens = tokenizer.encode(text)
+    require(bool(tokens), f"{field} {text!r} has no tokens; give some words")
+    require(
+        tokenizer.unk_id not in tokens,
+        f"{field} {text!r} has characters that the tokenizer does not know; give other words",
+    )
+    return tokens
+
+
+def embed_text(text: str, backbone: Backbone) -> Prompt:
+    """Return the embeddings of the tokens of `eval.hard_prompt`, which is not trained.
+
+    Raises:
+        ValueError: As `tokens_of`.
+    """
+    tokens = tokens_of(text, "eval.hard_prompt", backbone.tokenizer)
     table = backbone.params["token_embedder"]["embedding"]
     return table[np.asarray(tokens)].astype(jnp.float32)
 
@@ -121,7 +141,7 @@ def init_prompt(
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file does not hold a fitting prompt, or the text has no tokens.
+        ValueError: The file does not hold a fitting prompt, or as `tokens_of`.
     """
     table, tokenizer = backbone.params["token_embedder"]["embedding"], backbone.tokenizer
     shape = (config.length, table.shape[1])
@@ -136,9 +156,7 @@ def init_prompt(
             labels = tokenizer.encode_batch(list(label_words or ()))
             return from_labels(key, table, config.length, labels)
         case "text":
-            tokens = tokenizer.encode(config.text or "")
-            if not tokens:
-                raise ValueError(f"prompt.text {config.text!r} has no tokens; give some words")
+            tokens = tokens_of(config.text or "", "prompt.text", tokenizer)
             return from_text(key, table, config.length, tokens)
         case "file":
             return from_file(config.file or "", config.length, backbone)

@@ -21,7 +21,7 @@ from flax import struct
 from spt_jax.config.train import WaywardConfig
 from spt_jax.errors import choose, require
 from spt_jax.models.backbone import Backbone
-from spt_jax.prompts.init import Prompt
+from spt_jax.prompts.init import Prompt, tokens_of
 from spt_jax.prompts.words import embeddings, nearest
 from spt_jax.typing import Array, Float
 
@@ -60,11 +60,12 @@ def make_pull(config: WaywardConfig, length: int, backbone: Backbone) -> Pull:
     """Return the term of a text for prompts of a length.
 
     Raises:
-        ValueError: The text has more tokens than the prompt has vectors.
+        ValueError: The text has more tokens than the prompt has vectors; or as `tokens_of`.
     """
-    ids, table = backbone.tokenizer.encode(config.text), embeddings(backbone)
+    ids = tokens_of(config.text, "prompt.wayward.text", backbone.tokenizer)
+    table = embeddings(backbone)
     require(
-        0 < len(ids) <= length,
+        len(ids) <= length,
         f"prompt.wayward.text has {len(ids)} tokens but the prompt has {length} vectors; set "
         f"prompt.length to {len(ids)} or more, or give a shorter text",
     )
