@@ -97,6 +97,33 @@ class Server:
         return self.process.wait(60)
 
 
+class Connection:
+    """A connection that is kept. The clients share the cores with the server, so they do little."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter):
+        self._reader, self._writer = reader, writer
+
+    @classmethod
+    async def to(cls, url: str) -> "Connection":
+        """Connect to the host and port of an address."""
+        host, _, port = url.removeprefix("http://").rpartition(":")
+        return cls(*await asyncio.open_connection(host, int(port)))
+
+    async def ask(self, path: str, form: dict) -> tuple[int, Any]:
+        """Post a form as JSON, and return the status and the JSON of the answer."""
+        body = json.dumps(form).encode()
+        head = f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+        self._writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        lines = (await self._reader.readuntil(b"\r\n\r\n")).decode().lower().split("\r\n")
+        fields = dict(line.split(": ", 1) for line in lines[1:] if line)
+        answer = await self._reader.readexactly(int(fields["content-length"]))
+        return int(lines[0].split()[1]), json.loads(answer)
+
+    def close(self) -> None:
+        """Leave the server."""
+        self._writer.close()
+
+
 async def ask_all(
     url: str, job: dict, rows: list[tuple[str, str]]
 ) -> tuple[list[tuple[int, str]], list[float], Counter, float]:
@@ -115,17 +142,18 @@ async def ask_all(
 
     async def client(number: int) -> None:
         draw = random.Random(number)
-        async with httpx.AsyncClient(base_url=url, timeout=600, trust_env=False) as asking:
-            while time.perf_counter() < end and (row := next(numbers, None)) is not None:
-                await asyncio.sleep(draw.expovariate(1000 / job["pause"]))
-                name, text = rows[row]
-                asked = time.perf_counter()
-                found = await asking.post("/v1/completions", json={"model": name, "prompt": text})
-                latencies.append(time.perf_counter() - asked)
-                if found.status_code == 200:
-                    answers.append((row, found.json()["choices"][0]["text"]))
-                else:
-                    others[found.status_code] += 1
+        connection = await Connection.to(url)
+        while time.perf_counter() < end and (row := next(numbers, None)) is not None:
+            await asyncio.sleep(draw.expovariate(1000 / job["pause"]))
+            name, text = rows[row]
+            asked = time.perf_counter()
+            status, found = await connection.ask("/v1/completions", {"model": name, "prompt": text})
+            latencies.append(time.perf_counter() - asked)
+            if status == 200:
+                answers.append((row, found["choices"][0]["text"]))
+            else:
+                others[status] += 1
+        connection.close()
 
     await asyncio.gather(*map(client, range(job["clients"])))
     return answers, latencies, others, time.perf_counter() - started
