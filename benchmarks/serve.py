@@ -5,7 +5,8 @@
 The server is a process of its own with random prompts of one model. Clients send a text at a time,
 with random pauses. Answers are compared with what `Predictor` gives to the row alone. `Predictor`
 answers many of the rows in one call, before and after the server, for the throughput without HTTP.
-The clients share the cores with the server. It needs the extras serve, test and parity.
+The clients share the cores with the server. With `--peft` they ask PEFT behind FastAPI too, see
+`serve_peft.py`. It needs the extra serve, and parity for PEFT.
 """
 
 import argparse
@@ -57,14 +58,18 @@ def write_prompts(job: dict, folder: Path) -> dict[str, str]:
     return paths
 
 
-class Server:
-    """The server as a process; `seconds` is the time from its start until it was ready."""
+def server_command(job: dict, paths: dict[str, str]) -> list[str]:
+    """Return the command that serves the prompts."""
+    command = [sys.executable, "-m", "spt_jax", "serve", f"--model={job['model']}", "--port=0"]
+    command += [f"--prompt={name}={path}" for name, path in paths.items()]
+    command += [f"--{name}={job[name]}" for name in ("inputs_length", "targets_length")]
+    return [*command, f"--batch_size={job['batch_size']}", "--timeout=600"]
 
-    def __init__(self, job: dict, paths: dict[str, str]):
-        command = [sys.executable, "-m", "spt_jax", "serve", f"--model={job['model']}", "--port=0"]
-        command += [f"--prompt={name}={path}" for name, path in paths.items()]
-        command += [f"--{name}={job[name]}" for name in ("inputs_length", "targets_length")]
-        command += [f"--batch_size={job['batch_size']}", "--timeout=600"]
+
+class Server:
+    """A server as a process; `seconds` is the time from its start until it was ready."""
+
+    def __init__(self, command: list[str]):
         self._log = tempfile.TemporaryFile("w+")
         started = time.perf_counter()
         self.process = subprocess.Popen(command, stdout=self._log, text=True)
@@ -198,7 +203,7 @@ def measure(job: dict, command: str) -> dict:
         alone.many(sample)
         before = alone.many(sample)
         say("starting the server")
-        server = Server(job, paths)
+        server = Server(server_command(job, paths))
         try:
             compiled, memory = server.metric("spt_jax_compilations_total"), server.memory()
             answers, latencies, others, seconds = asyncio.run(ask_all(server.url, job, rows))
@@ -214,7 +219,7 @@ def measure(job: dict, command: str) -> dict:
         after = alone.many(asked[: max(len(sample), len(asked) // 4)])
         compared = answers[:: max(1, len(answers) // job["compare"])]
         wrong = [number for number, text in compared if alone.one(rows[number]) != text]
-    p50, p95, p99 = (1000 * float(np.quantile(latencies, q)) for q in (0.5, 0.95, 0.99))
+        peft = measure_peft(job, paths, Path(folder) / "peft", rows) if job["peft"] else None
     predicted = (before + after) / 2
     return {
         "command": command,
@@ -226,7 +231,7 @@ def measure(job: dict, command: str) -> dict:
         "rows_per_second": len(answers) / seconds,
         "predict_rows_per_second": [before, after],
         "of_predict": len(answers) / seconds / predicted,
-        "latency_ms": {"p50": p50, "p95": p95, "p99": p99},
+        "latency_ms": quantiles(latencies),
         "batch_fill": fill,
         "rows_of_a_batch": computed,
         "compared": len(compared),
@@ -234,12 +239,52 @@ def measure(job: dict, command: str) -> dict:
         "compilations": compiled,
         "grown_bytes": grown,
         "exit_code": code,
+        "peft": peft and {**peft, "same": share_of_same(peft.pop("texts"), answers)},
     }
+
+
+def measure_peft(job: dict, paths: dict[str, str], folder: Path, rows: list) -> dict:
+    """Ask PEFT behind FastAPI the same rows in the same way."""
+    say("asking PEFT")
+    write = "import json, sys; from pathlib import Path; from serve_peft import write_side; "
+    write += "write_side(*json.loads(sys.argv[1]), Path(sys.argv[2]))"
+    here = Path(__file__).parent
+    command = [sys.executable, "-c", write, json.dumps([job, paths]), str(folder)]
+    subprocess.run(command, check=True, cwd=here)
+    script = str(here / "serve_peft.py")
+    server = Server([sys.executable, script, str(folder), str(job["batch_size"])])
+    try:
+        answers, latencies, others, seconds = asyncio.run(ask_all(server.url, job, rows))
+    finally:
+        server.end()
+    return {
+        "texts": answers,
+        "others": dict(others),
+        "rows_per_second": len(answers) / seconds,
+        "latency_ms": quantiles(latencies),
+    }
+
+
+def share_of_same(theirs: list[tuple[int, str]], ours: list[tuple[int, str]]) -> float | None:
+    """Return the share of the rows answered by both that have the same answer."""
+    texts = dict(ours)
+    same = [texts[row] == text for row, text in theirs if row in texts]
+    return sum(same) / len(same) if same else None
+
+
+def quantiles(seconds: list[float]) -> dict[str, float]:
+    """Return quantiles in milliseconds."""
+    points = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
+    return {name: 1000 * float(np.quantile(seconds, q)) for name, q in points.items()}
 
 
 def to_markdown(result: dict) -> str:
     """Format the section of docs/serving.md."""
-    job, latency = result["setup"], result["latency_ms"]
+
+    def shown(latency: dict[str, float]) -> str:
+        return f"{', '.join(f'{value:.0f}' for value in latency.values())} ms"
+
+    job, peft = result["setup"], result["peft"]
     before, after = result["predict_rows_per_second"]
     lines = [
         ("answers", f"{result['answers']:,}"),
@@ -247,10 +292,7 @@ def to_markdown(result: dict) -> str:
         ("answers per second", f"{result['rows_per_second']:.1f}"),
         ("`predict` on these rows, rows per second", f"{before:.1f} before, {after:.1f} after"),
         ("server / `predict`", f"{result['of_predict']:.2f}"),
-        (
-            "latency p50, p95, p99",
-            f"{latency['p50']:.0f}, {latency['p95']:.0f}, {latency['p99']:.0f} ms",
-        ),
+        ("latency p50, p95, p99", shown(result["latency_ms"])),
         ("batch fill", f"{result['batch_fill']:.0%} of {result['rows_of_a_batch']:.1f} rows"),
         (
             "answers unlike those of `predict` to the row alone",
@@ -261,6 +303,14 @@ def to_markdown(result: dict) -> str:
         ("start to ready", f"{result['ready_seconds']:.1f} s"),
         ("exit code after SIGTERM", str(result["exit_code"])),
     ]
+    if peft:
+        faster = result["rows_per_second"] / peft["rows_per_second"]
+        lines += [
+            ("PEFT, answers per second", f"{peft['rows_per_second']:.1f}"),
+            ("server / PEFT", f"**{faster:.2f}**"),
+            ("PEFT, latency p50, p95, p99", shown(peft["latency_ms"])),
+            ("answers of PEFT that are the same", f"{peft['same']:.1%}"),
+        ]
     return "\n".join(
         [
             *machine_lines(result),
@@ -291,13 +341,16 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     parser.number("--targets_length", 8, "most tokens of an answer")
     parser.number("--batch_size", 32, "most rows of a batch")
     parser.number("--compare", 2000, "answers that are compared with predict, at most twice")
+    parser.add_argument("--peft", action="store_true", help="ask PEFT behind FastAPI too")
     parser.add_form()
     return parser.parse_args(argv)
 
 
 def main(argv: list[str]) -> int:
     """Run the script and return the exit code."""
-    return run("serve", "predict", (), measure, to_markdown, argv, parse_args(argv))
+    args = parse_args(argv)
+    needs = ("torch", "peft") if args.peft else ()
+    return run("serve", "PEFT", needs, measure, to_markdown, argv, args)
 
 
 if __name__ == "__main__":
