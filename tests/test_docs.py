@@ -101,12 +101,7 @@ def test_links_resolve(page):
 
 @pytest.mark.parametrize("page", ["README.md", *TEXTS])
 def test_files_of_the_repository_that_are_named_exist(page):
-    folders = "spt_jax|tests|scripts|benchmarks|studies|configs|docs"
+    folders = "spt_jax|tests|scripts|benchmarks|configs|docs"
     text = (ROOT / page).read_text()
     for name in re.findall(rf"`((?:{folders})/[\w./-]+\.\w+)`", text):
         assert (ROOT / name).is_file(), f"{page}: {name}"
-
-
-def test_the_results_hold_their_notes_as_they_are():
-    notes = (ROOT / "docs" / "results_notes.md").read_text()
-    assert f"## What to make of it\n\n{notes}\n## Tasks\n" in (ROOT / "docs/results.md").read_text()
