@@ -40,7 +40,8 @@ def write_side(job: dict, paths: dict[str, str], folder: Path) -> None:
     bundled = ROOT / "spt_jax" / "backbones" / job["model"]
     tokenizer = (bundled if bundled.is_dir() else Path(job["model"])) / "tokenizer.json"
     (folder / "tokenizer.json").write_bytes(tokenizer.read_bytes())
-    np.savez(folder / "prompts.npz", **{name: load_prompt(p)[0] for name, p in paths.items()})
+    prompts: Any = {name: load_prompt(path)[0] for name, path in paths.items()}
+    np.savez(folder / "prompts.npz", **prompts)
     names = ("inputs_length", "targets_length")
     (folder / "job.json").write_text(json.dumps({name: job[name] for name in names}))
 
