@@ -14,6 +14,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = (
     "README.md",
     "docs/running.md",
+    "docs/results.md",
+    "docs/findings.md",
     "docs/serving.md",
     "docs/studies.md",
     "docs/sweeps.md",
@@ -21,7 +23,10 @@ PAGES = (
     "docs/tpu.md",
     "docs/gpu.md",
 )
-TEXTS = ("CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
+TEXTS = (
+    "CONTRIBUTING.md",
+    *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")),
+)
 
 
 def commands(page: str) -> list[list[str]]:
