@@ -346,6 +346,7 @@ with Checkpoints(sys.argv[1], keep=2) as checkpoints:
 """
 
 
+@pytest.mark.slow
 def test_sigkill_during_saves_leaves_whole_steps(tmp_path, caplog):
     rng, starts = random.Random(time.time_ns()), []
     for _ in range(3):

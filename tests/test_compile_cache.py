@@ -48,6 +48,7 @@ def test_the_second_command_finds_what_the_first_has_compiled(tmp_path):
     assert sorted((tmp_path / "jax").iterdir()) == made
 
 
+@pytest.mark.slow
 def test_a_program_that_a_killed_process_left_half_is_written_again(tmp_path):
     command(tmp_path)
     folder = tmp_path / "jax"

@@ -81,6 +81,7 @@ def distinct_small_runs(folder):
     return runs
 
 
+@pytest.mark.slow
 def test_every_config_takes_a_step_on_a_tiny_backbone(tmp_path):
     runs = distinct_small_runs(tmp_path)
     assert {"quickstart", "quickstart_model_tuning", "paper/boolq"} <= {*runs}

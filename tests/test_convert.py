@@ -276,6 +276,7 @@ def test_a_failed_conversion_leaves_nothing_behind(tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_killed_conversion_never_looks_whole(hf, tmp_path):
     code = (
         "import os, sys; from pathlib import Path; from spt_jax.models import base_checkpoint\n"

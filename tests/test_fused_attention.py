@@ -127,6 +127,7 @@ def grads_of(model, params, tune, **options):
     return trained, run
 
 
+@pytest.mark.slow
 def test_prompts_of_several_runs_have_the_gradient_of_the_plain_path(monkeypatch):
     """Mapped over two prompts, in scanned layers that project again, with dropout, in two parts."""
     monkeypatch.setattr(thresholds, "UNROLLED_ON_CPU", 1)

@@ -121,6 +121,7 @@ def test_a_base_checkpoint_is_the_backbone_folder_that_it_was_converted_from(old
     jax.tree.map(np.testing.assert_array_equal, base.params, folder.params)
 
 
+@pytest.mark.slow
 def test_a_killed_pretraining_goes_on_to_the_same_end(old, golden):
     config = read_config("pretrain", PretrainConfig)
     kill(Path("pretrain"), kept=4)

@@ -43,9 +43,8 @@ def logged(run):
     return read_log(run / "log.jsonl")
 
 
-@pytest.mark.parametrize(
-    "killed, count", [(False, 2), pytest.param(True, 4, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("killed, count", [(False, 2), (True, 4)])
 def test_ended_on_two_hosts_and_resumed_a_run_is_that_of_one(one, tmp_path, killed, count):
     config, alone, result = one
     folders = [tmp_path / f"host{index}" for index in range(count)]

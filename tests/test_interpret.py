@@ -3,11 +3,13 @@
 import dataclasses
 import importlib.util
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import yaml
 from support import tiny
 
 from spt_jax.cli import main as cli
@@ -200,9 +202,12 @@ def test_a_run_without_a_start_is_interpreted_without_it(run, tmp_path, capsys):
     )
 
 
-def test_a_tuned_model_has_no_prompt_to_interpret(tmp_path):
-    config = tiny.train_config(tmp_path, tune="model", prompt=None, steps=4)
-    fit(config, tmp_path / "run")
+def test_a_tuned_model_has_no_prompt_to_interpret(run, tmp_path):
+    _, folder, _ = run
+    shutil.copytree(folder, tmp_path / "run")
+    file = tmp_path / "run" / "config.yaml"
+    config = {**yaml.safe_load(file.read_text()), "tune": "model", "prompt": None}
+    file.write_text(yaml.safe_dump(config))
     with pytest.raises(
         ValueError, match="run '.*run' tuned the model; interpret a run of a prompt"
     ):

@@ -74,7 +74,11 @@ def test_rows_of_a_mixed_batch_are_those_of_each_task_alone(seed, lengths):
 
 
 @pytest.mark.parametrize(
-    "config", [DecodeConfig(), DecodeConfig(num_beams=3, num_results=2)], ids=["greedy", "beams"]
+    "config",
+    [
+        pytest.param(DecodeConfig(), id="greedy"),
+        pytest.param(DecodeConfig(num_beams=3, num_results=2), id="beams", marks=pytest.mark.slow),
+    ],
 )
 def test_answers_of_a_mixed_batch_are_those_of_each_task_alone(config):
     rng = np.random.default_rng(7)

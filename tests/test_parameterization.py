@@ -186,6 +186,7 @@ class Parameterized(Alone):
         return {"inputs": inputs, "targets": targets}
 
 
+@pytest.mark.slow
 def test_parameterizations_that_train_together_train_as_alone():
     with jax.enable_x64(True):
         model = T5(tiny.SHAPE, dtype=jnp.float64)
@@ -243,7 +244,9 @@ def test_the_gradient_of_the_leaves_is_that_of_the_loss(name):
         )
 
 
-@pytest.fixture(scope="module", params=["residual", "superposition"])
+@pytest.fixture(
+    scope="module", params=["residual", pytest.param("superposition", marks=pytest.mark.slow)]
+)
 def run(request, tmp_path_factory):
     """A finished run of 12 steps, and its config."""
     folder = tmp_path_factory.mktemp(request.param)

@@ -96,10 +96,10 @@ def test_batches_run_across_epochs():
 def test_split_smaller_than_the_batch(data):
     for count in (1, 3):
         ds = train_batches(make_split(count, data), data, seed=0, targets_width=5)
-        steps = range(count * WINDOW)
+        steps = range(count * 5)
         counts = Counter(number for step in steps for number in row_numbers(ds[step]))
         assert ds[0]["inputs"].shape[0] == 4
-        assert counts == dict.fromkeys(range(count), 4 * WINDOW)
+        assert counts == dict.fromkeys(range(count), 4 * 5)
 
 
 def test_seeds_share_no_epoch():

@@ -53,11 +53,12 @@ def assert_alike(found, expected):
 @pytest.mark.parametrize(
     "decode",
     [
-        DecodeConfig(),
-        DecodeConfig(sample=True, temperature=2.0),
-        DecodeConfig(num_beams=3, num_results=2),
+        pytest.param(DecodeConfig(), id="greedy"),
+        pytest.param(
+            DecodeConfig(sample=True, temperature=2.0), id="sample", marks=pytest.mark.slow
+        ),
+        pytest.param(DecodeConfig(num_beams=3, num_results=2), id="beams", marks=pytest.mark.slow),
     ],
-    ids=["greedy", "sample", "beams"],
 )
 def test_answers_do_not_depend_on_batches_and_keep_the_order(decode):
     numbers = [20, 30, 40, 50, 60, 70, 80]

@@ -186,7 +186,8 @@ while True:
 """
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [1, 3])
 def test_killed_it_gives_the_undisturbed_files(folder, tmp_path, kills):
     def files(name):
         (tmp_path / name).mkdir(exist_ok=True)

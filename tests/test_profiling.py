@@ -37,9 +37,9 @@ def count_traced(folder) -> int:
     "steps, start, stop, expected",
     [
         (2, 0, 20, [11, 12]),
-        (2, 100, 120, [111, 112]),  # resumed
+        pytest.param(2, 100, 120, [111, 112], marks=pytest.mark.slow),  # resumed
         (3, 0, 5, [3, 4, 5]),  # a short session warms up for less
-        (9, 4, 6, [5, 6]),
+        pytest.param(9, 4, 6, [5, 6], marks=pytest.mark.slow),
     ],
 )
 def test_the_trace_holds_the_steps_after_the_warm_up(

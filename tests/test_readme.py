@@ -15,6 +15,7 @@ README = (ROOT / "README.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
+@pytest.mark.slow
 def test_the_python_examples_train_serve_and_load_the_prompt(tmp_path, monkeypatch):
     tiny.write_rows(tmp_path / "rows.jsonl")
     tiny.write_backbone(tmp_path / "backbones" / "spt-nano")  # which takes seconds, not a minute

@@ -104,11 +104,11 @@ def ten_steps(version, mesh, remat, accumulate):
 on_one_device = functools.cache(functools.partial(ten_steps, mesh=None, remat="none", accumulate=1))
 
 REMATS = ("none", "light", "minimal", "full")
-CASES = [  # every axis and every policy; then the meshes of two axes
-    ("1.1", (8, 1, 1), "light", 2, "unrolled"),
-    ("1.0", (1, 8, 1), "minimal", 1, "scanned"),
+CASES = [  # one axis, and all three; then every axis and policy, and the meshes of two axes
     ("1.1", (1, 1, 8), "full", 1, "unrolled"),
     ("1.0", (2, 2, 2), "none", 2, "scanned"),
+    pytest.param("1.1", (8, 1, 1), "light", 2, "unrolled", marks=pytest.mark.slow),
+    pytest.param("1.0", (1, 8, 1), "minimal", 1, "scanned", marks=pytest.mark.slow),
     pytest.param("1.0", (1, 2, 4), "light", 1, "unrolled", marks=pytest.mark.slow),
     pytest.param("1.1", (1, 4, 2), "minimal", 2, "unrolled", marks=pytest.mark.slow),
     pytest.param("1.0", (2, 1, 4), "none", 1, "unrolled", marks=pytest.mark.slow),
@@ -244,6 +244,7 @@ def test_rows_are_spread_evenly():
     np.testing.assert_array_equal(batch["inputs"], np.arange(8).reshape(4, 2))
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_over_other_devices(tmp_path):
     """Trained on eight devices, then on four, it is the run of one."""
     sgd = {"optimizer": OptimizerConfig(name="sgd", learning_rate=0.01), "dropout_rate": 0.0}

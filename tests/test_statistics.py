@@ -167,6 +167,7 @@ def test_equal_cells_are_found_equivalent_where_the_margin_is_wide_enough():
     assert np.mean(narrow < LEVEL) < 0.2
 
 
+@pytest.mark.slow
 def test_the_tables_of_the_documentation_are_those_of_the_benchmark():
     spec = importlib.util.spec_from_file_location("seeds", ROOT / "benchmarks" / "seeds.py")
     assert spec is not None and spec.loader is not None

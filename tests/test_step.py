@@ -74,7 +74,10 @@ def test_model_tuning_is_the_same_step_with_every_leaf_trained():
     assert all(before[name] != after[name] for name in before)
 
 
-@pytest.mark.parametrize(("tune", "reduction"), [("prompt", "sum"), ("model", "mean")])
+@pytest.mark.parametrize(
+    ("tune", "reduction"),
+    [("prompt", "sum"), pytest.param("model", "mean", marks=pytest.mark.slow)],
+)
 def test_accumulation_changes_neither_loss_nor_gradient(tune, reduction):
     state, frozen, _ = make(tune)
     options = dict(model=T5(SHAPE), loss=LossConfig(reduction=reduction))

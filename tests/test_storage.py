@@ -108,6 +108,7 @@ def test_a_run_killed_between_any_two_writes_goes_on_to_the_same_prompt(bucket, 
         require_same_run(bucket, local)
 
 
+@pytest.mark.slow
 def test_a_process_killed_while_it_writes_goes_on_by_the_same_command(bucket, finished, tmp_path):
     config, local = finished
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(to_dict(config)))

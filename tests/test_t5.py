@@ -247,15 +247,10 @@ def loss_and_grads(config, remat, unrolled):
         return jax.jit(jax.value_and_grad(loss))(params)
 
 
-REMATS = {  # every policy, version and form once; the other combinations are slow
-    ("minimal", "v1_1", "unrolled"), ("full", "v1_0", "scanned"), ("light", "v1_0", "scanned"),
-}  # fmt: skip
-
-
 @pytest.mark.parametrize(
     "policy, version, layers",
     [
-        pytest.param(*case, marks=() if case in REMATS else pytest.mark.slow)
+        pytest.param(*case, marks=() if case == ("full", "v1_0", "scanned") else pytest.mark.slow)
         for case in itertools.product(
             ("light", "minimal", "full"), ("v1_1", "v1_0"), ("unrolled", "scanned")
         )

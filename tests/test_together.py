@@ -212,6 +212,7 @@ def assert_close(found, expected):
             assert found[name] == value, name
 
 
+@pytest.mark.slow
 def test_a_run_of_several_is_the_run_alone(trained, tmp_path):
     configs, runs, results = trained
     expected = fit(configs[1], tmp_path)
@@ -223,6 +224,7 @@ def test_a_run_of_several_is_the_run_alone(trained, tmp_path):
     assert {p.name for p in runs[1].iterdir()} == {p.name for p in tmp_path.iterdir()}
 
 
+@pytest.mark.slow
 def test_each_run_has_its_own_length_intervals_and_end(trained):
     configs, runs, results = trained
     assert [result["steps_done"] for result in results] == [12, 12, 8]
@@ -237,6 +239,7 @@ def test_each_run_has_its_own_length_intervals_and_end(trained):
     assert fit(configs[2], runs[2]) == results[2]  # it is finished, alone too
 
 
+@pytest.mark.slow
 def test_runs_at_different_steps_go_on_together_and_alone(trained, tmp_path, monkeypatch):
     configs, _, results = trained
     configs, results = configs[:2], results[:2]
@@ -255,6 +258,7 @@ def test_runs_at_different_steps_go_on_together_and_alone(trained, tmp_path, mon
         assert result["dev_score"] == expected["dev_score"]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_left_at_a_stop_goes_on_as_if_it_had_not_been(trained, tmp_path):
     config = trained[0][0]
     runs = [tmp_path / "left", tmp_path / "undisturbed"]
@@ -269,6 +273,7 @@ def test_a_run_that_is_left_at_a_stop_goes_on_as_if_it_had_not_been(trained, tmp
         fit_together([config], [tmp_path / "other"], stops=[5])
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_does_not_end_the_others(trained, tmp_path, capsys):
     configs, _, results = trained
     wild = OptimizerConfig(name="sgd", weight_decay=1e-5, learning_rate=1e38)

@@ -302,6 +302,7 @@ def test_dev_scores_stand_beside_the_majority_and_one_answer_to_all_is_told(
     )
 
 
+@pytest.mark.slow
 def test_how_the_work_is_shared_and_remembered_may_change_on_resuming(finished, tmp_path):
     folder, run, _ = finished
     config = to_dict(tiny.train_config(folder))

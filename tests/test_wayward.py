@@ -75,6 +75,7 @@ def test_the_term_of_a_text_is_what_the_formula_says(kind, reduction):
         assert np.any(expected[:2]) and not np.any(expected[2:])
 
 
+@pytest.mark.slow
 def test_prompts_that_train_together_are_pulled_as_alone():
     with jax.enable_x64(True):
         model, runs = make_runs(3)
@@ -178,6 +179,7 @@ def test_a_written_prompt_is_the_text_in_front_of_the_input(backbone):
     )
 
 
+@pytest.mark.slow
 def test_a_run_alone_is_pulled_too(runs, tmp_path):
     configs, places, results = runs
     result = fit(configs[0], tmp_path / "alone")
