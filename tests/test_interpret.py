@@ -203,8 +203,9 @@ def test_a_run_without_a_start_is_interpreted_without_it(run, tmp_path, capsys):
 
 
 def test_a_tuned_model_has_no_prompt_to_interpret(run, tmp_path):
-    _, folder, _ = run
+    prompted, folder, _ = run
     shutil.copytree(folder, tmp_path / "run")
+    shutil.copytree(prompted.model, tmp_path / "run" / "model")
     file = tmp_path / "run" / "config.yaml"
     config = {**yaml.safe_load(file.read_text()), "tune": "model", "prompt": None}
     file.write_text(yaml.safe_dump(config))
