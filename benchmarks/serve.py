@@ -44,6 +44,20 @@ def draw_rows(job: dict, count: int) -> list[tuple[str, str]]:
     ]
 
 
+def write_model(shape: str, folder: Path) -> str:
+    """Write a T5 of a published shape with random weights and the tokenizer of spt-nano."""
+    import jax
+
+    from spt_jax.models.backbone import save_backbone
+    from spt_jax.models.open import find_tokenizer
+    from spt_jax.t5 import PRESETS, T5
+
+    config = PRESETS[shape]
+    params = jax.jit(T5(config).init_params)(jax.random.key(0))
+    save_backbone(folder, shape, config, params, find_tokenizer("spt-nano"), dtype="float32")
+    return str(folder)
+
+
 def write_prompts(job: dict, folder: Path) -> dict[str, str]:
     """Write random prompts of the model and return the path of each by its name."""
     from spt_jax.models.backbone import read_shape
@@ -196,6 +210,10 @@ def measure(job: dict, command: str) -> dict:
     """Run the whole benchmark and return what `--json` prints."""
     rows = draw_rows(job, job["rows"])
     with tempfile.TemporaryDirectory() as folder:
+        model = job["model"]
+        if job["shape"]:
+            say("making the weights")
+            job = {**job, "model": write_model(job["shape"], Path(folder) / "model")}
         paths = write_prompts(job, Path(folder))
         say("compiling predict")
         alone = Alone(job, paths)
@@ -212,6 +230,12 @@ def measure(job: dict, command: str) -> dict:
             fill = server.metric("spt_jax_batch_fill_sum") / max(1, batches)
             computed = server.metric("spt_jax_rows_total") / max(1, batches)
             grown = server.memory() - memory
+            say("killing the server, and starting it again")
+            server.process.kill()
+            server.process.wait()
+            ready = server.seconds
+            server = Server(server_command(job, paths))
+            again = server.seconds
         finally:
             code = server.end()
         say(f"{len(answers):,} answers in {seconds:.0f} s; comparing them with predict")
@@ -224,8 +248,9 @@ def measure(job: dict, command: str) -> dict:
     return {
         "command": command,
         "machine": describe_machine(job["cores"]),
-        "setup": job,
-        "ready_seconds": server.seconds,
+        "setup": {**job, "model": job["shape"] or model},
+        "ready_seconds": ready,
+        "ready_again_seconds": again,
         "answers": len(answers),
         "others": dict(others),
         "rows_per_second": len(answers) / seconds,
@@ -301,6 +326,7 @@ def to_markdown(result: dict) -> str:
         ("programs compiled after the warm-up", f"{result['compilations']:.0f}"),
         ("memory of the server, end minus start", f"{result['grown_bytes'] / 2**20:+.0f} MiB"),
         ("start to ready", f"{result['ready_seconds']:.1f} s"),
+        ("start to ready again, after SIGKILL", f"{result['ready_again_seconds']:.1f} s"),
         ("exit code after SIGTERM", str(result["exit_code"])),
     ]
     if peft:
@@ -330,6 +356,7 @@ def parse_args(argv: list[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = Options(__doc__)
     parser.add_argument("--model", default="spt-nano", help="as `spt-jax serve` takes it")
+    parser.add_argument("--shape", help="a published T5 with random weights, in place of --model")
     parser.number("--words", 30, "most words of a text; spt-nano has two tokens for some")
     parser.number("--seconds", 60, "most seconds of asking")
     parser.number("--rows", 100_000, "most rows that are asked")

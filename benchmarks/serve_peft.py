@@ -137,7 +137,10 @@ def main(folder: Path, batch_size: int) -> None:
     async def complete(model: str = Body(), prompt: str = Body()) -> dict:
         return {"choices": [{"text": await waiting.ask(model, prompt)}]}
 
-    listening = socket.create_server(("127.0.0.1", 0))
+    # Named TCP, so that asyncio lets no part of an answer wait for an acknowledgement.
+    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listening.bind(("127.0.0.1", 0))
+    listening.listen(1000)
     address = f"http://127.0.0.1:{listening.getsockname()[1]}"
     print(json.dumps({"event": "listening", "address": address}))
     print(json.dumps({"event": "ready"}), flush=True)

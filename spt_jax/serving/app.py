@@ -49,6 +49,10 @@ T = TypeVar("T")
 NEAREST = 3
 """Words of each vector of a prompt."""
 
+INLINE = 16 << 10
+"""Most bytes of a body whose texts become tokens in the thread of the routes: that takes it a few
+milliseconds at most, and a thread of its own would cost every request more than its tokens."""
+
 _NOT_READY = 5
 """Seconds after which a client may ask again while programs are compiled."""
 
@@ -127,7 +131,10 @@ def make_app(
     async def answer(request: Request, submit: Callable[[], "Future[T]"]) -> T:
         """Return the result of a future of the engine."""
         require_ready(engine)
-        future = await run_in_threadpool(ask, submit)
+        if request.state.size <= INLINE:
+            future = ask(submit)
+        else:
+            future = await run_in_threadpool(ask, submit)
         return await _wait(request, future, config.timeout, ask)
 
     @app.get("/", include_in_schema=False)

@@ -82,6 +82,7 @@ class Gate:
             if refused is None or b"expect" not in headers:
                 body, unread = await self._read(headers, receive)
                 refused = refused or unread
+            scope["state"]["size"] = len(body)
             if refused is not None:
                 await refused(send_with_id)
             else:
