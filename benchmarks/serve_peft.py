@@ -6,6 +6,8 @@ PEFT answers a batch with one adapter. So the adapter of the request that has wa
 the active one, and up to BATCH_SIZE of the waiting requests for it are answered in one batch.
 `write_side` fills FOLDER.
 """
+# pyright: reportMissingImports=false
+# torch and peft come with the extra `parity` alone.
 
 import asyncio
 import json
