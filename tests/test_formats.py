@@ -145,7 +145,14 @@ CLASSES = {
     ),
     "subj": ({"text": "t"}, "subj sentence: t", ["objective", "subjective"]),
 }
-FREE_TEXT = {"super_glue/record", "super_glue/wsc", "glue/stsb", "squad"}
+FREE_TEXT = {
+    "super_glue/record",
+    "super_glue/wsc",
+    "glue/stsb",
+    "squad",
+    "xsum",
+    "cnn_dailymail",
+}
 
 
 def made(task, row):
@@ -320,6 +327,18 @@ def test_mrqa_reads_as_squad(task):
 def test_squad_without_answers_is_hidden():
     (example,) = made("squad", SQUAD | {"answers": {"text": [], "answer_start": []}})
     assert (example.targets, example.label) == ("<unk>", HIDDEN)
+
+
+@pytest.mark.parametrize(
+    ("task", "row"),
+    [
+        ("xsum", {"document": "A  b.\nC", "summary": "S .\n t", "id": "1"}),
+        ("cnn_dailymail", {"article": "A  b.\nC", "highlights": "S .\n t", "id": "1"}),
+    ],
+)
+def test_a_summary_is_asked_for_by_a_word_and_no_white_space_changes(task, row):
+    expected = Example("summarize: A  b.\nC", "S .\n t")
+    assert made(task, row) == made(task, tfds(row)) == [expected]
 
 
 def test_only_ascii_punctuation_is_padded():

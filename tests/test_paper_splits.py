@@ -364,6 +364,28 @@ def test_one_of_the_datasets_that_share_a_table(hub):
         load_test(TaskConfig(name="mrqa/race", origin="hub"))
 
 
+@pytest.mark.parametrize("prefix", [False, True])
+def test_summaries_have_their_own_test_set_and_keep_their_first_word(hub, tmp_path, prefix):
+    for split in ("train", "validation", "test"):
+        row = {"article": f"Of {split}.", "highlights": "First.\nSecond.", "id": "1"}
+        hub["abisee/cnn_dailymail", "3.0.0", split] = [row]
+        hub["EdinburghNLP/xsum", None, split] = [
+            {"document": f"Of {split}.", "summary": "First.\nSecond."}
+        ]
+        write_jsonl(tmp_path / f"{split}.jsonl", [row])
+    of_hub = load("cnn_dailymail", "hub", prefix=prefix)
+    assert {split: [e.inputs for e in rows] for split, rows in of_hub.splits.items()} == {
+        "train": ["summarize: Of train."],
+        "dev": ["summarize: Of validation."],
+        "test": ["summarize: Of test."],
+    }
+    assert of_hub.splits["dev"][0].targets == "First.\nSecond."
+    assert of_hub.metrics == ("rouge",) and of_hub.label_words is None
+    assert load("xsum", "hub", prefix=prefix).splits == of_hub.splits
+    assert load("cnn_dailymail", tmp_path, prefix=prefix).splits == of_hub.splits
+    assert majority_score(of_hub) == 100
+
+
 def test_what_can_go_wrong_with_the_hub(hub, monkeypatch):
     with pytest.raises(ValueError, match=r"aps/super_glue/boolq' cannot .*ConnectionError: Coul"):
         load("super_glue/boolq", "hub")

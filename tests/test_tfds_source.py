@@ -16,6 +16,7 @@ from spt_jax.data.example import Example
 from spt_jax.data.papers import tfds as tfds_source
 from spt_jax.data.papers.tasks import PAPER_TASKS
 from spt_jax.data.papers.tfds import prepare_tfds, tfds_records
+from spt_jax.data.records import Record
 from spt_jax.data.tasks import load_task, load_test
 from spt_jax.models.backbone import save_backbone
 from spt_jax.tokenizers.bpe import train_tokenizer
@@ -193,6 +194,31 @@ def test_the_builders_of_the_paper_are_known(folder, monkeypatch):
         with pytest.raises(ValueError, match=message):
             prepare_tfds(name, "x")
         assert made.pop() == (name, str(folder), "array_record")
+
+
+def test_the_columns_of_summaries_are_those_of_their_builders(folder):
+    for name in ("xsum", "cnn_dailymail"):
+        importlib.import_module(tfds_source._MODULES[name])
+        columns = tfds.builder(name, data_dir=folder).info.features
+        row = Record(dict.fromkeys(columns, "a"), "row 0")
+        assert PAPER_TASKS[name].format(row) == [Example("summarize: a", "a")]
+
+
+def test_summaries_are_read_from_a_prepared_dataset(folder):
+    features = {"document": TEXT, "summary": TEXT}
+    splits = {
+        split: [{"document": f"An é article\nof {split}.", "summary": "One. Two."}]
+        for split in ("train", "validation", "test")
+    }
+    build(folder, "xsum", "plain", features, splits, "1.1.0")
+    (folder / "xsum" / "plain" / "1.1.0").rename(folder / "xsum" / "1.1.0")
+    task = load_task(TaskConfig(name="xsum"))
+    assert {split: [e.inputs for e in rows] for split, rows in task.splits.items()} == {
+        "train": ["summarize: An é article\nof train."],
+        "dev": ["summarize: An é article\nof validation."],
+        "test": ["summarize: An é article\nof test."],
+    }
+    assert task.splits["dev"][0].targets == "One. Two."
 
 
 def test_glue_builds_without_tensorflow(folder):

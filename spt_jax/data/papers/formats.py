@@ -125,6 +125,20 @@ def mrqa(row: Record) -> list[Example]:
     return _question(row, row.texts("answers"))
 
 
+def summary(article: str, target: str) -> Format:
+    """Return the format of a summarization task: `summarize: ` and the article, as it is.
+
+    Args:
+        article: The column of the input.
+        target: The column of the summary. It may have line breaks between its sentences.
+    """
+
+    def to_examples(row: Record) -> list[Example]:
+        return [Example(f"summarize: {row.text(article)}", row.text(target))]
+
+    return to_examples
+
+
 def _question(row: Record, answers: Sequence[str]) -> list[Example]:
     question, context = pad_punctuation(row.text("question")), pad_punctuation(row.text("context"))
     inputs = _SPACES.sub(" ", f"question: {question} context: {context}")

@@ -2,8 +2,9 @@
 
 Lester et al. 2021 train on SuperGLUE, SQuAD, MRPC and QQP and evaluate SQuAD prompts on six MRQA
 datasets that they have not seen; Khashabi et al. 2022 train on SST-2, SST-5, TREC, AG News and
-Subj. The texts are those of Google's code. Where the labels of a test set are hidden, "test" is the
-validation set, as in the paper, which chooses the best step on it as well.
+Subj. XSum and CNN/DailyMail are in Google's code and in neither paper. The texts are those of
+Google's code. Where the labels of a test set are hidden, "test" is the validation set, as in the
+paper, which chooses the best step on it as well.
 """
 
 from collections.abc import Mapping
@@ -174,6 +175,13 @@ def _mrqa(name: str, subset: str) -> PaperTask:
     return PaperTask(source, formats.mrqa, None, ("squad",), _ON_TEST_ONLY, prefixed=False)
 
 
+def _summaries(name: str, hub: Hub, article: str, target: str) -> PaperTask:
+    """Return a summarization task. Its inputs begin with `summarize:`, also without a prefix."""
+    text = formats.summary(article, target)
+    splits = {"train": "train", "dev": "validation", "test": "test"}
+    return PaperTask(Source(tfds=name, hub=hub), text, None, ("rouge",), splits, prefixed=False)
+
+
 PAPER_TASKS: dict[str, PaperTask] = {
     **{f"super_glue/{name}": _keyed("super_glue", name, row) for name, row in _SUPER_GLUE.items()},
     "super_glue/record": PaperTask(
@@ -207,6 +215,10 @@ PAPER_TASKS: dict[str, PaperTask] = {
         prefixed=False,
     ),
     **{f"mrqa/{name}": _mrqa(name, subset) for name, subset in _MRQA.items()},
+    "xsum": _summaries("xsum", Hub("EdinburghNLP/xsum"), "document", "summary"),
+    "cnn_dailymail": _summaries(
+        "cnn_dailymail", Hub("abisee/cnn_dailymail", "3.0.0"), "article", "highlights"
+    ),
 }
 
 

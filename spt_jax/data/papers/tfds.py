@@ -2,7 +2,7 @@
 
 Reading needs no TensorFlow and no code of the dataset: `TFDS_DATA_DIR/<name>/<config>/<version>`
 describes itself. Preparing (download and conversion) is done once, by `spt-jax data prepare`, and
-some builders, those of SuperGLUE and TREC, import TensorFlow for it.
+some builders import TensorFlow for it.
 """
 
 import importlib
@@ -18,12 +18,14 @@ from spt_jax.data.records import Record
 from spt_jax.errors import shorten
 
 _ATTEMPTS = 4  # instead of 10, with which TFDS takes minutes to say that a host is not there
-_NEED_TENSORFLOW = ("super_glue", "trec")  # builders that import it
+_NEED_TENSORFLOW = ("super_glue", "trec", "xsum", "cnn_dailymail")  # builders that import it
 # Builders that TFDS registers only when TensorFlow is installed: name -> the module that does it.
 _MODULES = {
     "glue": "tensorflow_datasets.text.glue",
     "super_glue": "tensorflow_datasets.text.super_glue",
     "mrqa": "tensorflow_datasets.text.mrqa",
+    "xsum": "tensorflow_datasets.summarization.xsum",
+    "cnn_dailymail": "tensorflow_datasets.summarization.cnn_dailymail",
 }
 
 
