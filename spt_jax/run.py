@@ -148,7 +148,7 @@ def score_runs(runs: Sequence[Run], trained: Sequence[PyTree], split: str) -> li
         TaskRows(
             split=run.scored_rows(split),
             label_words=run.data.task.label_words,
-            targets_length=run.config.data.targets_length,
+            data=run.config.data,
             prompt=name,
             metrics=run.data.task.metrics,
         )
@@ -263,7 +263,7 @@ def prepare_runs(configs: Sequence[TrainConfig]) -> list[Run]:
     runs = []
     for config in configs:
         lengths = config.data.inputs_length, config.data.targets_length, config.eval.inputs_length
-        key = (repr(config.task), *lengths)
+        key = (repr(config.task), *lengths, config.data.sentinel_targets)
         if key not in loaded:
             loaded[key] = _load_data(config, backbone)
         runs.append(_prepare(config, backbone, loaded[key]))
@@ -283,7 +283,12 @@ def _load_data(config: TrainConfig, backbone: Backbone) -> TaskData:
         say(note)
     check_metrics(task)
     if task.label_words is not None:  # Refuses words that the model cannot write.
-        encode_answers(task.label_words, backbone.tokenizer, config.data.targets_length)
+        encode_answers(
+            task.label_words,
+            backbone.tokenizer,
+            config.data.targets_length,
+            sentinel=config.data.sentinel_targets,
+        )
     rows = {
         split: tokenize_task(task, split, config.task, config, backbone.tokenizer)
         for split in task.splits

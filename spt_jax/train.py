@@ -385,6 +385,8 @@ def _write_artifacts(run: Run, best: PyTree, result: Mapping, folder: RunFolder)
             metadata["template"] = config.task.template
         if config.task.missing != "error":
             metadata["missing"] = config.task.missing
+        if config.data.sentinel_targets:
+            metadata["sentinel_targets"] = "true"
         save_prompt(folder.prompt_file, np.asarray(materialize(best["prompt"])), metadata)
 
 

@@ -141,7 +141,8 @@ def runs_of(*argv):
 
 
 def test_there_are_studies():
-    assert {"length", "init", "size", "transfer_qa", "length_nano"} <= {s.stem for s in STUDIES}
+    expected = {"length", "init", "objective", "size", "transfer_qa", "length_nano"}
+    assert expected <= {s.stem for s in STUDIES}
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=name)
@@ -199,3 +200,13 @@ def test_the_study_of_lengths_has_five_seeds_and_two_tasks():
     cells = {(config.task.name, config.prompt.length) for config in runs}
     assert cells == {(task, n) for task in ("library", "type") for n in (1, 5, 20, 100)}
     assert {config.seed for config in runs} == {0, 1, 2, 3, 4} and len(runs) == 40
+
+
+def test_the_study_of_objectives_is_figure_3c_with_two_models():
+    models = "google/t5-v1_1-base,google/t5-base-lm-adapt"
+    path, paper = FOLDER / "studies" / "objective.yaml", FOLDER / "paper" / "boolq.yaml"
+    assert f"--config configs/paper/boolq.yaml --vary model={models}" in path.read_text()
+    runs = runs_of(f"--config={path}", f"--config={paper}", f"--vary=model={models}").values()
+    cells = {(config.model, config.data.sentinel_targets) for config in runs}
+    assert cells == {(model, flag) for model in models.split(",") for flag in (False, True)}
+    assert len(runs) == 12 and {config.prompt.length for config in runs} == {100}

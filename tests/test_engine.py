@@ -19,6 +19,7 @@ from spt_jax.evaluation.ensemble import vote
 from spt_jax.models.backbone import load_backbone
 from spt_jax.prediction.predictor import Predictor
 from spt_jax.prompts.bank import load_bank
+from spt_jax.prompts.file import load_prompt, save_prompt
 from spt_jax.serving.answers import rank
 from spt_jax.serving.batcher import QueueFull
 from spt_jax.serving.engine import Engine, UnknownModel
@@ -174,6 +175,49 @@ def test_labels_are_ranked_by_their_log_probability(engine, backbone, paths):
         assert {label.label for label in found.labels} == {*words}
         values = [label.log_prob for label in found.labels]
         assert values == sorted(values, reverse=True)
+
+
+def test_label_words_of_a_prompt_with_sentinel_targets_begin_with_the_sentinel(
+    engine, backbone, paths, folder
+):
+    prompt, metadata = load_prompt(folder / "animals" / "prompt.safetensors")
+    metadata |= {"template": "say: {text}", "sentinel_targets": "true"}
+    (folder / "marked").mkdir()
+    save_prompt(folder / "marked" / "prompt.safetensors", prompt, metadata)
+    manifest = (folder / "animals" / "manifest.json").read_bytes()
+    (folder / "marked" / "manifest.json").write_bytes(manifest)
+    engine.load("marked").result(60)
+    try:
+        text, encode = TEXTS[3], backbone.tokenizer.encode
+        found = {
+            labels: engine.classify(["animals", "marked", "tiny-0"][: 3 if labels else 2], [text],
+                                    labels=labels and [*labels]).result(60)
+            for labels in (None, (*LABELS, "oak"))
+        }  # fmt: skip
+        [written] = engine.complete("marked", [text]).result(60)
+        [same] = engine.complete("animals", [text]).result(60)
+    finally:
+        engine.unload("marked").result(60)
+    assert written.text == same.text  # only what is scored differs
+    bank = load_bank(backbone, paths)
+    score = jax.jit(functools.partial(answer_log_probs, backbone.model))
+    for labels, rankings in found.items():
+        for ranking in rankings:
+            name, template = ("animals", "say: ") if ranking.model != "tiny-0" else (None, "")
+            mark = [backbone.tokenizer.sentinel(0)] if ranking.model == "marked" else []
+            words = labels or LABELS
+            answers = np.zeros((len(words), 5), np.int32)
+            for number, word in enumerate(words):
+                ids = [*mark, *encode(word), 1]
+                answers[number, : len(ids)] = ids
+            task_ids = jnp.asarray(bank.task_ids([name]))
+            params, mask = bank.arrays.prompted({"t5": backbone.params}, task_ids)
+            inputs = jnp.array([[*encode(template + text), 1]])
+            [expected] = np.asarray(score(params, inputs, jnp.asarray(answers), prompt_mask=mask))
+            values = {label.label: label.log_prob for label in ranking.labels}
+            assert values == pytest.approx(dict(zip(words, expected.tolist())), abs=1e-4)
+    [of_plain, of_marked] = [{x.label: x.log_prob for x in r.labels} for r in found[None]]
+    assert all(abs(of_plain[label] - of_marked[label]) > 0.1 for label in LABELS)
 
 
 def test_an_ensemble_votes_and_averages(engine):

@@ -20,7 +20,9 @@ from spt_jax.evaluation.evaluate import evaluate, evaluate_run, sample_split
 from spt_jax.evaluation.metrics import exact_match, invalid_share
 from spt_jax.evaluation.scores import encode_answers
 from spt_jax.models.backbone import load_backbone
+from spt_jax.prediction.predictor import Predictor
 from spt_jax.prediction.run import answer_run, predict_run
+from spt_jax.prompts.bank import PromptBank
 from spt_jax.prompts.convert import import_prompt
 from spt_jax.prompts.load import load_run
 from spt_jax.prompts.words import nearest, nearest_words
@@ -56,11 +58,14 @@ def test_scores_do_not_depend_on_batches(run):
     assert scores(4).rows == 11 and len(scores(4).predictions) == 11
 
 
-def test_a_model_that_writes_the_label_scores_100(run):
+@pytest.mark.parametrize("sentinel", [False, True])
+def test_a_model_that_writes_the_label_scores_100(run, sentinel):
     # A head that always writes 'plant' and ends: right for its rows, valid but wrong for others.
     backbone = load_run(run).backbone
     tokenizer = backbone.tokenizer
+    data = dataclasses.replace(DATA, sentinel_targets=sentinel)
     answer = [*tokenizer.encode("plant"), tokenizer.eos_id]
+    answer = [tokenizer.sentinel(0), *answer] if sentinel else answer
     t5 = jax.tree.map(jnp.copy, backbone.params)
     # Decoder states that are the embedding of the token read, and a head from it to the next one.
     table = jnp.eye(320, 16) * 0 + jax.random.normal(jax.random.key(0), (320, 16))
@@ -73,13 +78,21 @@ def test_a_model_that_writes_the_label_scores_100(run):
         head = head.at[:, write].add(10 * table[read] / jnp.linalg.norm(table[read]))
     t5["decoder"]["logits_dense"]["kernel"] = head
     examples = [Example("the oak", "plant"), Example("the cat", "animal"), Example("elm", "plant")]
-    rows = tokenize_split(examples, tokenizer, DATA)
+    rows = tokenize_split(examples, tokenizer, data)
     scores = evaluate(
-        backbone, {"t5": t5}, rows, DATA,
+        backbone, {"t5": t5}, rows, data,
         label_words=("animal", "plant"), batch_size=2,
     )  # fmt: skip
     assert scores.predictions == ("plant",) * 3
     assert scores.score == scores.rank_score == pytest.approx(200 / 3) and scores.invalid == 0
+    # It is sure of exactly these tokens.
+    assert scores.log_probs is not None and (scores.log_probs[:, 1] > -0.5).all()
+    predictor = Predictor(
+        dataclasses.replace(backbone, params=t5), PromptBank.empty(0, 0, 16),
+        inputs_length=16, targets_length=6, batch_size=2,
+    )  # fmt: skip
+    answers = predictor.predict([(None, example.inputs) for example in examples])
+    assert [found.texts for found in answers] == [("plant",)] * 3
 
 
 def test_max_rows_takes_a_fixed_sample(run):

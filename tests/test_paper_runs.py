@@ -14,6 +14,7 @@ from spt_jax.evaluation.evaluate import evaluate_run
 from spt_jax.evaluation.metrics import mean_score
 from spt_jax.models.backbone import load_backbone, save_backbone
 from spt_jax.prompts.convert import export_prompt
+from spt_jax.prompts.file import save_prompt
 from spt_jax.tokenizers.bpe import train_tokenizer
 from spt_jax.train import fit
 from spt_jax.train_state import init_state, keep_best
@@ -121,6 +122,27 @@ def test_a_prompt_without_a_run_scores_as_its_run(run, folder, tmp_path, format)
             ValueError, match="prompt.npy has d_model 24 but 't5' has 16; give the mo"
         ):
             evaluate_run(place, task="glue/mrpc", origin=origin, model=str(folder / "t5"))
+
+
+def test_a_prompt_without_a_run_keeps_how_its_targets_begin(folder, tmp_path, monkeypatch):
+    seen = []
+
+    def answer_tasks(backbone, params, bank, tasks, data, batch_size):
+        seen.append((tasks[0].data.sentinel_targets, int(tasks[0].split.targets[0][0])))
+        rows = len(tasks[0].split.examples)
+        return [Outputs(("equivalent",) * rows, np.zeros((rows, 2), np.float32))]
+
+    from spt_jax.evaluation import evaluate as module
+    from spt_jax.evaluation.scores import Outputs
+
+    monkeypatch.setattr(module, "answer_tasks", answer_tasks)
+    model, place = str(folder / "t5"), tmp_path / "prompt.safetensors"
+    for metadata in ({"sentinel_targets": "true"}, {}):
+        save_prompt(place, np.ones((4, 16), np.float32), metadata)
+        evaluate_run(place, task="glue/mrpc", origin=str(folder / "mrpc"), model=model)
+    sentinel = load_backbone(model).tokenizer.sentinel(0)
+    assert seen[0] == (True, sentinel)
+    assert seen[1][0] is False and seen[1][1] != sentinel
 
 
 def test_a_test_on_another_task_that_is_refused(run):

@@ -50,7 +50,7 @@ def write(rows, tokenizer, words=None):
     texts = [tokenizer.decode(row.tolist()) for row in rows.targets]
     known = label_of_text(words or (), tokenizer)
     texts = [known.get(module.normalize(text), text) for text in texts]
-    task = TaskRows(rows, words, DATA.targets_length, None)
+    task = TaskRows(rows, words, DATA, None)
     return score(task, module.Outputs(tuple(texts), None))
 
 

@@ -260,12 +260,16 @@ def _is_text_encoding(name: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Config, section="data"):
-    """Lengths in tokens, and rows of a batch.
+    """Tokens of inputs and targets, and rows of a batch.
 
     Args:
         inputs_length: Most tokens of an input, with the end marker and without the prompt. Longer
             inputs are cut.
         targets_length: Most tokens of a target, with the end marker. Longer targets are cut.
+        sentinel_targets: Put <extra_id_0>, the model's first sentinel, in front of every target and
+            label word, as in the targets of span corruption (the paper, section 3.2, for models
+            that were pretrained by span corruption alone). It counts as a token of the target, and
+            is left out of what the model writes.
         batch_size: Rows of one optimizer step.
         buckets: Lengths in tokens that batches are padded to: the smallest that holds the batch's
             longest row. Each length is compiled once. `inputs_length` is always the last.
@@ -275,6 +279,7 @@ class DataConfig(Config, section="data"):
 
     inputs_length: Count = 512
     targets_length: Count = 32
+    sentinel_targets: bool = False
     batch_size: Count = 32
     buckets: Lengths = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 128, 192, 256, 384)
     group_by_length: bool = False
@@ -424,7 +429,7 @@ class TrainConfig(Config):
         tune: `prompt` trains the prompt alone; `model` trains every weight, the paper's baseline.
         optimizer: Optimizer and learning-rate schedule.
         loss: Training loss.
-        data: Lengths in tokens, and rows of a batch.
+        data: Tokens of inputs and targets, and rows of a batch.
         eval: Evaluation on the dev split while training.
         log: Log and checkpoints.
         steps: Number of optimizer steps.

@@ -67,7 +67,7 @@ def tokenize_split(
     Args:
         examples: The rows.
         tokenizer: Of the model.
-        data: The lengths.
+        data: The lengths, and whether a sentinel is in front of the targets.
         free_text: Whether targets are free text, and not label words.
         inputs_length: Most tokens of an input; that of `data` by default.
 
@@ -80,7 +80,8 @@ def tokenize_split(
         rows = [np.array([*ids[: length - 1], tokenizer.eos_id], np.int32) for ids in encoded]
         return rows, sum(len(ids) > length - 1 for ids in encoded) / max(1, len(encoded))
 
-    encoded = tokenizer.encode_batch([e.targets for e in examples])
+    texts = [example.targets for example in examples]
+    encoded = encode_targets(texts, tokenizer, sentinel=data.sentinel_targets)
     targets, truncated_targets = cut(encoded, data.targets_length)
     length = inputs_length or data.inputs_length
     inputs, truncated = cut(encode_inputs(examples, tokenizer), length)
@@ -163,6 +164,33 @@ def encode_inputs(examples: Sequence[Example], tokenizer: Tokenizer) -> list[lis
             row += [sentinel, *next(encoded)]
         rows.append(row)
     return rows
+
+
+def encode_targets(
+    texts: Sequence[str], tokenizer: Tokenizer, *, sentinel: bool
+) -> list[list[int]]:
+    """Return the ids of targets or label words, without an end marker.
+
+    Args:
+        texts: The texts.
+        tokenizer: Of the model.
+        sentinel: Whether `<extra_id_0>` is in front of each. `Tokenizer.decode` leaves it out.
+
+    Raises:
+        ValueError: A sentinel is asked for and the tokenizer has none.
+    """
+    encoded = tokenizer.encode_batch(texts)
+    if not sentinel:
+        return encoded
+    try:
+        first = tokenizer.sentinel(0)
+    except ValueError as error:
+        raise ValueError(
+            "data.sentinel_targets is true, but the tokenizer of the model has no '<extra_id_0>' "
+            "to put in front of targets; set it to false, or use a T5 that was pretrained by span "
+            "corruption"
+        ) from error
+    return [[first, *ids] for ids in encoded]
 
 
 def _read_back(

@@ -9,7 +9,7 @@ import numpy as np
 
 from spt_jax.config.train import DataConfig
 from spt_jax.data.example import Example, Task
-from spt_jax.data.pipeline import encode_inputs
+from spt_jax.data.pipeline import encode_inputs, encode_targets
 from spt_jax.tokenizers.base import Tokenizer
 
 PERCENTILES = (50, 90, 95, 99, 100)
@@ -27,7 +27,7 @@ def preview(
     Args:
         task: With its splits.
         tokenizer: Of the model.
-        data: The configured lengths.
+        data: The configured lengths, and whether a sentinel is in front of the targets.
         count: Examples of each split.
         longest: Most tokens of an input by split, where that is not `data.inputs_length`.
 
@@ -40,8 +40,8 @@ def preview(
     examples: list[dict[str, Any]] = []
     for split, rows in task.splits.items():
         length = (longest or {}).get(split, data.inputs_length)
-        lengths += _lengths(split, rows, tokenizer, length, data.targets_length)
-        examples += [{"split": split, **_show(e, tokenizer)} for e in rows[:count]]
+        lengths += _lengths(split, rows, tokenizer, length, data)
+        examples += [{"split": split, **_show(e, tokenizer, data)} for e in rows[:count]]
     return {
         "task": task.name,
         "label_words": task.label_words,
@@ -57,11 +57,13 @@ def _lengths(
     rows: Sequence[Example],
     tokenizer: Tokenizer,
     inputs_length: int,
-    targets_length: int,
+    data: DataConfig,
 ) -> list[dict[str, Any]]:
+    texts = [example.targets for example in rows]
+    targets = encode_targets(texts, tokenizer, sentinel=data.sentinel_targets)
     sides = {
         "inputs": (encode_inputs(rows, tokenizer), inputs_length),
-        "targets": (tokenizer.encode_batch([e.targets for e in rows]), targets_length),
+        "targets": (targets, data.targets_length),
     }
     found = []
     for side, (encoded, length) in sides.items():
@@ -78,14 +80,15 @@ def _lengths(
     return found
 
 
-def _show(example: Example, tokenizer: Tokenizer) -> Mapping[str, Any]:
+def _show(example: Example, tokenizer: Tokenizer, data: DataConfig) -> Mapping[str, Any]:
     def tokens(ids: Sequence[int]) -> list[str]:
         return [tokenizer.piece(i) for i in [*ids, tokenizer.eos_id]]
 
+    [target] = encode_targets([example.targets], tokenizer, sentinel=data.sentinel_targets)
     shown: dict[str, Any] = {
         "inputs": example.inputs,
         "input_tokens": tokens(encode_inputs([example], tokenizer)[0]),
         "targets": example.targets,
-        "target_tokens": tokens(tokenizer.encode(example.targets)),
+        "target_tokens": tokens(target),
     }
     return shown | ({"answers": example.answers} if len(example.answers) > 1 else {})

@@ -20,6 +20,7 @@ from spt_jax.distributed.main_process import main_process, on_main
 from spt_jax.errors import suggest
 from spt_jax.evaluation.scores import Outputs, Scores, TaskRows, answer_tasks, score
 from spt_jax.models.backbone import Backbone
+from spt_jax.prediction.inputs import form_of
 from spt_jax.prediction.output import check_output
 from spt_jax.prompts.bank import PromptBank
 from spt_jax.prompts.load import ROWS, load_run, load_runs, load_stored
@@ -44,13 +45,13 @@ def evaluate(
         backbone: Model and tokenizer; its params are not used.
         params: `{"t5": ...}`, with or without a `prompt`.
         split: Rows as token ids.
-        data: Buckets, and most tokens of an answer.
+        data: Buckets, most tokens of an answer, and whether label words begin with a sentinel.
         label_words: Answers that count; None for free text.
         batch_size: Rows of a batch.
         metrics: Names of the task's metrics; their mean is the score.
     """
     bank, name = PromptBank.of_params(params, backbone.model.config.d_model)
-    rows = TaskRows(split, label_words, data.targets_length, name, metrics)
+    rows = TaskRows(split, label_words, data, name, metrics)
     [outputs] = answer_tasks(backbone, {"t5": params["t5"]}, bank, [rows], data, batch_size)
     return score(rows, outputs)
 
@@ -124,7 +125,9 @@ def evaluate_run(
         config, backbone, params, facts = load_run(run, mesh=mesh, fetch=fetch, rows=rows)
     else:
         config = TrainConfig(model=model, task=TaskConfig(name=task))
-        backbone, params = load_stored(run, config, mesh=mesh)
+        backbone, params, metadata = load_stored(run, config, mesh=mesh)
+        data = DataConfig(sentinel_targets=form_of(metadata).sentinel_targets)
+        config = dataclasses.replace(config, data=data)
     if task is None:
         return _evaluate_on(config.task, split, config, backbone, params, output, facts)
     if task not in paper_task_names() or split != "test":
@@ -305,7 +308,7 @@ def load_group(
             TaskRows(
                 split=tokenize_task(task, split, config.task, config, backbone.tokenizer),
                 label_words=task.label_words,
-                targets_length=config.data.targets_length,
+                data=config.data,
                 prompt=str(run),
                 metrics=task.metrics,
             )

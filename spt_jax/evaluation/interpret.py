@@ -176,10 +176,7 @@ def score_prompts(
     Returns:
         `score`, `rank_score` (None for free text) and `loss` of each prompt.
     """
-    rows = [
-        TaskRows(split, task.label_words, config.data.targets_length, name, task.metrics)
-        for name in prompts
-    ]
+    rows = [TaskRows(split, task.label_words, config.data, name, task.metrics) for name in prompts]
     bank = PromptBank.from_prompts(prompts, backbone.model.config.d_model)
     params = {"t5": backbone.params}
     outputs = answer_tasks(backbone, params, bank, rows, config.data, config.eval.batch_size)
@@ -293,7 +290,7 @@ def write_alone(
         0.0,
     )
     bank = PromptBank.from_prompts(prompts, backbone.model.config.d_model)
-    rows = [TaskRows(empty, None, data.targets_length, name) for name in prompts]
+    rows = [TaskRows(empty, None, data, name) for name in prompts]
     found = []
     for layers in range(1, backbone.model.config.num_layers + 1):
         shallow = _first_layers(backbone, layers)

@@ -15,7 +15,7 @@ import numpy as np
 
 from spt_jax.config.train import DataConfig
 from spt_jax.data.example import Task
-from spt_jax.data.pipeline import TokenizedSplit
+from spt_jax.data.pipeline import TokenizedSplit, encode_targets
 from spt_jax.evaluation.metrics import compute, invalid, mean_score, normalize
 from spt_jax.models.backbone import Backbone
 from spt_jax.prediction.predictor import answer_batches
@@ -53,14 +53,23 @@ class Scores:
         return {**numbers, "metrics": dict(self.metrics), "rows": self.rows}
 
 
-def encode_answers(label_words: Sequence[str], tokenizer: Tokenizer, length: int) -> np.ndarray:
+def encode_answers(
+    label_words: Sequence[str], tokenizer: Tokenizer, length: int, *, sentinel: bool = False
+) -> np.ndarray:
     """Return label words as int32[W, U] with EOS, padded with 0.
+
+    Args:
+        label_words: The words.
+        tokenizer: Of the model.
+        length: Most tokens of a word, with its EOS and its sentinel.
+        sentinel: Whether `<extra_id_0>` is in front of each word; see `data.sentinel_targets`.
 
     Raises:
         ValueError: A word has tokens unknown to the tokenizer or none at all, is longer than
-            `length` with its EOS, or two words cannot be told apart.
+            `length`, or two words cannot be told apart; or the tokenizer has no sentinel.
     """
-    rows = [[*tokenizer.encode(word), tokenizer.eos_id] for word in label_words]
+    encoded = encode_targets(label_words, tokenizer, sentinel=sentinel)
+    rows = [[*ids, tokenizer.eos_id] for ids in encoded]
     texts = [normalize(tokenizer.decode(row)) for row in rows]
     for word, row, text in zip(label_words, rows, texts, strict=True):
         if tokenizer.unk_id in row:
@@ -74,8 +83,9 @@ def encode_answers(label_words: Sequence[str], tokenizer: Tokenizer, length: int
                 "it to another word by task.label_words"
             )
         if len(row) > length:
+            marks = "sentinel and end marker" if sentinel else "end marker"
             raise ValueError(
-                f"label word '{word}' has {len(row)} tokens with its end marker but "
+                f"label word '{word}' has {len(row)} tokens with its {marks} but "
                 f"data.targets_length is {length}; set data.targets_length to {len(row)} or more"
             )
         first = label_words[texts.index(text)]
@@ -105,14 +115,14 @@ class TaskRows:
     Args:
         split: Rows as token ids.
         label_words: Answers that count; None for free text.
-        targets_length: Most tokens of an answer, with its end marker.
+        data: Most tokens of an answer, and whether its label words begin with a sentinel.
         prompt: Name of the prompt in the bank, or None.
         metrics: Names of metrics, from `spt_jax.evaluation.metrics.METRICS`.
     """
 
     split: TokenizedSplit
     label_words: Sequence[str] | None
-    targets_length: int
+    data: DataConfig
     prompt: str | None
     metrics: Sequence[str] = ("accuracy",)
 
@@ -175,7 +185,7 @@ def answer_tasks(
     ):
         for row, index in zip(ids[:, 0], indices, strict=True):
             task = int(of_row[index])
-            text = tokenizer.decode(row[: tasks[task].targets_length].tolist())
+            text = tokenizer.decode(row[: tasks[task].data.targets_length].tolist())
             predictions[index] = labels[task].get(normalize(text), text)
         log_probs[indices] = of_answers
     return [
@@ -190,7 +200,13 @@ def answer_tasks(
 def _stack_answers(tasks: Sequence[TaskRows], tokenizer: Tokenizer) -> np.ndarray:
     """Return the label words of each task, int32 [tasks, W, U], padded with 0 on both axes."""
     encoded = [
-        encode_answers(task.label_words or (), tokenizer, task.targets_length) for task in tasks
+        encode_answers(
+            task.label_words or (),
+            tokenizer,
+            task.data.targets_length,
+            sentinel=task.data.sentinel_targets,
+        )
+        for task in tasks
     ]
     answers = np.zeros((len(tasks), *np.max([rows.shape for rows in encoded], axis=0)), np.int32)
     for task, rows in enumerate(encoded):

@@ -24,17 +24,20 @@ EXAMPLE = '{"prompt": "name", "text": "..."}'
 
 @dataclass(frozen=True)
 class InputForm:
-    """How the rows of a prompt become inputs.
+    """How the rows of a prompt become inputs, and what its targets begin with.
 
     Args:
         template: `task.template` of its run; None if rows are finished inputs.
         missing: `task.missing` of its run. With `empty`, a field with nothing in it (empty, null or
             NaN) is an empty text. Otherwise the row is refused, as training refused it or left it
             out.
+        sentinel_targets: `data.sentinel_targets` of its run: whether `<extra_id_0>` is in front of
+            its targets, and so of label words that are scored.
     """
 
     template: str | None = None
     missing: str = "error"
+    sentinel_targets: bool = False
 
     @functools.cached_property
     def _parsed(self) -> Template | None:
@@ -85,10 +88,12 @@ class InputForm:
 
 
 def form_of(metadata: Mapping[str, str]) -> InputForm:
-    """Return the form of the inputs of a stored prompt, by what is kept with it.
+    """Return the form of the rows of a stored prompt, by what is kept with it.
+
+    A prompt that keeps nothing of sentinels was trained without them.
 
     Raises:
-        ValueError: `missing` is none of its values.
+        ValueError: `missing` or `sentinel_targets` is none of its values.
     """
     missing = metadata.get("missing", InputForm.missing)
     require(
@@ -96,7 +101,13 @@ def form_of(metadata: Mapping[str, str]) -> InputForm:
         f"the prompt keeps missing {shorten(missing)!r}, expected error, skip or empty; "
         "get another copy of it",
     )
-    return InputForm(metadata.get("template"), missing)
+    sentinel = metadata.get("sentinel_targets", "false")
+    require(
+        sentinel in ("true", "false"),
+        f"the prompt keeps sentinel_targets {shorten(sentinel)!r}, expected true or false; "
+        "get another copy of it",
+    )
+    return InputForm(metadata.get("template"), missing, sentinel == "true")
 
 
 def list_rows(texts: Iterable[str | Mapping[str, Any]]) -> list[str | Mapping[str, Any]]:

@@ -66,7 +66,8 @@ def export_prompt(
             by default.
 
     Returns:
-        What `spt-jax prompt export` prints: `StoredPrompt.describe`, and what was written where.
+        What `spt-jax prompt export` prints: `StoredPrompt.describe`, what was written where, and a
+        `note` on a prompt with sentinel targets.
 
     Raises:
         FileExistsError: `dest` exists.
@@ -91,6 +92,12 @@ def export_prompt(
     else:
         save_prompt(dest, stored.prompt, stored.metadata)
     written = {"base": base} if format == "peft" else {}
+    if stored.metadata.get("sentinel_targets") == "true" and format != "safetensors":
+        written["note"] = (
+            "trained with data.sentinel_targets, which other programs do not read from this file: "
+            "put <extra_id_0> in front of targets and label words, and leave it out of what the "
+            "model writes"
+        )
     return {**stored.describe(), "format": format, "output": str(dest), **written}
 
 

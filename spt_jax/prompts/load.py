@@ -99,13 +99,16 @@ def load_run(
 
 def load_stored(
     path: Path, config: TrainConfig, *, mesh: MeshConfig | None = None
-) -> tuple[Backbone, Params]:
+) -> tuple[Backbone, Params, Mapping[str, str]]:
     """Load a prompt that has no run, such as Google's or PEFT's, and the model of a config.
 
     Args:
         path: Path of the prompt; see `prompts.read.read_prompt`.
         config: Config of the caller, with the model that the prompt was trained on.
         mesh: How the devices here share the work.
+
+    Returns:
+        The model, its params with the prompt, and the metadata of the prompt.
 
     Raises:
         FileNotFoundError: The path does not exist.
@@ -114,7 +117,8 @@ def load_stored(
     stored = on_main(lambda: read_prompt(path))
     backbone = _load_backbone(config.model, config, mesh, fetch=[config.model])
     stored.require_backbone(backbone)
-    return backbone, {"t5": backbone.params, "prompt": jnp.asarray(stored.prompt)}
+    params = {"t5": backbone.params, "prompt": jnp.asarray(stored.prompt)}
+    return backbone, params, stored.metadata
 
 
 def load_runs(

@@ -162,6 +162,8 @@ def _read_run(folder: RunFolder) -> tuple[np.ndarray, dict[str, str]]:
     of_rows = {"template": task["template"]} if task.get("template") else {}
     if task.get("missing", "error") != "error":
         of_rows["missing"] = task["missing"]
+    if (config.get("data") or {}).get("sentinel_targets"):
+        of_rows["sentinel_targets"] = "true"
     return prompt, of_rows | metadata
 
 

@@ -178,7 +178,7 @@ def recycle(source: str | Path, dest: Path, *, old: str, new: str) -> dict[str, 
         "length": str(len(stored.prompt)),
         "recycled_from": backbones[0].name,
     }
-    for name in ("task", "template", "missing"):
+    for name in ("task", "template", "missing", "sentinel_targets"):
         if name in stored.metadata:
             metadata[name] = stored.metadata[name]
     written = _write(dest, (stored.prompt @ linear).astype(np.float32), metadata)

@@ -243,17 +243,24 @@ class Engine:
         groups = {model: self._members(model, prompts) for model in models}
         require(bool(groups), "no model is given, expected one or more")
         self._require_few(len(texts) * sum(map(len, groups.values())))
-        given = None if labels is None else self._encode_labels(labels)
-        encoded = {
-            member: self._encode(member, texts, prompts, raw)
+        sentinels = {
+            member: member is not None and prompts.prompts[member].form.sentinel_targets
             for members in groups.values()
             for member in members
         }
+        given = {
+            sentinel: self._encode_labels(labels, sentinel)
+            for sentinel in {*sentinels.values()}
+            if labels is not None
+        }
+        encoded = {member: self._encode(member, texts, prompts, raw) for member in sentinels}
         for number in range(len(texts)):
             for model, members in groups.items():
                 words, places = (), []
                 for member in members:
-                    words, answers = given or self._labels(model, member, prompts)
+                    words, answers = given.get(sentinels[member]) or self._labels(
+                        model, member, prompts
+                    )
                     start = len(rows)
                     rows += [
                         Row(member, encoded[member][number], answers[at : at + WORDS])
@@ -405,12 +412,15 @@ class Engine:
                 require(problem is None, problem or "")
         return [np.array([*ids, EOS_ID], np.int32) for ids in rows]
 
-    def _encode_labels(self, labels: Sequence[str]) -> tuple[tuple[str, ...], np.ndarray]:
+    def _encode_labels(
+        self, labels: Sequence[str], sentinel: bool
+    ) -> tuple[tuple[str, ...], np.ndarray]:
         most = WORDS * self.config.max_rows
         require(2 <= len(labels) <= most, f"{len(labels)} labels are given, expected 2 to {most}")
         for label in labels:
             RAW.fill(label)  # refuses half of a character
-        answers = encode_answers(labels, self.backbone.tokenizer, self.config.targets_length)
+        tokenizer, longest = self.backbone.tokenizer, self.config.targets_length
+        answers = encode_answers(labels, tokenizer, longest, sentinel=sentinel)
         return tuple(labels), answers
 
     def _labels(

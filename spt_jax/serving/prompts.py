@@ -36,9 +36,9 @@ class LoadedPrompt:
 
     Args:
         stored: Vectors and metadata.
-        form: How its rows become inputs.
+        form: How its rows become inputs, and what its targets begin with.
         labels: Label words of its task; empty for free text, and where they are not known.
-        answers: Their token ids, int32 [W, U].
+        answers: Their token ids, with a sentinel in front if it was trained so, int32 [W, U].
     """
 
     stored: StoredPrompt
@@ -129,8 +129,11 @@ def load(path: str | Path, backbone: Backbone, targets_length: int) -> LoadedPro
     stored.require_backbone(backbone)
     words = facts.get("label_words") if isinstance(facts, Mapping) else None
     labels = _texts(words)
-    answers = encode_answers(labels, backbone.tokenizer, targets_length)
-    return LoadedPrompt(stored, form_of(stored.metadata), labels, answers)
+    form = form_of(stored.metadata)
+    answers = encode_answers(
+        labels, backbone.tokenizer, targets_length, sentinel=form.sentinel_targets
+    )
+    return LoadedPrompt(stored, form, labels, answers)
 
 
 def require_name(name: str) -> str:
