@@ -78,6 +78,8 @@ setup(
         "tfds-prepare": ["tensorflow-cpu>=2.18"],  # once, for builders that import it; not to train
         "serve": ["fastapi>=0.118", "prometheus-client>=0.20", "uvicorn>=0.35"],
         "tensorboard": ["tensorboardX>=2.6"],  # log.tensorboard
+        "trackio": ["trackio>=0.43"],  # log.trackio
+        "wandb": ["wandb>=0.31"],  # log.wandb
         "results": ["matplotlib>=3.9"],  # the figures of `report` and `interpret`
         "tpu": ["jax[tpu]"],
         "tpu-plan": ["libtpu>=0.0.40"],  # `plan`: the compiler of TPUs, on any machine

@@ -27,6 +27,7 @@ from spt_jax.runs.profiling import StepTrace
 from spt_jax.runs.progress import Bar, say
 from spt_jax.runs.saver import Saver, was_evaluated
 from spt_jax.runs.timing import Clock
+from spt_jax.runs.trackers import open_listeners
 from spt_jax.step import require_finite
 from spt_jax.t5.flops import peak_flops
 from spt_jax.train_state import TrainState
@@ -169,9 +170,13 @@ class _Run:
         self.shown = _best_score(state)  # what the progress bar says of the run
         self._labels: Labels = {}
         self._pending: list[tuple[Labels, Metrics]] = []
-        events = folder.events_folder if job.log.tensorboard else None
         self._log = files.enter_context(
-            RunLog(folder.log_file, resume_at=self.step, evaluated=self.evaluated, events=events)
+            RunLog(
+                folder.log_file,
+                resume_at=self.step,
+                evaluated=self.evaluated,
+                listeners=lambda: open_listeners(job.log, folder, self.step),
+            )
         )
         timing = files.enter_context(RunLog(folder.timing_file, resume_at=self.step))
         devices = jax.devices()[:1] if mesh is None else mesh.devices.flat

@@ -38,8 +38,8 @@ from spt_jax.run import (
 from spt_jax.runs.checkpoints import Restored
 from spt_jax.runs.folder import RunFolder
 from spt_jax.runs.progress import say
-from spt_jax.runs.tensorboard import require_tensorboard
 from spt_jax.runs.timing import summarize
+from spt_jax.runs.trackers import require_packages
 from spt_jax.runs.workdir import open_workdir
 from spt_jax.sharding import place_batch, replicated, state_shardings
 from spt_jax.step import jit_step, jit_steps
@@ -128,7 +128,7 @@ def fit_together(
         require(places.count(place) == 1, f"two runs have the folder '{place}'; each needs its own")
     stops = [config.steps for config in configs] if stops is None else stops
     for config, stop in zip(configs, stops, strict=True):
-        require_tensorboard(config.log.tensorboard)
+        require_packages(config.log)
         require(
             stop >= config.steps or stop % config.eval.every == 0,
             f"a run is to stop at step {stop}, but it is evaluated every {config.eval.every} "

@@ -10,6 +10,7 @@ from support import tiny
 
 from spt_jax.config.train import LogConfig
 from spt_jax.runs.log import RunLog
+from spt_jax.runs.tensorboard import EventLog
 from spt_jax.train import fit
 
 
@@ -68,7 +69,9 @@ def test_every_number_of_the_log_is_an_event(tmp_path):
         {"step": 1, "loss": 2.5, "kind": "lm", "nan": float("nan"), "none": None},
         {"step": 2, "split": "dev", "score": 50.0, "metrics": {"f1": 25.0}, "on": True},
     ]
-    with RunLog(tmp_path / "log.jsonl", events=tmp_path / "events") as log:
+    with RunLog(
+        tmp_path / "log.jsonl", listeners=lambda: [EventLog(tmp_path / "events", 0)]
+    ) as log:
         for record in records:
             log.write(record)
     scalars, purged = read_events(tmp_path / "events")
@@ -81,7 +84,10 @@ def test_every_number_of_the_log_is_an_event(tmp_path):
 @tensorboardx
 def test_resuming_forgets_what_is_after_the_step(tmp_path):
     for start in (0, 3):
-        with RunLog(tmp_path / "log.jsonl", resume_at=start, events=tmp_path / "events") as log:
+        events = EventLog(tmp_path / "events", start)
+        with RunLog(
+            tmp_path / "log.jsonl", resume_at=start, listeners=lambda events=events: [events]
+        ) as log:
             log.write({"step": start + 1, "loss": 1.0})
     scalars, purged = read_events(tmp_path / "events")
     assert {step for _, step in scalars} == {1, 4} and purged == [4]

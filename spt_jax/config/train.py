@@ -405,6 +405,10 @@ class LogConfig(Config, section="log"):
         checkpoint_minutes: Most minutes between checkpoints, whatever the steps; null for no limit.
         keep: Number of checkpoints kept.
         tensorboard: Also write TensorBoard's event files, into the folder `events` of the run.
+        wandb: Project of Weights & Biases that the numbers of the log are also sent to; null for
+            none. W&B's environment variables, such as WANDB_ENTITY and WANDB_MODE, work as always.
+        trackio: The same for trackio, which keeps its data on this machine unless
+            TRACKIO_SPACE_ID names a Space of the Hub.
     """
 
     every: Count = 50
@@ -414,6 +418,8 @@ class LogConfig(Config, section="log"):
     )
     keep: Count = 3
     tensorboard: bool = False
+    wandb: Text | None = None
+    trackio: Text | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ from spt_jax.pretraining.mixture import Mixture, make_batches
 from spt_jax.pretraining.probes import Probes
 from spt_jax.pytree import count_params
 from spt_jax.runs.progress import say
-from spt_jax.runs.tensorboard import require_tensorboard
+from spt_jax.runs.trackers import require_packages
 from spt_jax.runs.workdir import open_workdir
 from spt_jax.step import jit_step
 from spt_jax.t5 import T5, T5Config
@@ -63,7 +63,7 @@ def pretrain(
         Preempted: A signal came where signals are notices, see `distributed/preemption.py`; the run
             is saved.
     """
-    require_tensorboard(config.log.tensorboard)
+    require_packages(config.log)
     with open_workdir(Path(workdir)) as folder:
         if (result := folder.finished(config, overwrite=overwrite)) is not None:
             return result

@@ -5,6 +5,7 @@
     log.jsonl            a line for each step and each evaluation; no times, so resuming repeats it
     timing.jsonl         steps and examples per second, utilisation, the wait for data
     events/              the numbers of log.jsonl for TensorBoard, if log.tensorboard is on
+    trackers.json        ids of the run at W&B and trackio, if log.wandb or log.trackio is on
     profile/             a trace of a few steps, if --profile was given
     checkpoints/<step>/  see checkpoints.py
     prompt.safetensors   the best prompt      start.safetensors   the prompt before training
@@ -88,6 +89,7 @@ class RunFolder:
     prompt_file = _Place("prompt.safetensors")
     start_file = _Place("start.safetensors")
     result_file = _Place("result.json")
+    trackers_file = _Place("trackers.json")
     checkpoints = _Place("checkpoints")
     model_folder = _Place("model")  # the tuned or pretrained model, if the run trains one
     events_folder = _Place("events")

@@ -11,12 +11,11 @@ import fcntl
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from spt_jax.errors import RunError
-from spt_jax.runs.tensorboard import EventLog
 
 
 def write_atomic(path: str | os.PathLike, data: bytes) -> None:
@@ -119,6 +118,18 @@ def read_log(path: str | os.PathLike) -> list[dict]:
     return [record for _, record in _lines(path)]
 
 
+class Listener(Protocol):
+    """Another log, which gets every record that a log has written."""
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Take one record, with Python's own numbers."""
+        ...
+
+    def close(self) -> None:
+        """End the log. Closing again has no effect."""
+        ...
+
+
 class RunLog:
     """A log open for writing. Of several processes, only process 0 writes.
 
@@ -127,7 +138,7 @@ class RunLog:
         resume_at: Step that the run continues from. Later records and an incomplete last line are
             dropped. None starts an empty log.
         evaluated: Whether to keep the evaluation of that step, because it will not be repeated.
-        events: Folder for TensorBoard's files with the same numbers, if they are wanted.
+        listeners: Function that opens what gets the same records. Process 0 alone calls it.
 
     Raises:
         RunError: The file cannot be written.
@@ -140,17 +151,22 @@ class RunLog:
         *,
         resume_at: int | None = None,
         evaluated: bool = True,
-        events: Path | None = None,
+        listeners: Callable[[], Sequence[Listener]] = tuple,
     ):
         self._path = Path(path)
         self._file: IO[bytes] | None = None
-        self._events: EventLog | None = None
+        self._listeners: Sequence[Listener] = ()
         # Imported here, so that reading a log needs no jax.
         from spt_jax.distributed.main_process import on_main
 
-        on_main(lambda: self._open(resume_at, evaluated, events))
+        on_main(lambda: self._open(resume_at, evaluated, listeners))
 
-    def _open(self, resume_at: int | None, evaluated: bool, events: Path | None) -> None:
+    def _open(
+        self,
+        resume_at: int | None,
+        evaluated: bool,
+        listeners: Callable[[], Sequence[Listener]],
+    ) -> None:
         kept = []
         if resume_at is not None and self._path.exists():
             # A record with a split is an evaluation, and follows the metrics of its step.
@@ -162,8 +178,7 @@ class RunLog:
             ]
         write_atomic(self._path, b"".join(kept))
         self._file = open(self._path, "ab", buffering=0)
-        if events is not None:
-            self._events = EventLog(events, resume_at or 0)
+        self._listeners = listeners()
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Add one line, which a SIGKILL right after this call does not lose.
@@ -192,8 +207,8 @@ class RunLog:
                 f"{self._path} could not be written: {written} of {len(line)} bytes fit on the "
                 "disk; free space there and run the same command again"
             )
-        if self._events is not None:
-            self._events.write(plain)
+        for listener in self._listeners:
+            listener.write(plain)
 
     def sync(self) -> None:
         """Wait until every line is on the disk, so that a power cut loses none.
@@ -210,7 +225,7 @@ class RunLog:
 
     def close(self) -> None:
         """Close the file. Closing again has no effect."""
-        for file in (self._file, self._events):
+        for file in (self._file, *self._listeners):
             if file is not None:
                 file.close()
 

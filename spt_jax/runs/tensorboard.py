@@ -4,19 +4,9 @@ Resuming at step k tells TensorBoard to drop what is after k, as the JSONL log d
 """
 
 import importlib
-import importlib.util
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
-
-def require_tensorboard(wanted: bool) -> None:
-    """Raise ValueError if event files are wanted and tensorboardX is not installed."""
-    if wanted and importlib.util.find_spec("tensorboardX") is None:
-        raise ValueError(
-            "log.tensorboard needs the package tensorboardX, which is not installed; "
-            "pip install 'spt_jax[tensorboard]', or leave log.tensorboard out"
-        )
 
 
 class EventLog:
@@ -38,14 +28,18 @@ class EventLog:
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Add every number of a record of the log, as `train/loss` or `dev/score`."""
-        step, split = record["step"], record.get("split", "train")
-        for name, value in _numbers("", record):
-            if name != "step":
-                self._writer.add_scalar(f"{split}/{name}", value, step)
+        for name, value in numbers_of(record).items():
+            self._writer.add_scalar(name, value, record["step"])
 
     def close(self) -> None:
         """Close the files. Closing again has no effect."""
         self._writer.close()
+
+
+def numbers_of(record: Mapping[str, Any]) -> dict[str, float]:
+    """Return every number of a record of the log but its step, as `train/loss` or `dev/score`."""
+    split = record.get("split", "train")
+    return {f"{split}/{name}": value for name, value in _numbers("", record) if name != "step"}
 
 
 def _numbers(prefix: str, record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
