@@ -71,8 +71,9 @@ def merge(trained: PyTree, frozen: PyTree) -> PyTree:
 
 
 def count_params(tree: PyTree) -> int:
-    """Number of scalars in all leaves."""
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+    """Number of scalars in all leaves, without the scales of weights in int8."""
+    leaves = ((name.split("/")[-1], leaf) for name, leaf in named_leaves(tree))
+    return sum(int(np.prod(leaf.shape)) for name, leaf in leaves if name != "scales")
 
 
 def nbytes(tree: PyTree) -> int:

@@ -314,7 +314,7 @@ def _prepare(config: TrainConfig, backbone: Backbone, data: TaskData) -> Run:
     if config.prompt is not None:
         words = data.task.label_words or data.task.prompt_words
         start = init_prompt(config.prompt, prompt_key, backbone, words)
-        table = backbone.params["token_embedder"]["embedding"]
+        table = backbone.embeddings
         leaves = parameterize(config.prompt, jax.random.fold_in(prompt_key, 1), start, table)
         params = {**params, "prompt": leaves}
         if config.prompt.wayward is not None:

@@ -57,7 +57,11 @@ RULES = (
     ("(encoder|decoder)/(encoder|decoder)_norm/scale", "."),
     ("decoder/logits_dense/kernel", "DV"),
 )
-"""The axes of every parameter of T5. N stands for N * H, heads first; `.` is never cut."""
+"""The axes of every parameter of T5. N stands for N * H, heads first; `.` is never cut.
+
+A matrix in int8 is two arrays: `.../values` has these axes, and `.../scales` has them without the
+input axis (`t5.quantize`), which is D of the embedding table VD and the last but one of a kernel.
+"""
 
 WEIGHT_CUTS = {"D": "fsdp", "N": "model", "F": "model", "V": "model"}
 """The mesh axis that an axis of a stored weight is cut along."""
@@ -148,13 +152,16 @@ def param_sharding(name: str, shape: tuple[int, ...], mesh: Mesh) -> NamedShardi
     Raises:
         ValueError: See `param_shardings`.
     """
-    found = [axes for pattern, axes in RULES if re.fullmatch(pattern, name)]
+    matrix = re.sub("/(values|scales)$", "", name)
+    found = [axes for pattern, axes in RULES if re.fullmatch(pattern, matrix)]
     if len(found) != 1:
         raise ValueError(
             f"parameter {name} has {len(found)} rules of sharding, expected one; "
             "its path must match one line of sharding.RULES"
         )
     [axes] = found
+    if name == f"{matrix}/scales":
+        axes = "V" if axes == "VD" else axes[:-2] + axes[-1]
     if len(axes) != len(shape):
         raise ValueError(
             f"parameter {name} has shape {list(shape)} but its rule of sharding has the "

@@ -368,6 +368,7 @@ def _write_artifacts(run: Run, best: PyTree, result: Mapping, folder: RunFolder)
         of_run = {
             "model": backbone.name,
             "fingerprint": backbone.fingerprint,
+            "param_dtype": backbone.param_dtype,
             "task": run.data.task.name,
             "length": config.prompt.length,
             "init": config.prompt.init,

@@ -16,7 +16,12 @@ def convert(argv: Sequence[str]) -> None:
         help="A Hub id, a folder of transformers or T5X, or an address such as gs://bucket/folder.",
     )
     parser.add_argument("dest", help="Folder to be made; then train with --model=DEST.")
-    parser.add_flag("dtype", Literal["float32", "bfloat16"], "float32", "Of the stored weights.")
+    parser.add_flag(
+        "dtype",
+        Literal["float32", "bfloat16", "int8"],
+        "float32",
+        "Of the stored weights; int8 is for the matrices, the other leaves stay float32.",
+    )
     parser.add_flag(
         "tokenizer",
         str | None,

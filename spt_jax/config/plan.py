@@ -24,7 +24,8 @@ class PlanConfig(Config):
         remat: Values of each layer that the backward pass computes again, as in `train`.
         attention: What computes the encoder's attention, as in `train`.
         dtype: Type of the activations.
-        param_dtype: Type of the frozen weights. Weights that are tuned are float32.
+        param_dtype: Type of the frozen weights; `int8` is for the matrices. Weights that are tuned
+            are float32.
         tune: Train the `prompt` alone, or the whole `model`.
         dropout_rate: Dropout of the training step.
         accumulate: Micro-batches of a step. Must divide batch_size.
@@ -45,7 +46,7 @@ class PlanConfig(Config):
     remat: Remat = "none"
     attention: AttentionVersion = "auto"
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    param_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    param_dtype: Literal["float32", "bfloat16", "int8"] = "bfloat16"
     tune: Literal["prompt", "model"] = "prompt"
     dropout_rate: Rate = 0.1
     accumulate: Count = 1
@@ -62,6 +63,10 @@ class PlanConfig(Config):
         require(
             self.batch_size % self.accumulate == 0,
             f"accumulate {self.accumulate} does not divide batch_size {self.batch_size}",
+        )
+        require(
+            self.param_dtype != "int8" or self.tune == "prompt",
+            "param_dtype is 'int8' with --tune=model, but int8 weights cannot be trained",
         )
         require(
             self.together == 1 or self.tune == "prompt",

@@ -445,7 +445,8 @@ class TrainConfig(Config):
         dtype: Type of the activations; prompt and optimizer are always float32. `auto` is bfloat16
             on TPU and GPU, and float32 on CPU.
         param_dtype: Type of the frozen weights, with the same `auto`. Weights that are tuned are
-            float32.
+            float32. `int8` is for the matrices, each output channel with a scale: half the memory
+            of bfloat16. The gradient of the prompt is exact for the model so rounded.
         dropout_rate: Dropout while training, also of the prompt, as in the official runs.
         remat: Values of each layer that the backward pass computes again instead of keeping them,
             for less memory and more time: `none` (only those that cost little), `light` (also keys
@@ -469,7 +470,7 @@ class TrainConfig(Config):
     seed: Seed = 0
     mesh: MeshConfig | None = None
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    param_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    param_dtype: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
     dropout_rate: Rate = 0.1
     remat: Remat = "none"
     attention: AttentionVersion = "auto"
@@ -479,6 +480,11 @@ class TrainConfig(Config):
             self.prompt is not None or self.tune == "model",
             "prompt is null but tune is 'prompt', so nothing would be trained; "
             "set a prompt, or 'tune: model'",
+        )
+        require(
+            self.param_dtype != "int8" or self.tune == "prompt",
+            "param_dtype is 'int8' with tune 'model', but int8 weights cannot be trained; leave "
+            "param_dtype out, or use 'tune: prompt'",
         )
         require(
             self.data.batch_size % self.optimizer.accumulate == 0,

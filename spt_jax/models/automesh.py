@@ -97,7 +97,7 @@ def choose_mesh(
         config: Shape of the model.
         devices: All devices.
         memory: Bytes of one device, None if unknown.
-        bytes_per_param: 2 or 4 for a frozen model, `TUNED_BYTES` for one that is tuned.
+        bytes_per_param: 1, 2 or 4 for a frozen model, `TUNED_BYTES` for one that is tuned.
         rows: Rows of a batch, which data * fsdp must divide; None if not known.
 
     Raises:

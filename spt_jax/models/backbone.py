@@ -33,8 +33,9 @@ from spt_jax.pytree import fingerprint, named_leaves
 from spt_jax.runs.log import sync_tree
 from spt_jax.runs.progress import say
 from spt_jax.t5 import PRESETS, T5, AttentionVersion, Remat, T5Config
+from spt_jax.t5.quantize import Quantized, dequantize
 from spt_jax.tokenizers.base import Tokenizer
-from spt_jax.typing import PyTree
+from spt_jax.typing import Array, PyTree
 
 __all__ = [
     "BUNDLED",
@@ -76,6 +77,17 @@ class Backbone:
             )
         return self.model.mesh
 
+    @property
+    def param_dtype(self) -> str:
+        """Dtype of the matrices: `float32`, `bfloat16` or `int8`."""
+        table = self.params["token_embedder"]["embedding"]
+        return (table.values if isinstance(table, Quantized) else table).dtype.name
+
+    @property
+    def embeddings(self) -> Array:
+        """The embedding table [V, D], as floats also where it is stored in int8."""
+        return dequantize(self.params["token_embedder"]["embedding"], axis=-1)
+
 
 def load_backbone(
     name: str,
@@ -95,7 +107,9 @@ def load_backbone(
     Args:
         name: A bundled name, a folder, an address of a T5X checkpoint, or a Hub id.
         dtype: Dtype of the activations; `auto` is bfloat16 on TPU and GPU, float32 on CPU.
-        param_dtype: Dtype of the weights in memory, likewise.
+        param_dtype: Dtype of the weights in memory, likewise, or `int8` for the matrices; norms
+            and position biases then have the dtype of the activations. A base checkpoint in int8
+            stays int8 with `auto`.
         dropout_rate: Dropout rate of the model in training.
         remat: Activations that are computed again in the backward pass; see `T5`.
         attention: What computes the encoder's attention; see `T5`.
@@ -107,11 +121,19 @@ def load_backbone(
 
     Raises:
         FileNotFoundError: A file of the backbone is missing.
-        ValueError: No such backbone, its files do not fit each other, or the mesh fits neither it
-            nor the devices.
+        ValueError: No such backbone, its files do not fit each other, the mesh fits neither it nor
+            the devices, or weights in int8 would be trained.
     """
     source, devices = open_model(name, offline=offline), jax.devices()
     platform = devices[0].platform
+    in_int8 = isinstance(source, Base) and source.dtype == "int8"
+    if tune == "model" and in_int8:
+        raise ValueError(
+            f"model '{name}' has weights in int8, which cannot be trained; give the model that it "
+            "was converted from"
+        )
+    if param_dtype == "auto" and in_int8:
+        param_dtype = "int8"
     weights = resolve_dtype("float32" if tune == "model" else param_dtype, platform)
     placed, reason = make_suited_mesh(
         mesh,
@@ -136,10 +158,12 @@ def load_backbone(
         attention=attention,
     )
     if isinstance(source, Base):
-        params = restore_base(source, param_dtype=weights.name, mesh=placed)
+        params = restore_base(source, param_dtype=weights.name, mesh=placed, rest=model.dtype.name)
         identity = source.fingerprint
     else:
-        params, identity = load_params(source, param_dtype=weights.name, mesh=placed)
+        params, identity = load_params(
+            source, param_dtype=weights.name, mesh=placed, rest=model.dtype.name
+        )
     return Backbone(source.name, model, params, source.tokenizer, identity)
 
 
@@ -161,7 +185,7 @@ def convert_backbone(
     Args:
         source: A model, named as for `load_backbone`.
         dest: Folder to be made.
-        dtype: Dtype of the weights on disk, `float32` or `bfloat16`.
+        dtype: Dtype of the weights on disk, `float32`, `bfloat16` or `int8`.
         tokenizer: File, folder or Hub id of a tokenizer to use instead of the one beside the
             weights.
 

@@ -13,17 +13,21 @@ import numpy as np
 from jax.sharding import Mesh
 
 from spt_jax.models.source import Source, blocks
-from spt_jax.sharding import param_sharding
+from spt_jax.sharding import param_sharding, param_shardings
+from spt_jax.t5.quantize import Quantized, input_axis, is_matrix, quantize
 from spt_jax.typing import PyTree
 
 
-def load_params(source: Source, *, param_dtype: str, mesh: Mesh) -> tuple[PyTree, str]:
+def load_params(
+    source: Source, *, param_dtype: str, mesh: Mesh, rest: str = "float32"
+) -> tuple[PyTree, str]:
     """Read every leaf of a source.
 
     Args:
         source: The opened model.
         param_dtype: Dtype of the leaves in memory.
         mesh: Devices that share the leaves.
+        rest: Dtype of the leaves that are no matrices if `param_dtype` is `int8`.
 
     Returns:
         The params, and the fingerprint of the source's weights before the cast.
@@ -32,13 +36,25 @@ def load_params(source: Source, *, param_dtype: str, mesh: Mesh) -> tuple[PyTree
         ValueError: The mesh does not divide a leaf, a tensor cannot be read or is not finite, or
             the weights have another fingerprint than the source states.
     """
-    dtype = jnp.dtype(param_dtype)
-    targets = {name: param_sharding(name, leaf.shape, mesh) for name, leaf in source.leaves.items()}
+    for name, leaf in source.leaves.items():
+        param_sharding(name, leaf.shape, mesh)  # refuses a mesh that does not fit, before any read
+    dtype = rest if param_dtype == "int8" else param_dtype
     leaves, reader = {}, Reader(source)
     for name, array in reader:
-        leaves[name] = _place(array, targets[name], dtype)
-        del array  # to free it before the next one is read
+        leaf = as_stored(name, array, param_dtype)
+        if isinstance(leaf, Quantized):
+            sharding = param_shardings({name: leaf}, mesh)[name]
+            leaves[name] = jax.tree.map(lambda x, where: _place(x, where, x.dtype), leaf, sharding)
+        else:
+            leaves[name] = _place(leaf, param_sharding(name, leaf.shape, mesh), jnp.dtype(dtype))
+        del array, leaf  # to free them before the next one is read
     return flax.traverse_util.unflatten_dict(leaves, sep="/"), reader.fingerprint()
+
+
+def as_stored(name: str, array: np.ndarray, dtype: str) -> np.ndarray | Quantized:
+    """Return a leaf quantized if it is a matrix and `dtype` is `int8`, else as it is."""
+    quantized = dtype == "int8" and is_matrix(name)
+    return quantize(array, input_axis(name)) if quantized else array
 
 
 def _place(array: np.ndarray, sharding: jax.sharding.Sharding, dtype: jnp.dtype) -> jax.Array:

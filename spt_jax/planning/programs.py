@@ -22,6 +22,7 @@ from spt_jax.pytree import label_params, split
 from spt_jax.sharding import param_shardings, replicated, spec, spreadable_rows, state_shardings
 from spt_jax.step import train_step, train_steps
 from spt_jax.t5 import T5
+from spt_jax.t5.quantize import quantize_params
 from spt_jax.train_state import init_state
 from spt_jax.typing import PyTree
 
@@ -89,9 +90,14 @@ def abstract_params(model: T5, config: PlanConfig) -> PyTree:
     """Return the shapes of params with their shardings, with a prompt if the config has one."""
     mesh = _mesh(model)
     shapes = jax.eval_shape(model.init_params, jax.random.key(0))
-    shardings = param_shardings(shapes, mesh)
-    dtype = jnp.dtype("float32" if config.tune == "model" else config.param_dtype)
-    params: PyTree = {"t5": _place(shapes, shardings, dtype)}
+    if config.param_dtype == "int8":
+        shapes = jax.eval_shape(
+            functools.partial(quantize_params, rest=jnp.dtype(config.dtype)), shapes
+        )
+        dtype = None  # each leaf has its own
+    else:
+        dtype = jnp.dtype("float32" if config.tune == "model" else config.param_dtype)
+    params: PyTree = {"t5": _place(shapes, param_shardings(shapes, mesh), dtype)}
     if config.prompt_length:
         prompt = jax.ShapeDtypeStruct((config.prompt_length, model.config.d_model), jnp.float32)
         params["prompt"] = _place(prompt, replicated(mesh))

@@ -105,7 +105,7 @@ def embed_text(text: str, backbone: Backbone) -> Prompt:
         ValueError: As `tokens_of`.
     """
     tokens = tokens_of(text, "eval.hard_prompt", backbone.tokenizer)
-    table = backbone.params["token_embedder"]["embedding"]
+    table = backbone.embeddings
     return table[np.asarray(tokens)].astype(jnp.float32)
 
 
@@ -143,7 +143,7 @@ def init_prompt(
         FileNotFoundError: There is no such file.
         ValueError: The file does not hold a fitting prompt, or as `tokens_of`.
     """
-    table, tokenizer = backbone.params["token_embedder"]["embedding"], backbone.tokenizer
+    table, tokenizer = backbone.embeddings, backbone.tokenizer
     shape = (config.length, table.shape[1])
     match config.init:
         case "uniform_paper":

@@ -20,6 +20,7 @@ from spt_jax.prompts.file import check_finite, load_prompt
 from spt_jax.prompts.npy import MAGIC, read_npy
 from spt_jax.prompts.peft import CONFIG, TENSORS, read_peft
 from spt_jax.runs.folder import RunFolder
+from spt_jax.runs.progress import say
 from spt_jax.runs.workdir import find_address, open_run
 
 Format = Literal["safetensors", "npy", "peft"]
@@ -79,9 +80,15 @@ class StoredPrompt:
             )
 
     def require_backbone(self, backbone: Backbone, *, width_only: bool = False) -> None:
-        """Raise ValueError if this prompt does not fit a loaded model; see `require_model`."""
+        """Raise ValueError if this prompt does not fit a loaded model; see `require_model`.
+
+        If it was trained on the same weights in another precision, say so.
+        """
         fingerprint = None if width_only else backbone.fingerprint
         self.require_model(backbone.name, backbone.model.config.d_model, fingerprint)
+        trained_on, now = self.metadata.get("param_dtype"), backbone.param_dtype
+        if trained_on and trained_on != now and not width_only:
+            say(f"prompt {self.origin} was trained on weights in {trained_on}; here they are {now}")
 
 
 def read_prompt(path: str | Path) -> StoredPrompt:

@@ -125,5 +125,5 @@ def show_prompt(source: Path, *, model: str | None = None, k: int = 3) -> dict[s
 
 def embeddings(backbone: Backbone) -> np.ndarray:
     """Return the embeddings of the tokens that text can have, float32 [V, D]."""
-    table = backbone.params["token_embedder"]["embedding"][: backbone.tokenizer.vocab_size]
+    table = backbone.embeddings[: backbone.tokenizer.vocab_size]
     return np.asarray(table, np.float32)

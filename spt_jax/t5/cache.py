@@ -47,10 +47,10 @@ class Cache:
     Args:
         past: The part that grows.
         cross: Keys and values of the encoder's output, computed once, also [B, N, H, S].
-        layers: The parameters of each layer in the dtype of the activations, if layers are
-            unrolled; None if they are scanned. They are slices of the stacked parameters, so the
-            decoder's layers are in memory twice while it decodes. Kernels may be [out, in], see
-            `thresholds.TRANSPOSED_ROWS`.
+        layers: The parameters of each layer in the dtype of the activations, matrices in int8 as
+            they are, if layers are unrolled; None if they are scanned. They are slices of the
+            stacked parameters, so the decoder's layers are in memory twice while it decodes.
+            Kernels may be [out, in], see `thresholds.TRANSPOSED_ROWS`.
     """
 
     past: Past

@@ -1,7 +1,8 @@
 """The parts of a T5 layer other than attention: dense, norm, embedding, MLP, dropout.
 
-Parameters are float32 or the dtype they were loaded in; `dtype` is that of the activations. Norm
-statistics and logits are computed in `promote_types(dtype, float32)`, as in T5X.
+Parameters are float32 or the dtype they were loaded in, matrices also `Quantized`; `dtype` is that
+of the activations. Norm statistics and logits are computed in `promote_types(dtype, float32)`, as
+in T5X.
 
 On a mesh, a kernel is stored cut along `fsdp` and gathered where it is used (`multiply`).
 """
@@ -17,6 +18,7 @@ from jax.sharding import Mesh
 from spt_jax.errors import choose
 from spt_jax.sharding import constrain
 from spt_jax.t5.config import T5Config
+from spt_jax.t5.quantize import Kernel, Quantized
 from spt_jax.typing import Array, Float, Int
 
 DType = jnp.dtype | type
@@ -30,7 +32,7 @@ def wide(dtype: DType) -> jnp.dtype:
 def multiply(
     product: Callable[[Array, Array], Array],
     x: Array,
-    kernel: Array,
+    kernel: Kernel,
     axes: str,
     dtype: DType,
     mesh: Mesh | None,
@@ -41,22 +43,33 @@ def multiply(
     model would be in memory twice, and whole on every device.
 
     Args:
-        product: Function of the activations and the kernel in `dtype`.
+        product: Function of the activations and the kernel in `dtype`. The last axis of its result
+            is [out] if the kernel is quantized.
         x: Activations.
         kernel: Kernel as it is stored.
         axes: Axes of the kernel.
         dtype: Dtype of the activations.
         mesh: The devices.
     """
+    if isinstance(kernel, Quantized):
+        return rescale(multiply(product, x, kernel.values, axes, dtype, mesh), kernel.scales)
     x = x.astype(dtype)
     as_stored = kernel.dtype == dtype and (mesh is None or mesh.shape["fsdp"] == 1)
     if as_stored and product is jnp.matmul:  # other products reshape the kernel, which copies it
         return product(x, kernel)
 
     def cast_and_multiply(x: Array, kernel: Array) -> Array:
+        if kernel.dtype == jnp.int8:  # gathered in int8, which is less to send
+            return product(x, constrain(kernel, axes, mesh).astype(dtype))
         return product(x, constrain(kernel.astype(dtype), axes, mesh))
 
     return jax.checkpoint(cast_and_multiply, prevent_cse=False)(x, kernel)
+
+
+def rescale(x: Array, scales: Array) -> Array:
+    """Return `x * scales`, over the last axes of `x`, multiplied in float32 or wider."""
+    scales = scales.reshape((1,) * (x.ndim - scales.ndim) + scales.shape)
+    return (x.astype(wide(x.dtype)) * scales).astype(x.dtype)
 
 
 class Dense(nn.Module):
@@ -82,7 +95,7 @@ class Dense(nn.Module):
     def __call__(self, x: Float[Array, "B T i"]) -> Float[Array, "B T o"]:
         return self.product(x, self.kernel)
 
-    def product(self, x: Float[Array, "B T i"], kernel: Array) -> Float[Array, "B T o"]:
+    def product(self, x: Float[Array, "B T i"], kernel: Kernel) -> Float[Array, "B T o"]:
         """Return what `__call__` returns for this kernel instead of the module's."""
         y = self._multiply(jnp.matmul, x.reshape(-1, x.shape[-1]), kernel)
         return constrain(y.reshape(*x.shape[:-1], -1), f"BT{self.axes[-1]}", self.mesh)
@@ -93,9 +106,17 @@ class Dense(nn.Module):
         def multiply_heads(x: Array, kernel: Array) -> Array:
             return jnp.einsum(product, x, kernel.reshape(len(kernel), -1, features))
 
-        return self._multiply(multiply_heads, x, self.kernel)
+        if not isinstance(self.kernel, Quantized):
+            return self._multiply(multiply_heads, x, self.kernel)
+        values, scales = self.kernel.values, self.kernel.scales.reshape(-1, features)
+        if product.endswith("NH"):
+            return rescale(self._multiply(multiply_heads, x, values), scales)
+        # The product sums over the channels, so the scales come first.
+        return self._multiply(multiply_heads, rescale(x, scales), values)
 
-    def _multiply(self, product: Callable[[Array, Array], Array], x: Array, kernel: Array) -> Array:
+    def _multiply(
+        self, product: Callable[[Array, Array], Array], x: Array, kernel: Kernel
+    ) -> Array:
         return multiply(product, x, kernel, self.axes, self.dtype, self.mesh)
 
 
@@ -152,15 +173,22 @@ class Embedder(nn.Module):
         self.embedding = self.param("embedding", nn.initializers.normal(1.0), shape)
 
     def __call__(self, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        table = constrain(self.embedding, "VD", self.mesh)
-        return constrain(jnp.take(table, ids, axis=0).astype(self.dtype), "BTD", self.mesh)
+        def take(table: Array) -> Array:
+            return jnp.take(constrain(table, "VD", self.mesh), ids, axis=0)
+
+        if isinstance(self.embedding, Quantized):
+            scales = jnp.take(self.embedding.scales, ids, axis=0)
+            rows = take(self.embedding.values) * scales[..., None]
+        else:
+            rows = take(self.embedding)
+        return constrain(rows.astype(self.dtype), "BTD", self.mesh)
 
     def attend(self, x: Float[Array, "B U D"]) -> Float[Array, "B U V"]:
         """Return the logits of the tied head; the caller has scaled `x`."""
         return _logits(x, self.embedding, "VD", self.dtype, self.mesh)
 
 
-def _logits(x: Array, kernel: Array, axes: str, dtype: DType, mesh: Mesh | None) -> Array:
+def _logits(x: Array, kernel: Kernel, axes: str, dtype: DType, mesh: Mesh | None) -> Array:
     def product(x: Array, kernel: Array) -> Array:
         return jnp.einsum(f"BUD,{axes}->BUV", x, kernel, preferred_element_type=wide(dtype))
 

@@ -23,6 +23,7 @@ from spt_jax.t5.cache import LAYOUT, Cache, Past, append, append_to_layer, exten
 from spt_jax.t5.config import T5Config
 from spt_jax.t5.layers import DType, Embedder, LogitsDense, RMSNorm, dropout
 from spt_jax.t5.masks import Segments, seen
+from spt_jax.t5.quantize import cast_floats
 from spt_jax.t5.stack import DecoderLayer, EncoderLayer, is_unrolled, scan_layers
 from spt_jax.typing import Array, Bool, Float, Int
 
@@ -99,7 +100,8 @@ class Decoder(_Stack):
         return self.variables["params"]["layers"]
 
     def _layer(self, number) -> Any:
-        return jax.tree.map(lambda leaf: leaf[number].astype(self.dtype), self._stacked())
+        layer = jax.tree.map(lambda leaf: leaf[number], self._stacked())
+        return cast_floats(layer, self.dtype)
 
     def _transpose(self, layer, rows) -> Any:
         """Transpose the kernels of a layer if products with [out, in] are faster for these rows."""
