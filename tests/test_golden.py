@@ -89,7 +89,8 @@ def test_a_killed_run_goes_on_to_the_same_end(old, golden, run):
     prompt, metadata = load_prompt(Path(run, "prompt.safetensors"))
     old_prompt, old_metadata = load_prompt(golden / run / "prompt.safetensors")
     np.testing.assert_allclose(prompt, old_prompt, rtol=CLOSE["rel"], atol=CLOSE["abs"])
-    assert metadata == {**old_metadata, "template": "{text}"}  # which c5df28d did not keep
+    # c5df28d kept neither.
+    assert metadata == {**old_metadata, "template": "{text}", "param_dtype": "float32"}
 
 
 @pytest.mark.parametrize(("run", "score"), [("adafactor", 900 / 11), ("adamw", 800 / 11)])

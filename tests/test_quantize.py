@@ -91,12 +91,10 @@ def test_a_weight_is_off_by_half_a_scale_at_most(matrix, axis):
     scales = np.expand_dims(found.scales.astype(np.float64), axis)
     error = np.abs(found.values * scales - matrix.astype(np.float64))
     assert np.all(error <= 0.5 * scales * (1 + 1e-4))
-    for one, other in zip(
-        jax.tree.leaves(found), jax.tree.leaves(quantize(jnp.array(matrix), axis))
-    ):
-        assert np.all(
-            np.abs(one.astype(float) - np.asarray(other, float)) <= 1 + 1e-6 * np.abs(one)
-        )
+    on_device = quantize(jnp.array(matrix), axis)
+    np.testing.assert_allclose(on_device.scales, found.scales, rtol=1e-6)
+    # XLA may divide with another last bit, so a value halfway between two may be either.
+    assert np.abs(np.subtract(on_device.values, found.values, dtype=int)).max() <= 1
 
 
 def test_the_largest_weight_of_a_channel_is_kept_and_zeros_stay_zero():
@@ -175,7 +173,9 @@ def test_decoding_step_by_step_gives_the_logits_of_a_whole_pass(layers, monkeypa
         return model.apply({"params": params}, method=decode)
 
     by_step, whole = run(params)
-    assert relative(by_step, whole) < 1e-5
+    of_floats = run(floats_of(params))
+    assert relative(by_step, of_floats[1]) < 1e-5
+    assert relative(whole, of_floats[1]) < 1e-5
 
 
 @pytest.mark.parametrize("version, sizes", [("1.1", (2, 2, 2)), ("1.0", (1, 8, 1))])

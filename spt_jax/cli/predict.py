@@ -119,7 +119,14 @@ def _add_row_flags(parser: Parser) -> None:
         "dtype",
         Literal["auto", "float32", "bfloat16"],
         "auto",
-        "Of activations and weights; auto is bfloat16 on TPU and GPU, float32 on CPU.",
+        "Of activations; auto is bfloat16 on TPU and GPU, float32 on CPU.",
+    )
+    parser.add_flag(
+        "param_dtype",
+        Literal["float32", "bfloat16", "int8"] | None,
+        None,
+        "Of weights, int8 for the matrices alone; by default that of --dtype, or int8 if the model "
+        "is stored so.",
     )
     add_mesh_flags(parser)
     add_distributed_flags(parser)
@@ -234,6 +241,7 @@ def _answer_file(
             decode=decode,
             seed=flags.seed,
             dtype=flags.dtype,
+            param_dtype=flags.param_dtype,
             mesh=read_mesh_flags(flags),
             window=flags.window,
             scores=flags.scores,

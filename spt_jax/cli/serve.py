@@ -67,7 +67,14 @@ def serve(argv: Sequence[str]) -> None:
         "dtype",
         Literal["auto", "float32", "bfloat16"],
         "auto",
-        "Of activations and weights; auto is bfloat16 on TPU and GPU, float32 on CPU.",
+        "Of activations; auto is bfloat16 on TPU and GPU, float32 on CPU.",
+    )
+    parser.add_flag(
+        "param_dtype",
+        Literal["float32", "bfloat16", "int8"] | None,
+        None,
+        "Of weights, int8 for the matrices alone; by default that of --dtype, or int8 if the model "
+        "is stored so.",
     )
     add_config_flags(parser, EngineConfig)
     add_config_flags(parser, ServeConfig)
@@ -106,7 +113,7 @@ def _serve(flags: Any) -> None:
         backbone = load_backbone(
             flags.model,
             dtype=flags.dtype,
-            param_dtype=flags.dtype,
+            param_dtype=flags.param_dtype,
             mesh=read_mesh_flags(flags),
             rows=config.batch_size,
         )

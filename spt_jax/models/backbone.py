@@ -93,7 +93,7 @@ def load_backbone(
     name: str,
     *,
     dtype: str = "auto",
-    param_dtype: str = "auto",
+    param_dtype: str | None = "auto",
     dropout_rate: float = 0.0,
     remat: Remat = "none",
     attention: AttentionVersion = "auto",
@@ -107,9 +107,9 @@ def load_backbone(
     Args:
         name: A bundled name, a folder, an address of a T5X checkpoint, or a Hub id.
         dtype: Dtype of the activations; `auto` is bfloat16 on TPU and GPU, float32 on CPU.
-        param_dtype: Dtype of the weights in memory, likewise, or `int8` for the matrices; norms
-            and position biases then have the dtype of the activations. A base checkpoint in int8
-            stays int8 with `auto`.
+        param_dtype: Dtype of the weights in memory, likewise; None is that of the activations. With
+            `int8` the matrices are int8, norms and position biases have the dtype of the
+            activations. A base checkpoint in int8 stays int8 with `auto` and None.
         dropout_rate: Dropout rate of the model in training.
         remat: Activations that are computed again in the backward pass; see `T5`.
         attention: What computes the encoder's attention; see `T5`.
@@ -132,8 +132,10 @@ def load_backbone(
             f"model '{name}' has weights in int8, which cannot be trained; give the model that it "
             "was converted from"
         )
-    if param_dtype == "auto" and in_int8:
+    if in_int8 and param_dtype in ("auto", None):
         param_dtype = "int8"
+    elif param_dtype is None:
+        param_dtype = dtype
     weights = resolve_dtype("float32" if tune == "model" else param_dtype, platform)
     placed, reason = make_suited_mesh(
         mesh,

@@ -45,6 +45,7 @@ def predict_file(
     decode: DecodeConfig = DecodeConfig(),  # noqa: B008
     seed: int = 0,
     dtype: str = "auto",
+    param_dtype: str | None = None,
     mesh: MeshConfig | None = None,
     window: int = WINDOW,
     scores: bool = False,
@@ -72,7 +73,8 @@ def predict_file(
         data: Lengths, and rows of a batch.
         decode: How answers are generated.
         seed: Seed for sampling.
-        dtype: Type of activations and weights; `auto` is bfloat16 on TPU and GPU, float32 on CPU.
+        dtype: Type of the activations; `auto` is bfloat16 on TPU and GPU, float32 on CPU.
+        param_dtype: Type of the weights; None as in `load_backbone`.
         mesh: How devices share the work; `automesh` decides if None.
         window: Lines that are read, sorted by length and answered together.
         scores: Whether to add the scores.
@@ -93,7 +95,9 @@ def predict_file(
     require_seed(seed)
     path = source if isinstance(source, Path) else None
     on_main(lambda: _check(path, output))
-    backbone = load_backbone(model, dtype=dtype, param_dtype=dtype, mesh=mesh, rows=data.batch_size)
+    backbone = load_backbone(
+        model, dtype=dtype, param_dtype=param_dtype, mesh=mesh, rows=data.batch_size
+    )
     stored = load_prompts(backbone, prompts)
     forms = {
         name: InputForm() if raw else form_of(prompt.metadata) for name, prompt in stored.items()
