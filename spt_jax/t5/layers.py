@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from spt_jax.errors import choose
 from spt_jax.sharding import constrain
 from spt_jax.t5.config import T5Config
-from spt_jax.t5.quantize import Kernel, Quantized
+from spt_jax.t5.quantize import Kernel, Quantized, values_of
 from spt_jax.typing import Array, Float, Int
 
 DType = jnp.dtype | type
@@ -32,7 +32,7 @@ def wide(dtype: DType) -> jnp.dtype:
 def multiply(
     product: Callable[[Array, Array], Array],
     x: Array,
-    kernel: Kernel,
+    kernel: Array,
     axes: str,
     dtype: DType,
     mesh: Mesh | None,
@@ -43,16 +43,13 @@ def multiply(
     model would be in memory twice, and whole on every device.
 
     Args:
-        product: Function of the activations and the kernel in `dtype`. The last axis of its result
-            is [out] if the kernel is quantized.
+        product: Function of the activations and the kernel in `dtype`.
         x: Activations.
-        kernel: Kernel as it is stored.
+        kernel: Kernel as it is stored; of a quantized one its values, and `rescale` follows.
         axes: Axes of the kernel.
         dtype: Dtype of the activations.
         mesh: The devices.
     """
-    if isinstance(kernel, Quantized):
-        return rescale(multiply(product, x, kernel.values, axes, dtype, mesh), kernel.scales)
     x = x.astype(dtype)
     as_stored = kernel.dtype == dtype and (mesh is None or mesh.shape["fsdp"] == 1)
     if as_stored and product is jnp.matmul:  # other products reshape the kernel, which copies it
@@ -66,8 +63,17 @@ def multiply(
     return jax.checkpoint(cast_and_multiply, prevent_cse=False)(x, kernel)
 
 
-def rescale(x: Array, scales: Array) -> Array:
-    """Return `x * scales`, over the last axes of `x`, multiplied in float32 or wider."""
+def rescale(x: Array, kernel: Kernel, features: int | None = None) -> Array:
+    """Return `x` times the scales of a quantized kernel [in, out]; of a float kernel `x` as it is.
+
+    Args:
+        x: Activations [..., out], or [..., heads, features] if `features` is given.
+        kernel: The kernel.
+        features: Features of a head.
+    """
+    if not isinstance(kernel, Quantized):
+        return x
+    scales = kernel.scales if features is None else kernel.scales.reshape(-1, features)
     scales = scales.reshape((1,) * (x.ndim - scales.ndim) + scales.shape)
     return (x.astype(wide(x.dtype)) * scales).astype(x.dtype)
 
@@ -97,8 +103,10 @@ class Dense(nn.Module):
 
     def product(self, x: Float[Array, "B T i"], kernel: Kernel) -> Float[Array, "B T o"]:
         """Return what `__call__` returns for this kernel instead of the module's."""
-        y = self._multiply(jnp.matmul, x.reshape(-1, x.shape[-1]), kernel)
-        return constrain(y.reshape(*x.shape[:-1], -1), f"BT{self.axes[-1]}", self.mesh)
+        y = self._multiply(jnp.matmul, x.reshape(-1, x.shape[-1]), values_of(kernel))
+        # If the scales came before this reshape, XLA would fuse less into the product.
+        y = rescale(y.reshape(*x.shape[:-1], -1), kernel)
+        return constrain(y, f"BT{self.axes[-1]}", self.mesh)
 
     def by_head(self, x: Array, product: str, features: int) -> Array:
         """Return the einsum `product` of `x` and the kernel as [in, heads, features]."""
@@ -106,17 +114,13 @@ class Dense(nn.Module):
         def multiply_heads(x: Array, kernel: Array) -> Array:
             return jnp.einsum(product, x, kernel.reshape(len(kernel), -1, features))
 
-        if not isinstance(self.kernel, Quantized):
-            return self._multiply(multiply_heads, x, self.kernel)
-        values, scales = self.kernel.values, self.kernel.scales.reshape(-1, features)
+        values = values_of(self.kernel)
         if product.endswith("NH"):
-            return rescale(self._multiply(multiply_heads, x, values), scales)
+            return rescale(self._multiply(multiply_heads, x, values), self.kernel, features)
         # The product sums over the channels, so the scales come first.
-        return self._multiply(multiply_heads, rescale(x, scales), values)
+        return self._multiply(multiply_heads, rescale(x, self.kernel, features), values)
 
-    def _multiply(
-        self, product: Callable[[Array, Array], Array], x: Array, kernel: Kernel
-    ) -> Array:
+    def _multiply(self, product: Callable[[Array, Array], Array], x: Array, kernel: Array) -> Array:
         return multiply(product, x, kernel, self.axes, self.dtype, self.mesh)
 
 
@@ -192,7 +196,8 @@ def _logits(x: Array, kernel: Kernel, axes: str, dtype: DType, mesh: Mesh | None
     def product(x: Array, kernel: Array) -> Array:
         return jnp.einsum(f"BUD,{axes}->BUV", x, kernel, preferred_element_type=wide(dtype))
 
-    return constrain(multiply(product, x, kernel, axes, dtype, mesh), "BUV", mesh)
+    logits = multiply(product, x, values_of(kernel), axes, dtype, mesh)
+    return constrain(rescale(logits, kernel), "BUV", mesh)
 
 
 class LogitsDense(nn.Module):

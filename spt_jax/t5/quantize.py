@@ -83,6 +83,11 @@ def _quantize(xp: Any, matrix: Any, axis: int) -> tuple[Any, Any]:
     return xp.rint(matrix / xp.expand_dims(scales, axis)).astype(xp.int8), scales
 
 
+def values_of(matrix: Kernel) -> Array:
+    """Return the int8 values of a quantized matrix; a float matrix as it is."""
+    return matrix.values if isinstance(matrix, Quantized) else matrix
+
+
 def dequantize(matrix: Kernel, axis: int) -> Array:
     """Return the float32 matrix that a quantized one stands for; a float matrix as it is."""
     if not isinstance(matrix, Quantized):
