@@ -122,6 +122,20 @@ def test_fewer_prompts_at_once_are_proposed_first(tiny_preset, monkeypatch):
 
 
 @needs_libtpu
+@pytest.mark.parametrize("program", ["train", "decode"])
+def test_int8_weights_are_proposed_after_all_that_changes_no_result(
+    tiny_preset, monkeypatch, program
+):
+    def compiled(name, config, shape, mesh, chip):
+        return {"fits": config.param_dtype == "int8"}
+
+    monkeypatch.setattr(plan, "_compile", compiled)
+    fewer = "--remat=full --accumulate=8" if program == "train" else "--eval_batch_size=8"
+    assert report(program=program)["would_fit"] == f"{fewer} --param_dtype=int8"
+    assert "would_fit" not in report(program=program, param_dtype="int8")
+
+
+@needs_libtpu
 @pytest.mark.parametrize(
     "given, sizes, options",
     [

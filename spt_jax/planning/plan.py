@@ -273,9 +273,12 @@ def _changes(
             words.append("--remat=full")
             yield " ".join(words), config
         if rows > row_devices(mesh):
-            accumulate = config.batch_size // row_devices(mesh)
-            words.append(f"--accumulate={accumulate}")
-            yield " ".join(words), dataclasses.replace(config, accumulate=accumulate)
+            config = dataclasses.replace(config, accumulate=config.batch_size // row_devices(mesh))
+            words.append(f"--accumulate={config.accumulate}")
+            yield " ".join(words), config
+    if config.param_dtype != "int8" and config.tune == "prompt":
+        int8 = dataclasses.replace(config, param_dtype="int8")
+        yield " ".join([*words, "--param_dtype=int8"]), int8
     generation, _, shape = config.topology.partition(":")
     chips = math.prod(map(int, shape.split("x")))
     for larger in CHIPS[generation].shapes:
