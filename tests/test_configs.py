@@ -25,6 +25,7 @@ from spt_jax.studies.grid import expand
 from spt_jax.train import fit
 
 FOLDER = Path(__file__).parents[1] / "configs"
+CARD = (FOLDER.parent / "docs" / "spt-nano.md").read_text()  # pretrains models for two studies
 STUDIES = sorted(FOLDER.glob("studies/*.yaml"))
 CONFIGS = [path for path in sorted(FOLDER.rglob("*.yaml")) if path not in STUDIES]
 PAPER = [path for path in CONFIGS if path.parent.name == "paper"]
@@ -161,7 +162,7 @@ def test_the_settings_of_the_paper_behind_a_study_keep_what_varies(path):
     """Their comments name a second config; it sets all but what varies."""
     found = re.search(r"--config (configs/paper/\w+\.yaml)", path.read_text())
     if found is None:
-        ours = path.stem in ("length_nano", "size", "ensemble")
+        ours = path.stem in ("length_nano", "few_rows_nano", "size", "ensemble")
         assert ours or path.stem.startswith("results_")
         return
     paper, runs = FOLDER.parent / found[1], runs_of(f"--config={path}")
@@ -184,7 +185,8 @@ def test_the_dry_run_of_a_study_counts_its_runs(path, capsys, monkeypatch, tmp_p
     told = re.search(r"(\d+) runs", path.read_text())
     assert told is None or int(told[1]) in (len(runs), len(runs) // 2)
     for folder in re.findall(r"runs/(\w+)/[\w.,=]+", path.read_text()):
-        assert folder == path.stem
+        made = f"--workdir runs/{re.sub('_[0-9]+$', '_$steps', folder)}"
+        assert folder == path.stem or made in path.read_text() + CARD
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=name)

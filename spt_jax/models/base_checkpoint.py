@@ -251,7 +251,7 @@ class _InOrder(ocp.type_handlers.NumpyHandler):
         return []
 
 
-def _on_disk(shapes: dict[str, tuple[int, ...]], dtype: str) -> dict[str, jax.ShapeDtypeStruct]:
+def _on_disk(shapes: dict[str, tuple[int, ...]], dtype: str) -> dict[str, Any]:
     """Return shape and dtype of every array of the checkpoint, by name, for the leaves' shapes."""
     floats = jnp.dtype("float32" if dtype == "int8" else dtype)
     leaves = {name: jax.ShapeDtypeStruct(shape, floats) for name, shape in shapes.items()}
@@ -273,7 +273,7 @@ def _convert(name: str, leaf: Any, param_dtype: str, mesh: Mesh) -> Any:
     return jax.jit(convert, out_shardings=shardings)(leaf)
 
 
-def _stored_arrays(reader: Reader, dtype: str) -> Iterator[tuple[str, np.ndarray]]:
+def _stored_arrays(reader: Reader, dtype: str) -> Iterator[tuple[str, Any]]:
     for name, array in reader:
         yield from named_leaves({name: as_stored(name, array, dtype)})
 
