@@ -73,6 +73,11 @@ setup(
             "sentencepiece>=0.2",
             "torch>=2.9",
         ],
+        "docs": [  # the site of docs/
+            "mkdocs-material>=9.7",
+            "mkdocstrings[python]>=1.0",
+            "ruff>=0.12",  # which wraps the signatures
+        ],
         "torch": ["torch>=2.9"],  # models that have a pytorch_model.bin and no safetensors
         "hub": ["datasets>=4.0"],  # tasks of the papers from the Hub
         "tfds-prepare": ["tensorflow-cpu>=2.18"],  # once, for builders that import it; not to train

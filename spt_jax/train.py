@@ -120,8 +120,8 @@ def fit_together(
     Raises:
         ValueError: Two runs have one folder, the runs cannot train together, a run is not evaluated
             at its stop, or see `fit`.
-        FileNotFoundError, NotADirectoryError, PermissionError, ConnectionError, RunError,
-            Preempted: See `fit`.
+        FileNotFoundError, NotADirectoryError, PermissionError, ConnectionError: See `fit`.
+        RunError, Preempted: See `fit`.
     """
     places = [str(workdir) for workdir in workdirs]
     for place in places:

@@ -6,35 +6,31 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
+import optax
 import pytest
 
 from spt_jax.cli import main as cli
+from spt_jax.pytree import label_params, split
 
 ROOT = Path(__file__).parents[1]
-PAGES = (
-    "README.md",
-    "docs/running.md",
-    "docs/results.md",
-    "docs/findings.md",
-    "docs/serving.md",
-    "docs/studies.md",
-    "docs/sweeps.md",
-    "docs/spt-nano.md",
-    "docs/tpu.md",
-    "docs/gpu.md",
-)
+PAGES = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
 TEXTS = (
     "CONTRIBUTING.md",
     *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")),
 )
 
 
-def commands(page: str) -> list[list[str]]:
-    """The lines of the code blocks as words, continued lines joined and comments left out."""
+def blocks(page: str, language: str = "") -> list[str]:
+    """The code blocks of one language, or the commands, which have no language."""
     text = (ROOT / page).read_text()
-    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    plain = "".join(block for language, block in blocks if not language)
-    lines = plain.replace("\\\n", " ").splitlines()
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    return [block for name, block in found if name == language]
+
+
+def commands(page: str) -> list[list[str]]:
+    """The lines of the commands as words, continued lines joined and comments left out."""
+    lines = "".join(blocks(page)).replace("\\\n", " ").splitlines()
     begins = ("spt-jax ", "srun ", "scripts/", "python ")
     return [shlex.split(line, comments=True) for line in lines if line.startswith(begins)]
 
@@ -48,7 +44,7 @@ def spt_jax_commands() -> list[list[str]]:
                 found.append(words[words.index("spt-jax") + 1 :])
             elif words[0].endswith("launch.sh"):
                 found.append(words[words.index("--") + 1 :])
-    assert len(found) >= 35
+    assert len(found) >= 90
     return found
 
 
@@ -65,6 +61,45 @@ def test_options_of_spt_jax_exist(arguments, capsys, monkeypatch):
     for option in rest:
         if option.startswith("--"):
             assert f"{option.partition('=')[0]} " in helped
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md"])
+def test_commands_are_what_a_shell_reads(page):
+    for block in blocks(page):
+        block = block.replace("<this repository>", "REPOSITORY")
+        result = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True)
+        assert (result.returncode, result.stderr) == (0, ""), block
+
+
+def test_the_study_files_of_the_docs_are_studies(tmp_path, capsys):
+    studies = blocks("docs/sweeps.md", "yaml")
+    assert len(studies) == 2
+    for text in studies:
+        (tmp_path / "study.yaml").write_text(text)
+        workdir = f"--workdir={tmp_path / 'runs'}"
+        config = f"--config={tmp_path / 'study.yaml'}"
+        assert cli.main(["sweep", config, workdir, "--dry-run"]) == 0
+        assert "runs" in capsys.readouterr().out
+
+
+def test_the_design_page_labels_and_splits_as_the_code_does():
+    [block] = blocks("docs/design.md", "python")
+    names = {
+        "weights": {"kernel": np.ones(3, np.float32)},
+        "prompt": np.zeros((2, 3), np.float32),
+        "optimizer": optax.sgd(1.0),
+        "label_params": label_params,
+        "split": split,
+        "optax": optax,
+    }
+    exec(block, names)
+    assert names["trained"] == {"t5": {"kernel": None}, "prompt": names["prompt"]}
+    assert names["frozen"]["prompt"] is None
+    gradients = {"t5": {"kernel": None}, "prompt": names["prompt"] + 1}
+    state = names["tx"].init(names["trained"])
+    updates, _ = names["tx"].update(gradients, state, names["trained"])
+    assert updates["t5"] == {"kernel": None} and (updates["prompt"] == -1).all()
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")

@@ -158,8 +158,8 @@ class TaskConfig(Config, section="task"):
             `source`.
         test_source: File of rows for the final score. Without it, a hash takes rows from `source`.
         template: Input text made of a row's columns, such as '{sentence}' or
-            'question: {q} context: {c}'. {answers[text][0]} is a value inside a list or an object;
-            <extra_id_0> is the model's sentinel.
+            'question: {q} context: {c}'. `{answers[text][0]}` is a value inside a list or an
+            object; `<extra_id_0>` is the model's sentinel.
         label: Column that holds the label or the target text.
         label_words: Words that the model may answer, or a mapping from the label in the file to
             its word. Without it, the labels in the data are the words. Ignored with `free_text`.
@@ -266,8 +266,8 @@ class DataConfig(Config, section="data"):
         inputs_length: Most tokens of an input, with the end marker and without the prompt. Longer
             inputs are cut.
         targets_length: Most tokens of a target, with the end marker. Longer targets are cut.
-        sentinel_targets: Put <extra_id_0>, the model's first sentinel, in front of every target and
-            label word, as in the targets of span corruption (the paper, section 3.2, for models
+        sentinel_targets: Put `<extra_id_0>`, the model's first sentinel, in front of every target
+            and label word, as in the targets of span corruption (the paper, section 3.2, for models
             that were pretrained by span corruption alone). It counts as a token of the target, and
             is left out of what the model writes.
         batch_size: Rows of one optimizer step.

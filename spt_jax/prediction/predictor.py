@@ -34,7 +34,7 @@ from spt_jax.typing import Array, Float, Int, Key, Params, UInt
 class Answers(NamedTuple):
     """The answers to a row, best first.
 
-    Args:
+    Attributes:
         texts: As many as `DecodeConfig.num_results`, or fewer if a search found fewer.
         scores: Score of each text; see `generate`.
     """
