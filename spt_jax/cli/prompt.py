@@ -14,10 +14,11 @@ _SOURCE = "A run, a prompt.safetensors, a .npy file of Google's, or the folder o
 
 
 def prompt(argv: Sequence[str]) -> None:
-    """Convert, show, compare and combine prompts: prompt import|export|show|similarity|..."""
+    """Convert, show, compare, combine and publish prompts: prompt import|export|show|push|..."""
     usage = (
         "spt-jax prompt import SOURCE DEST [--model M] [--task NAME]\n"
         "       spt-jax prompt export SOURCE OUT --format peft|npy|safetensors [--base ID]\n"
+        "       spt-jax prompt push RUN OWNER/NAME [--private] [--dry-run]\n"
         "       spt-jax prompt show SOURCE [--model M] [--k N]\n"
         "       spt-jax prompt similarity SOURCE SOURCE ... [--to SOURCE]\n"
         "       spt-jax prompt combine DEST RUN[=WEIGHT] ... [--start SOURCE]\n"
@@ -26,6 +27,7 @@ def prompt(argv: Sequence[str]) -> None:
     actions = {
         "import": _import,
         "export": _export,
+        "push": _push,
         "show": _show,
         "similarity": _similarity,
         "combine": _combine,
@@ -81,6 +83,31 @@ def _export(argv: Sequence[str]) -> None:
 
         result = export_prompt(
             Path(flags.source), Path(flags.out), format=flags.format, base=flags.base
+        )
+    print_result(result, flags.json)
+
+
+def _push(argv: Sequence[str]) -> None:
+    """Upload a run's prompt to the Hub, for spt_jax and for PEFT, with a card made from the run."""
+    parser = _parser(_push, source=False)
+    parser.add_argument("run", help="Folder of a finished run that tuned a prompt.")
+    parser.add_argument(
+        "repo", metavar="OWNER/NAME", help="Repository of the Hub. It is made if it does not exist."
+    )
+    parser.add_argument(
+        "--private", action="store_true", help="If the repository is made, make it private."
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="Write the files to the folder NAME, print what would be sent, and send nothing.",
+    )
+    flags, _ = parser.read(argv)
+    with stdout_to_stderr_if(flags.json):
+        from spt_jax.prompts.push import push_prompt
+
+        result = push_prompt(
+            Path(flags.run), flags.repo, private=flags.private, dry_run=flags.dry_run
         )
     print_result(result, flags.json)
 

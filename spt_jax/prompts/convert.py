@@ -86,7 +86,7 @@ def export_prompt(
     base = stored.metadata.get("model") if base is None else base
     dest.parent.mkdir(parents=True, exist_ok=True)
     if format == "peft":
-        _write_folder(dest, peft_files(stored.prompt, stored.metadata, base))
+        write_folder(dest, peft_files(stored.prompt, stored.metadata, base))
     elif format == "npy":
         write_atomic(dest, npy_bytes(stored.prompt))
     else:
@@ -121,7 +121,7 @@ def require_new(dest: Path) -> None:
         raise FileExistsError(f"{dest} exists; name a new place, or remove that one first")
 
 
-def _write_folder(dest: Path, files: Mapping[str, bytes]) -> None:
+def write_folder(dest: Path, files: Mapping[str, bytes]) -> None:
     """Write the files to a hidden folder and rename it, so that no reader finds half of it."""
     partial = dest.absolute().parent / f".{dest.name}.{uuid.uuid4().hex[:8]}.partial"
     partial.mkdir()

@@ -32,8 +32,13 @@ def save_prompt(path: str | os.PathLike, prompt: Any, metadata: Mapping[str, Any
     array = np.array(prompt, order="C")
     _check_shape(array.shape, str(array.dtype), str(path))
     check_finite(array, str(path))
+    write_atomic(path, prompt_bytes(array, metadata))
+
+
+def prompt_bytes(prompt: np.ndarray, metadata: Mapping[str, Any]) -> bytes:
+    """Return a prompt file of float32 [P, D]; equal arguments give equal bytes."""
     text = {str(key): str(value) for key, value in metadata.items()}
-    write_atomic(path, _with_sorted_header(safetensors.numpy.save({"prompt": array}, text)))
+    return with_sorted_header(safetensors.numpy.save({"prompt": prompt}, text))
 
 
 def load_prompt(path: str | os.PathLike) -> tuple[np.ndarray, dict[str, str]]:
@@ -73,7 +78,7 @@ def load_prompt(path: str | os.PathLike) -> tuple[np.ndarray, dict[str, str]]:
     return array, metadata
 
 
-def _with_sorted_header(data: bytes) -> bytes:
+def with_sorted_header(data: bytes) -> bytes:
     """Return a safetensors file with its header in sorted order, so that equal prompts are equal
     files: the library writes metadata in the order of a hash that differs between processes."""
     size = int.from_bytes(data[:8], "little")

@@ -22,6 +22,7 @@ import safetensors.numpy
 
 from spt_jax.models.formats.safetensors_file import open_safetensors
 from spt_jax.models.hub import is_hub_id
+from spt_jax.prompts.file import with_sorted_header
 from spt_jax.tokenizers.published import read_json
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -119,7 +120,10 @@ def peft_files(
         "tokenizer_name_or_path": None,
     }
     tensors = safetensors.numpy.save({_TENSOR: prompt}, {**metadata, "format": "pt"})
-    return {CONFIG: json.dumps(config, indent=2, sort_keys=True).encode(), TENSORS: tensors}
+    return {
+        CONFIG: json.dumps(config, indent=2, sort_keys=True).encode(),
+        TENSORS: with_sorted_header(tensors),
+    }
 
 
 def _length(path: Path, config: Mapping[str, Any]) -> int:
