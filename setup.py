@@ -74,8 +74,8 @@ setup(
             "torch>=2.9",
         ],
         "docs": [  # the site of docs/
-            "mkdocs-material>=9.7",
-            "mkdocstrings[python]>=1.0",
+            "mkdocs-material>=9.8",
+            "mkdocstrings[python]>=1.0.8",
             "ruff>=0.12",  # which wraps the signatures
         ],
         "torch": ["torch>=2.9"],  # models that have a pytorch_model.bin and no safetensors
