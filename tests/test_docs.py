@@ -1,38 +1,22 @@
 """The commands of the documentation exist with all their options, and its links resolve."""
 
 import re
-import shlex
 import shutil
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import optax
 import pytest
+from support.pages import ROOT, blocks, commands
 
 from spt_jax.cli import main as cli
 from spt_jax.pytree import label_params, split
 
-ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
 TEXTS = (
     "CONTRIBUTING.md",
     *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md")),
 )
-
-
-def blocks(page: str, language: str = "") -> list[str]:
-    """The code blocks of one language, or the commands, which have no language."""
-    text = (ROOT / page).read_text()
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    return [block for name, block in found if name == language]
-
-
-def commands(page: str) -> list[list[str]]:
-    """The lines of the commands as words, continued lines joined and comments left out."""
-    lines = "".join(blocks(page)).replace("\\\n", " ").splitlines()
-    begins = ("spt-jax ", "srun ", "scripts/", "python ")
-    return [shlex.split(line, comments=True) for line in lines if line.startswith(begins)]
 
 
 def spt_jax_commands() -> list[list[str]]:

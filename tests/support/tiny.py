@@ -72,9 +72,10 @@ def pack(inputs, targets, room: int = 0) -> dict[str, np.ndarray]:
     return rows.batch()
 
 
-def write_backbone(folder: Path, seed: int = 0) -> Path:
-    """A random T5 1.1 with a tokenizer of its own."""
-    tokenizer = train_tokenizer([f"{text} {label}" for text, label in sentences()], 320)
+def write_backbone(folder: Path, seed: int = 0, words: str = "") -> Path:
+    """A random T5 1.1 with a tokenizer of its own, which knows the characters of `words` too."""
+    texts = [f"{text} {label}" for text, label in sentences()]
+    tokenizer = train_tokenizer([*texts, words] if words else texts, 320)
     params = random_params(SHAPE, seed)
     save_backbone(folder, f"tiny-{seed}", SHAPE, params, tokenizer)
     return folder
