@@ -82,6 +82,7 @@ setup(
         "hub": ["datasets>=4.0"],  # tasks of the papers from the Hub
         "tfds-prepare": ["tensorflow-cpu>=2.18"],  # once, for builders that import it; not to train
         "serve": ["fastapi>=0.118", "prometheus-client>=0.20", "uvicorn>=0.35"],
+        "tutorial": ["ipykernel>=6.29", "matplotlib>=3.9", "nbclient>=0.10"],  # its notebook
         "tensorboard": ["tensorboardX>=2.6"],  # log.tensorboard
         "trackio": ["trackio>=0.43"],  # log.trackio
         "wandb": ["wandb>=0.31"],  # log.wandb
