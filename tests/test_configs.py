@@ -162,7 +162,7 @@ def test_the_settings_of_the_paper_behind_a_study_keep_what_varies(path):
     """Their comments name a second config; it sets all but what varies."""
     found = re.search(r"--config (configs/paper/\w+\.yaml)", path.read_text())
     if found is None:
-        ours = path.stem in ("length_nano", "few_rows_nano", "size", "ensemble")
+        ours = path.stem in ("length_nano", "few_rows_nano", "int8_nano", "size", "ensemble")
         assert ours or path.stem.startswith("results_")
         return
     paper, runs = FOLDER.parent / found[1], runs_of(f"--config={path}")
