@@ -29,9 +29,9 @@ def test_a_cell_defines_what_it_uses_or_an_earlier_one_does(source):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             bound.add(node.id)
         elif isinstance(node, ast.FunctionDef):
-            bound |= {node.name, *(argument.arg for argument in node.args.args)}
-        elif isinstance(node, ast.Lambda):
-            bound |= {argument.arg for argument in node.args.args}
+            bound.add(node.name)
+        elif isinstance(node, ast.arg):
+            bound.add(node.arg)
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
             bound |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}
     used = {node.id for node in ast.walk(trees[-1]) if isinstance(node, ast.Name)}

@@ -28,6 +28,7 @@ def test_the_bound_is_the_ratio_of_the_two_sums(script):
 
 
 def test_a_tiny_run(script, tmp_path, capsys):
+    pytest.importorskip("torch", reason="the line of the machine names its version")
     line = ["--json", "--model", str(tiny.write_backbone(tmp_path)), "--prompts=2", "--length=4"]
     line += ["--words=6", "--batch_size=4", "--batches=2", "--lengths", "1", "5"]
     assert script.main(line) == 0
