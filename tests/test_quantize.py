@@ -121,6 +121,7 @@ def test_logits_and_gradient_are_those_of_the_dequantized_model(version, targets
     assert 1e-3 < relative(found[0], floats[0]) < 0.1
 
 
+@pytest.mark.slow
 def test_the_fused_kernel_takes_int8_weights():
     shape = dataclasses.replace(SHAPE, num_heads=2, d_kv=64, num_layers=1)
     params = tiny.random_params(shape)
@@ -178,7 +179,10 @@ def test_decoding_step_by_step_gives_the_logits_of_a_whole_pass(layers, monkeypa
     assert relative(whole, of_floats[1]) < 1e-5
 
 
-@pytest.mark.parametrize("version, sizes", [("1.1", (2, 2, 2)), ("1.0", (1, 8, 1))])
+@pytest.mark.parametrize(
+    "version, sizes",
+    [("1.1", (2, 2, 2)), pytest.param("1.0", (1, 8, 1), marks=pytest.mark.slow)],
+)
 def test_a_mesh_computes_what_one_device_does_and_gathers_int8(version, sizes):
     mesh = make_mesh(MeshConfig(**dict(zip(("data", "fsdp", "model"), sizes))))
     params = quantize_params(tiny.random_params(SHAPES[version]))
