@@ -1,6 +1,6 @@
 """The state of a run, which is what a checkpoint holds; which evaluation is the best so far.
 
-A leaf that is added here is missing in older checkpoints: name it in `added=` of `loop.run_jobs`.
+A leaf that is added here is missing in older checkpoints: name it in `added=` in `loop.py`.
 
 Evaluations compare by (score, rank_score) in float32, the precision that checkpoints keep: a Python
 float would often beat its own rounded value. Equal pairs are no gain, so the first of them stays.

@@ -1,5 +1,8 @@
 """Write the files of a run: JSONL logs, files that are replaced atomically, and a folder's lock.
 
+What is logged is decided elsewhere: values of a step in `step.step_metrics`, of an evaluation in
+`evaluation/scores.py`, of speed in `runs/timing.py`.
+
 Resuming at step k drops every record after k from a log, so that an interrupted run has the same
 bytes in its log as an undisturbed one.
 
