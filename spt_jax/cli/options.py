@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar, get_type_hints
 
 from spt_jax.cache import keep_programs
 from spt_jax.cli.parser import Parser, option_helps
@@ -121,6 +121,23 @@ def read_seeds(text: str) -> list[int]:
                 f"--seeds is '{text}', expected different whole numbers such as 0,1,2 or 0-4"
             )
     return seeds
+
+
+def add_dtype_flags(parser: Parser) -> None:
+    """Adds --dtype and --param_dtype, as `models.backbone.load_backbone` takes them."""
+    parser.add_flag(
+        "dtype",
+        Literal["auto", "float32", "bfloat16"],
+        "auto",
+        "Of activations; auto is bfloat16 on TPU and GPU, float32 on CPU.",
+    )
+    parser.add_flag(
+        "param_dtype",
+        Literal["float32", "bfloat16", "int8"] | None,
+        None,
+        "Of weights, int8 for the matrices alone; by default that of --dtype, or int8 if the model "
+        "is stored so.",
+    )
 
 
 def add_mesh_flags(parser: Parser) -> None:

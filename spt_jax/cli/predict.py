@@ -5,11 +5,12 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from spt_jax.cli.options import (
     add_decode_flags,
     add_distributed_flags,
+    add_dtype_flags,
     add_fetch_flag,
     add_mesh_flags,
     add_prompt_flag,
@@ -115,19 +116,7 @@ def _add_row_flags(parser: Parser) -> None:
         WINDOW,
         "Lines that are read and sorted by length together. A kill costs one window's work.",
     )
-    parser.add_flag(
-        "dtype",
-        Literal["auto", "float32", "bfloat16"],
-        "auto",
-        "Of activations; auto is bfloat16 on TPU and GPU, float32 on CPU.",
-    )
-    parser.add_flag(
-        "param_dtype",
-        Literal["float32", "bfloat16", "int8"] | None,
-        None,
-        "Of weights, int8 for the matrices alone; by default that of --dtype, or int8 if the model "
-        "is stored so.",
-    )
+    add_dtype_flags(parser)
     add_mesh_flags(parser)
     add_distributed_flags(parser)
     parser.add_flag("seed", int, 0, "For sampling.")

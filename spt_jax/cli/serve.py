@@ -4,11 +4,12 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from spt_jax.cache import keep_programs
 from spt_jax.cli.options import (
     add_config_flags,
+    add_dtype_flags,
     add_mesh_flags,
     add_prompt_flag,
     make_parser,
@@ -63,19 +64,7 @@ def serve(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--log-texts", action="store_true", help="Write texts and answers to the access log too."
     )
-    parser.add_flag(
-        "dtype",
-        Literal["auto", "float32", "bfloat16"],
-        "auto",
-        "Of activations; auto is bfloat16 on TPU and GPU, float32 on CPU.",
-    )
-    parser.add_flag(
-        "param_dtype",
-        Literal["float32", "bfloat16", "int8"] | None,
-        None,
-        "Of weights, int8 for the matrices alone; by default that of --dtype, or int8 if the model "
-        "is stored so.",
-    )
+    add_dtype_flags(parser)
     add_config_flags(parser, EngineConfig)
     add_config_flags(parser, ServeConfig)
     add_mesh_flags(parser)
