@@ -23,7 +23,7 @@ from spt_jax.errors import RunError, explain_out_of_memory, require, shorten
 from spt_jax.evaluation.scores import Scores, majority_score
 from spt_jax.loop import Batch, Job, Labels, Metrics, Program, States, run_jobs
 from spt_jax.models.backbone import save_backbone
-from spt_jax.prompts.file import save_prompt
+from spt_jax.prompts.file import row_metadata, save_prompt
 from spt_jax.prompts.parameterization import materialize
 from spt_jax.pytree import count_params, device_digest, nbytes
 from spt_jax.run import (
@@ -381,13 +381,8 @@ def _write_artifacts(run: Run, best: PyTree, result: Mapping, folder: RunFolder)
             "dev_score": result["dev_score"],
             "score": result["score"],
             "rank_score": result["rank_score"],
+            **row_metadata(to_dict(config)),
         }
-        if config.task.template is not None:  # so that the file serves inputs of the same form
-            metadata["template"] = config.task.template
-        if config.task.missing != "error":
-            metadata["missing"] = config.task.missing
-        if config.data.sentinel_targets:
-            metadata["sentinel_targets"] = "true"
         save_prompt(folder.prompt_file, np.asarray(materialize(best["prompt"])), metadata)
 
 

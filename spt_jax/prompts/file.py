@@ -16,6 +16,27 @@ import safetensors.numpy
 
 from spt_jax.runs.log import write_atomic
 
+ROW_NAMES = ("template", "missing", "sentinel_targets")
+"""Metadata of a prompt that say how rows become inputs and targets; `prediction.inputs.form_of`
+reads them."""
+
+
+def row_metadata(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a prompt keeps of its run's config, so that rows are read as in training.
+
+    Args:
+        config: Config of the run as a dict. A default is not kept.
+    """
+    task, data = config.get("task") or {}, config.get("data") or {}
+    kept = {}
+    if task.get("template") is not None:
+        kept["template"] = task["template"]
+    if task.get("missing", "error") != "error":
+        kept["missing"] = task["missing"]
+    if data.get("sentinel_targets"):
+        kept["sentinel_targets"] = "true"
+    return kept
+
 
 def save_prompt(path: str | os.PathLike, prompt: Any, metadata: Mapping[str, Any]) -> None:
     """Write a prompt file atomically.

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from spt_jax.models.backbone import Backbone
-from spt_jax.prompts.file import check_finite, load_prompt
+from spt_jax.prompts.file import check_finite, load_prompt, row_metadata
 from spt_jax.prompts.npy import MAGIC, read_npy
 from spt_jax.prompts.peft import CONFIG, TENSORS, read_peft
 from spt_jax.runs.folder import RunFolder
@@ -165,13 +165,7 @@ def _read_run(folder: RunFolder) -> tuple[np.ndarray, dict[str, str]]:
             "give a run that tuned a prompt alone"
         )
     prompt, metadata = load_prompt(folder.prompt_file)
-    task = config.get("task") or {}
-    of_rows = {"template": task["template"]} if task.get("template") else {}
-    if task.get("missing", "error") != "error":
-        of_rows["missing"] = task["missing"]
-    if (config.get("data") or {}).get("sentinel_targets"):
-        of_rows["sentinel_targets"] = "true"
-    return prompt, of_rows | metadata
+    return prompt, row_metadata(config) | metadata
 
 
 def _begins_as_npy(path: Path) -> bool:

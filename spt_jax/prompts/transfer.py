@@ -14,7 +14,7 @@ import numpy as np
 from spt_jax.errors import require
 from spt_jax.models.backbone import Backbone, load_backbone
 from spt_jax.prompts.convert import require_new
-from spt_jax.prompts.file import save_prompt
+from spt_jax.prompts.file import ROW_NAMES, save_prompt
 from spt_jax.prompts.read import StoredPrompt, read_prompt, read_start
 from spt_jax.prompts.words import embeddings
 from spt_jax.runs.workdir import find_address
@@ -178,7 +178,7 @@ def recycle(source: str | Path, dest: Path, *, old: str, new: str) -> dict[str, 
         "length": str(len(stored.prompt)),
         "recycled_from": backbones[0].name,
     }
-    for name in ("task", "template", "missing", "sentinel_targets"):
+    for name in ("task", *ROW_NAMES):
         if name in stored.metadata:
             metadata[name] = stored.metadata[name]
     written = _write(dest, (stored.prompt @ linear).astype(np.float32), metadata)
