@@ -18,7 +18,7 @@ from support import runs, tiny
 from spt_jax.cli.main import main as cli
 from spt_jax.config.fields import to_dict
 from spt_jax.config.train import PromptConfig, TaskConfig, TrainConfig
-from spt_jax.prompts.file import save_prompt
+from spt_jax.prompts.file import load_prompt, save_prompt
 from spt_jax.prompts.push import push_prompt
 from spt_jax.prompts.read import read_prompt
 
@@ -113,6 +113,9 @@ def test_the_card_of_a_model_that_is_not_on_the_hub_and_of_free_text(tmp_path, m
     assert "label word" not in card and "The answers are free text." in card
     adapter = json.loads(Path("p/adapter_config.json").read_text())
     assert adapter["base_model_name_or_path"] is None
+    # Where the model lies on this machine is not published.
+    assert load_prompt("p/prompt.safetensors")[1]["model"] == "mine"
+    assert b"models/" not in Path("p/adapter_model.safetensors").read_bytes()
 
 
 def test_the_code_of_the_card_runs(tmp_path, monkeypatch, capsys):

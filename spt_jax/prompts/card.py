@@ -40,6 +40,11 @@ def hub_base(model: str) -> str | None:
     return model if is_hub_id(model) and not Path(model).exists() else None
 
 
+def public_name(model: str) -> str:
+    """Return the name of a model without the folders of this machine that it lies in."""
+    return hub_base(model) or model.rstrip("/").rpartition("/")[2]
+
+
 def make_card(
     repo: str,
     metadata: Mapping[str, str],

@@ -10,7 +10,7 @@ from huggingface_hub.errors import HFValidationError
 
 from spt_jax.config.fields import flatten
 from spt_jax.errors import shorten
-from spt_jax.prompts.card import hub_base, make_card
+from spt_jax.prompts.card import hub_base, make_card, public_name
 from spt_jax.prompts.convert import require_new, write_folder
 from spt_jax.prompts.file import prompt_bytes
 from spt_jax.prompts.peft import peft_files
@@ -109,9 +109,10 @@ def _make_files(run: Path, repo: str) -> dict[str, bytes]:
         result = json.loads(folder.result_file.read_text("utf-8"))
         facts = folder.read_manifest().get("data", {})
     card = make_card(repo, stored.metadata, flatten(config), result, facts)
-    base = hub_base(stored.metadata["model"])
+    model = stored.metadata["model"]
+    metadata = {**stored.metadata, "model": public_name(model)}
     return {
         "README.md": card.encode(),
-        "prompt.safetensors": prompt_bytes(stored.prompt, stored.metadata),
-        **peft_files(stored.prompt, stored.metadata, base),
+        "prompt.safetensors": prompt_bytes(stored.prompt, metadata),
+        **peft_files(stored.prompt, metadata, hub_base(model)),
     }
