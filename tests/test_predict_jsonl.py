@@ -14,11 +14,13 @@ from types import SimpleNamespace
 import pyarrow
 import pyarrow.parquet
 import pytest
+from support import tiny
 
+from spt_jax.config.train import DataConfig
 from spt_jax.errors import RunError
 from spt_jax.prediction import output as predict_output
 from spt_jax.prediction.inputs import InputForm
-from spt_jax.prediction.jsonl import answer_rows
+from spt_jax.prediction.jsonl import answer_rows, predict_file
 from spt_jax.prediction.output import check_output
 from spt_jax.prediction.rows import answer_lines, parse_row
 
@@ -490,3 +492,14 @@ def test_places_where_no_output_can_be(rows, tmp_path):
     errors = rows.rename(tmp_path / "out.errors.jsonl")
     with pytest.raises(ValueError, match="out.errors.jsonl would be written as output"):
         check_output(tmp_path / "out", errors)
+
+
+def test_weights_of_another_dtype_are_another_run(tmp_path):
+    model, output = str(tiny.write_backbone(tmp_path)), tmp_path / "out.jsonl"
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "a"}\n')
+    data = DataConfig(inputs_length=8, targets_length=2, batch_size=8)
+    options = dict(data=data, dtype="float32")
+    predict_file(model, {}, rows, output, **options)
+    with pytest.raises(FileExistsError, match="is from another run: .*param_dtype"):
+        predict_file(model, {}, rows, output, param_dtype="bfloat16", **options)

@@ -129,7 +129,11 @@ def predict_file(
             if form.missing != "error"
         },
         "dtype": backbone.model.dtype.name,
-        **({"param_dtype": "int8"} if backbone.param_dtype == "int8" else {}),
+        **(
+            {"param_dtype": backbone.param_dtype}
+            if backbone.param_dtype != backbone.model.dtype.name
+            else {}
+        ),
         "inputs_length": data.inputs_length,
         "targets_length": data.targets_length,
         "batch_size": data.batch_size,
