@@ -18,7 +18,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from command import Options, run, say
@@ -29,12 +28,11 @@ from step import describe_machine
 
 def time_batches(job: dict, folder: Path) -> list[tuple[int, float]]:
     """Return steps and seconds of each batch."""
-    import jax
-
+    from spt_jax.config.train import DataConfig
     from spt_jax.data.example import Example
     from spt_jax.data.pipeline import encode_inputs
     from spt_jax.models.backbone import load_backbone
-    from spt_jax.prediction.predictor import write_batch
+    from spt_jax.prediction.predictor import run_batches, write_batch
     from spt_jax.prompts.bank import load_bank
 
     if job["shape"]:
@@ -42,32 +40,30 @@ def time_batches(job: dict, folder: Path) -> list[tuple[int, float]]:
         job = {**job, "model": write_model(job["shape"], folder / "model")}
     backbone = load_backbone(job["model"])
     bank = load_bank(backbone, write_prompts(job, folder))
-    size, eos = job["batch_size"], backbone.tokenizer.eos_id
-    settings: dict[str, Any] = {
-        "temperatures": np.zeros(size, np.float32),
-        "top_ps": np.ones(size, np.float32),
-        "seeds": np.zeros(size, np.uint32),
-        "row_numbers": np.arange(size, dtype=np.int32),
+    size, rows = job["batch_size"], draw_rows(job, job["batch_size"] * job["batches"])
+    texts = encode_inputs([Example(text, "") for _, text in rows], backbone.tokenizer)
+    inputs = [np.array([*ids, backbone.tokenizer.eos_id], np.int32) for ids in texts]
+    of_rows = {
+        "task_ids": bank.task_ids([name for name, _ in rows]),
+        "temperatures": np.zeros(len(rows), np.float32),
+        "top_ps": np.ones(len(rows), np.float32),
+        "seeds": np.zeros(len(rows), np.uint32),
+        "row_numbers": np.arange(len(rows), dtype=np.int32),
     }
-    rows = draw_rows(job, size * job["batches"])
+    data = DataConfig(inputs_length=job["inputs_length"], buckets=())  # one width, one program
+    fixed = backbone.model, {"t5": backbone.params}, bank.arrays
     found = []
     for length in job["lengths"]:
         say(f"answers of up to {length} tokens")
-        for start in range(-size, len(rows), size):
-            batch = rows[max(start, 0) :][:size]
-            texts = encode_inputs([Example(text, "") for _, text in batch], backbone.tokenizer)
-            inputs = np.zeros((size, job["inputs_length"]), np.int32)
-            for place, ids in enumerate(texts):
-                inputs[place, : len(ids) + 1] = [*ids, eos]
-            tasks = bank.task_ids([name for name, _ in batch])
-            params, began = {"t5": backbone.params}, time.perf_counter()
-            written = write_batch(
-                backbone.model, params, bank.arrays, tasks, inputs, length=length, **settings
-            )
-            ids = np.asarray(jax.block_until_ready(written)[0])
-            if start >= 0:  # the batch before compiled the program
-                steps = max(1, int((ids != 0).sum(axis=1).max()))
-                found.append((steps, time.perf_counter() - began))
+        first = {name: values[:size] for name, values in of_rows.items()}
+        list(run_batches(write_batch, *fixed, inputs[:size], first, data, size, length=length))
+        began = time.perf_counter()
+        for _, ids, _ in run_batches(
+            write_batch, *fixed, inputs, of_rows, data, size, length=length
+        ):
+            steps = max(1, int((ids != 0).sum(axis=1).max()))
+            found.append((steps, time.perf_counter() - began))
+            began = time.perf_counter()
     return found
 
 
