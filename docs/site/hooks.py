@@ -8,6 +8,7 @@ repository.
 
 import contextlib
 import io
+import json
 import os
 import posixpath
 import re
@@ -31,7 +32,7 @@ TOP = {
 """Pages of the site that are files at the top of the repository."""
 
 LINK = re.compile(
-    r"^```.*?^```$|\]\((?!https?:|#)([^)\s#]+)(#[^)\s]*)?\)", re.MULTILINE | re.DOTALL
+    r"^```.*?^```$|\]\((?!https?:|data:|#)([^)\s#]+)(#[^)\s]*)?\)", re.MULTILINE | re.DOTALL
 )
 """A block of code, which stays as it is, or the path and the anchor of a relative link."""
 
@@ -74,7 +75,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Lead each relative link of a file of the repository to a page of the site."""
     here = page.file.src_uri
-    if here not in TOP and not (ROOT / "docs" / here).is_file():
+    if not (here in TOP or here.endswith(".ipynb.md") or (ROOT / "docs" / here).is_file()):
         return markdown
 
     def lead(found: re.Match[str]) -> str:
@@ -89,7 +90,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 def _repository_path(page: str, link: str) -> str:
     """Return where a link of a page leads, as a path from the top of the repository."""
-    folder = posixpath.dirname(TOP.get(page, f"docs/{page}"))
+    shown = page.removeprefix("files/") if page.startswith("files/") else f"docs/{page}"
+    folder = posixpath.dirname(TOP.get(page, shown))
     return posixpath.normpath(posixpath.join(folder, link))
 
 
@@ -112,6 +114,8 @@ def _shown_paths(page: str, text: str) -> Iterator[Path]:
 def _file_pages(path: Path) -> dict[str, str]:
     """Return the page of a file; of a folder, a page that lists its files, and their pages."""
     name = path.relative_to(ROOT).as_posix()
+    if path.suffix == ".ipynb":
+        return {_page_of(name): _notebook(path)}
     if path.is_file():
         block = f"````{LANGUAGES.get(path.suffix, 'text')}\n{path.read_text()}\n````"
         return {_page_of(name): f"# {name}\n\n{block}\n"}
@@ -121,6 +125,21 @@ def _file_pages(path: Path) -> dict[str, str]:
     for child in inside:
         pages |= _file_pages(child)
     return pages
+
+
+def _notebook(path: Path) -> str:
+    """Return the texts, the code, the printed lines and the figures of a notebook."""
+    parts = []
+    for cell in json.loads(path.read_text())["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        for output in cell.get("outputs", ()):
+            if "text" in output:
+                parts.append(f"```text\n{''.join(output['text']).strip()}\n```")
+            elif "image/png" in output.get("data", {}):
+                image = "".join(output["data"]["image/png"]).replace("\n", "")
+                parts.append(f"![figure](data:image/png;base64,{image})")
+    return "\n\n".join(parts) + "\n"
 
 
 def _command_pages() -> dict[str, str]:
