@@ -32,7 +32,6 @@ from spt_jax.models.source import Tensor
 from spt_jax.pytree import fingerprint, named_leaves
 from spt_jax.sharding import param_shardings
 from spt_jax.tokenizers.base import split_sentinels
-from spt_jax.tokenizers.bpe import train_tokenizer
 from spt_jax.tokenizers.published import ByteTokenizer, load_tokenizer
 
 
@@ -465,12 +464,7 @@ TEMPLATE = "the <extra_id_0> dog<extra_id_1>a <extra_id_99>"
 
 @pytest.mark.parametrize("kind", ["published", "trained", "bytes"])
 def test_sentinels_are_ids_in_templates_and_text_in_data(kind, tmp_path):
-    if kind == "published":
-        tokenizer = load_tokenizer(checkpoints.write_hf(tmp_path / "model"))
-    elif kind == "trained":
-        tokenizer = train_tokenizer(["the dog and a cat", "the cat"] * 3, 150)
-    else:
-        tokenizer = ByteTokenizer()
+    tokenizer = checkpoints.tokenizer_of(kind, tmp_path)
     zero, one, last = sentinels_of(tokenizer)
     the, dog, a = (tokenizer.encode(text) for text in ("the ", " dog", "a "))
     expected = [*the, zero, *dog, one, *a, last]

@@ -30,8 +30,7 @@ from spt_jax.prompts.load import load_run
 from spt_jax.prompts.read import read_prompt
 from spt_jax.prompts.transfer import recycle
 from spt_jax.run import prepare_runs
-from spt_jax.tokenizers.bpe import train_tokenizer
-from spt_jax.tokenizers.published import ByteTokenizer, load_tokenizer
+from spt_jax.tokenizers.published import load_tokenizer
 from spt_jax.train import fit
 
 DATA = DataConfig(inputs_length=8, targets_length=4, sentinel_targets=True)
@@ -71,12 +70,7 @@ def test_label_words_begin_with_the_sentinel():
 
 @pytest.mark.parametrize("kind", ["published", "trained", "bytes"])
 def test_an_answer_is_the_same_without_its_sentinel(kind, tmp_path):
-    if kind == "published":
-        tokenizer = load_tokenizer(checkpoints.write_hf(tmp_path / "model"))
-    elif kind == "trained":
-        tokenizer = train_tokenizer(["the dog and a cat", "the cat"] * 3, 150)
-    else:
-        tokenizer = ByteTokenizer()
+    tokenizer = checkpoints.tokenizer_of(kind, tmp_path)
     texts = ["the dog", "a cat", "dog"]
     marked = encode_answers(texts, tokenizer, 100, sentinel=True)
     plain = encode_answers(texts, tokenizer, 100)

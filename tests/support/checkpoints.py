@@ -14,6 +14,9 @@ from safetensors.numpy import save_file
 from spt_jax.models.names import T5X, TRANSFORMERS
 from spt_jax.pytree import named_leaves
 from spt_jax.t5 import T5Config
+from spt_jax.tokenizers.base import Tokenizer
+from spt_jax.tokenizers.bpe import train_tokenizer
+from spt_jax.tokenizers.published import ByteTokenizer, load_tokenizer
 from support import tiny
 
 PIECES = ["▁", "▁the", "▁dog", "a", "c", "d", "e", "g", "h", "o", "r", "t", "s", "/", ">"]
@@ -27,6 +30,16 @@ SHAPE = T5Config(
     num_layers=3,
     num_decoder_layers=2,
 )
+
+
+def tokenizer_of(kind: str, folder: Path) -> Tokenizer:
+    """A tokenizer of a kind: `published` with a model, `trained` by this package, or `bytes`."""
+    if kind == "published":
+        return load_tokenizer(write_hf(folder / "model"))
+    if kind == "trained":
+        return train_tokenizer(["the dog and a cat", "the cat"] * 3, 150)
+    assert kind == "bytes"
+    return ByteTokenizer()
 
 
 def tokenizer_parts() -> dict[str, Any]:
